@@ -1,0 +1,191 @@
+"""How fast the rules run, as ratios measured in one run on this machine.
+
+    python -m experiments.benchmark                  # about two minutes on 2 cores
+    python -m experiments.benchmark --data-dir DIR   # k-means rows on MNIST test pixels
+
+Each row is set against the limit: the multiply-adds that the step cannot do without, at the rate that
+`jnp.matmul` reaches here and now. k-means is also set against what a user would pick instead
+(scikit-learn, and faiss where it is installed). Times are the smallest of several repetitions; only the
+ratios mean anything across machines.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments import data
+from experiments.data import atomic_path
+from experiments.reporting import command_line, device_name, format_table
+from sul_jax import energy, k_means, k_subspaces, patches
+from sul_jax.energy import EnergyArchitecture, EnergyLayer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the benchmark."""
+
+    dataset: str = "auto"
+    """Data of the k-means rows."""
+    data_dir: Path | None = None
+    """Folder of data sets; by default $SUL_JAX_DATA."""
+    batch_size: int = 512
+    """Images in a minibatch of the energy network."""
+    repetitions: int = 3
+    """Of each measurement; the smallest counts."""
+    growth: bool = True
+    """Also show how a K-Subspaces step grows with batch and subspaces."""
+    workdir: Path | None = None
+    """Where to write the tables as benchmark.md; by default they are only printed."""
+
+
+def run(config: Config) -> str:
+    """Measures and prints; returns the tables."""
+    timed = partial(seconds, repetitions=config.repetitions)
+    rate = matmul_rate(timed)
+    print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")
+    tables = [network_table(config, rate, timed), k_means_table(config, timed)]
+    if config.growth:
+        tables.append(growth_table(rate, timed))
+    text = "\n\n".join(tables)
+    print(text)
+    if config.workdir is not None:
+        with atomic_path(config.workdir / "benchmark.md") as temporary:
+            temporary.write_text(text + "\n")
+    return text
+
+
+def seconds(function: Callable[..., Any], *arguments: Any, repetitions: int) -> float:
+    """Smallest wall time of a call after a first one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(timed: Callable[..., float]) -> float:
+    """Floating-point operations a second of a float32 product of 2048×2048 matrices."""
+    x = jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = jax.jit(partial(jnp.matmul, precision="highest"))
+    return 2 * 2048**3 / timed(product, x, x)
+
+
+def layer_operations(layer: EnergyLayer, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Least operations of a batch of codes `shape` through a layer, and of a training step on it.
+
+    A step needs all responses, and a second product for the rows of the winning subspace alone.
+    """
+    height, width = (
+        patches.output_size(size, kernel_size=layer.kernel_size, padding=layer.padding) for size in shape[1:3]
+    )
+    per_row = 2 * shape[0] * height * width * layer.kernel_size**2 * shape[3]
+    inference = per_row * layer.num_subspaces * layer.rank
+    return inference, inference + per_row * layer.rank
+
+
+def network_table(config: Config, rate: float, timed: Callable[..., float]) -> str:
+    """One row for each layer of the three-layer network, and the whole training."""
+    architecture: EnergyArchitecture = energy.ARCHITECTURES["3layer"]
+    codes = jax.random.uniform(jax.random.key(0), (config.batch_size, 28, 28, 1))
+    below_time = below_limit = total_time = total_limit = 0.0
+    rows = []
+    for index, layer in enumerate(tqdm(architecture.layers, desc="energy layers"), 1):
+        rule = energy.layer_rule(layer)
+        state = jax.jit(rule.init)(jax.random.key(index), codes)
+        encode, step = layer_operations(layer, codes.shape)
+        update_time = timed(jax.jit(rule.update), state, codes)
+        encode_time = timed(jax.jit(rule.encode), state, codes)
+        for what, taken, operations in (
+            ("step", update_time, step),
+            ("inference", encode_time, encode),
+        ):
+            rows.append(_row(f"energy layer {index}, {what}", taken, operations / rate))
+        total_time += update_time + below_time
+        total_limit += step / rate + below_limit
+        below_time += encode_time
+        below_limit += encode / rate
+        codes = jax.jit(rule.encode)(state, codes)
+    steps = 60_000 // config.batch_size
+    rows.append(
+        _row(
+            f"3layer, training on 60,000 ({steps} steps a layer)",
+            steps * total_time,
+            steps * total_limit,
+        )
+    )
+    return format_table(["", "seconds", "limit", "ratio"], rows)
+
+
+def _row(what: str, taken: float, limit: float) -> list[str]:
+    return [what, f"{taken:.3f}", f"{limit:.3f}", f"{taken / limit:.2f}"]
+
+
+def k_means_table(config: Config, timed: Callable[..., float]) -> str:
+    """k-means, best of 10, on test pixels: ours and what a user would pick instead."""
+    from sklearn.cluster import KMeans
+
+    dataset = data.load(config.dataset, config.data_dir)
+    x = dataset.test_images.reshape(len(dataset.test_images), -1).astype(np.float32) / 255
+    fit = jax.jit(partial(k_means.fit, num_clusters=10))
+    ours = timed(fit, jax.random.key(0), jnp.asarray(x))
+    inertia = float(fit(jax.random.key(0), jnp.asarray(x)).inertia)
+    rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{inertia:.0f}"]]
+
+    def row(name: str, fitted: Callable[[], float]) -> None:
+        times, found = [], 0.0
+        for _ in range(config.repetitions):
+            start = time.perf_counter()
+            found = fitted()
+            times.append(time.perf_counter() - start)
+        rows.append([name, f"{min(times):.2f}", f"{min(times) / ours:.2f}", f"{found:.0f}"])
+
+    row("scikit-learn", lambda: float(KMeans(10, n_init=10, random_state=0).fit(x).inertia_))
+    try:
+        import faiss
+    except ImportError:
+        pass
+    else:
+
+        def with_faiss() -> float:
+            found = faiss.Kmeans(x.shape[1], 10, niter=50, nredo=10, max_points_per_centroid=len(x))
+            found.train(x)
+            return float(found.index.search(x, 1)[0].sum())
+
+        row("faiss, 50 iterations", with_faiss)
+    title = f"k-means on {len(x)} test images of {dataset.name}, k = 10, best of 10"
+    return format_table([title, "seconds", "ratio", "inertia"], rows)
+
+
+def growth_table(rate: float, timed: Callable[..., float]) -> str:
+    """Time of a K-Subspaces step on vectors of 1,000 features, rank 8, over its limit."""
+    rows = []
+    for num_subspaces in (8, 32, 128):
+        cells = [f"{num_subspaces} subspaces"]
+        for batch in (1024, 4096, 16384):
+            inputs = jax.random.normal(jax.random.key(0), (batch, 1000))
+            state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=num_subspaces, rank=8)
+            limit = 2 * batch * 1000 * 8 * (num_subspaces + 1) / rate
+            taken = timed(jax.jit(k_subspaces.update), state, inputs)
+            cells.append(f"{1000 * taken:.0f} ms, {taken / limit:.1f}×")
+        rows.append(cells)
+    header = ["K-Subspaces step (rank 8, 1,000 features)"]
+    return format_table([*header, "batch 1024", "4096", "16384"], rows)
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,475 @@
+"""Data sets as NumPy arrays: `load("mnist")`.
+
+Data sets are read with TensorFlow Datasets but without TensorFlow. Data that tfds has prepared are
+read in place; the original files of MNIST and Fashion-MNIST, found in the data directory or fetched,
+are turned into tfds data once, by builders that only need NumPy and Pillow; decoded arrays are kept
+in the cache, so that the next start takes a fraction of a second.
+
+The data directory is `data_dir` or `$SUL_JAX_DATA`; it is never written to. The cache is
+`$SUL_JAX_CACHE`, by default `~/.cache/sul_jax`.
+"""
+
+import gzip
+import hashlib
+import os
+import struct
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that cannot be used, said in one line."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and, where there are any, labels.
+
+    Attributes:
+      name: tfds's name where tfds has the data set.
+      train_images: `[num_train, height, width, channels]`, uint8 or finite float32.
+      train_labels: int32 `[num_train]` or None.
+      test_images: as `train_images`.
+      test_labels: int32 `[num_test]` or None.
+      source: where the data came from, in words.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray | None
+    test_images: np.ndarray
+    test_labels: np.ndarray | None
+    source: str
+
+
+class _Original(NamedTuple):
+    """The original files of a data set: split → (images, labels), each with its sha256."""
+
+    version: str
+    url: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    files: dict[str, tuple[tuple[str, str], tuple[str, str]]]
+
+
+ORIGINALS = {
+    "mnist": _Original(
+        "3.0.1",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        (28, 28, 1),
+        10,
+        {
+            "train": (
+                (
+                    "train-images-idx3-ubyte.gz",
+                    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                ),
+                (
+                    "train-labels-idx1-ubyte.gz",
+                    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                ),
+            ),
+            "test": (
+                (
+                    "t10k-images-idx3-ubyte.gz",
+                    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                ),
+                (
+                    "t10k-labels-idx1-ubyte.gz",
+                    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                ),
+            ),
+        },
+    ),
+    "fashion_mnist": _Original(
+        "3.0.1",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        (28, 28, 1),
+        10,
+        {
+            "train": (
+                (
+                    "train-images-idx3-ubyte.gz",
+                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                ),
+                (
+                    "train-labels-idx1-ubyte.gz",
+                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                ),
+            ),
+            "test": (
+                (
+                    "t10k-images-idx3-ubyte.gz",
+                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                ),
+                (
+                    "t10k-labels-idx1-ubyte.gz",
+                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+                ),
+            ),
+        },
+    ),
+}
+NAMES = ("auto", *ORIGINALS, "digits")
+
+
+def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
+    """Loads a data set by name, or a user's own `.npz` file.
+
+    Args:
+      name: `mnist`, `fashion_mnist`, `digits` (scikit-learn's bundled 8×8 digits, enlarged to 28×28;
+        all 1,797 serve as training and as test images), a path that ends in `.npz` (`images`
+        `[num, height, width]` or `[num, height, width, channels]`, uint8 or floating; optionally
+        `labels` `[num]`), or `auto`: MNIST if it is on disk or can be fetched within seconds,
+        otherwise `digits`, which is said in one line. A name is never replaced by another data set.
+      data_dir: folder of data sets: tfds's own, or `<name>/` with the original files.
+
+    Returns:
+      A `Dataset`.
+
+    Raises:
+      DataError: unknown name, nothing found, corrupt files or unusable arrays.
+
+    Example:
+      >>> from experiments import data
+      >>> data.load("digits").train_images.shape
+      (1797, 28, 28, 1)
+    """
+    if str(name).endswith(".npz"):
+        return _load_npz(Path(name))
+    if name not in NAMES:
+        raise DataError(f"dataset {name!r} is unknown; accepted: {', '.join(NAMES)}, or FILE.npz")
+    if name == "digits":
+        return _digits()
+    directory = data_dir if data_dir is not None else os.environ.get("SUL_JAX_DATA")
+    if directory is not None and not Path(directory).is_dir():
+        raise DataError(f"data_dir={str(directory)!r} is not a folder")
+    if name == "auto":
+        try:
+            return _from_tfds("mnist", directory, patience=10.0)
+        except _NotFoundError:
+            print(
+                "MNIST is neither on disk (--data-dir or SUL_JAX_DATA) nor quickly fetched: "
+                "running on scikit-learn's bundled digits."
+            )
+            return _digits()
+    return _from_tfds(name, directory, patience=300.0)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Reads a gzipped IDX file of unsigned bytes.
+
+    Raises:
+      DataError: the file is truncated, corrupt or of another kind.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a complete gzip file ({error})") from None
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise DataError(f"{path} is not an IDX file of unsigned bytes: it starts with {raw[:4]!r}")
+    axes = raw[3]
+    header = 4 + 4 * axes
+    if len(raw) < header:
+        raise DataError(f"{path} is truncated: {len(raw)} bytes do not hold its {header} of header")
+    shape = struct.unpack(f">{axes}I", raw[4:header])
+    if len(raw) - header != np.prod(shape, dtype=np.int64):
+        raise DataError(
+            f"{path} is truncated or corrupt: its header announces shape {shape}, "
+            f"but {len(raw) - header} values follow"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def cache_dir() -> Path:
+    """`$SUL_JAX_CACHE`, by default `sul_jax` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sul_jax"
+    return Path(os.environ.get("SUL_JAX_CACHE", default))
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that is renamed to it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp's files are private; a result should be as readable as any other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _NotFoundError(DataError):
+    """Neither on disk nor fetched."""
+
+
+def _from_tfds(name: str, directory: str | Path | None, *, patience: float) -> Dataset:
+    original = ORIGINALS[name]
+    prepared = _prepared_in(name, directory)
+    raw = None if directory is None else Path(directory) / name
+    if raw is not None and not any((raw / file).exists() for file in _file_names(original)):
+        raw = None
+    # The cache entry of a folder holds for the files that were in it when it was made.
+    if prepared is not None:
+        source = "prepared tfds data"
+        key = _fingerprint(sorted(prepared.iterdir()))
+    elif raw is not None:
+        source = "original files, sha256 verified"
+        key = _fingerprint([raw / file for file in _file_names(original)])
+    else:
+        source, key = "original files, fetched, sha256 verified", "fetched"
+    cached = cache_dir() / "decoded" / f"{name}-{original.version}-{key}.npz"
+    if cached.exists():
+        try:
+            with np.load(cached) as arrays:
+                return Dataset(name, source=source, **{k: arrays[k] for k in arrays.files})
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+            cached.unlink(missing_ok=True)  # a damaged cache is made again
+    if prepared is None:
+        if raw is not None:
+            _read_originals(name, raw)  # corrupt files are an error even where good data are cached
+        prepared = _prepared_in(name, cache_dir() / "tfds")
+    if prepared is None:
+        prepared = _prepare(name, raw if raw is not None else _fetch(name, patience))
+    arrays = _read_prepared(name, prepared)
+    with atomic_path(cached) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    return Dataset(name, source=source, **arrays)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Changes when a file does; cheap, unlike hashing what is in them."""
+    facts = [(str(f.absolute()), *_size_and_time(f)) for f in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _file_names(original: _Original) -> list[str]:
+    return [file for pair in original.files.values() for file, _ in pair]
+
+
+def _prepared_in(name: str, directory: str | Path | None) -> Path | None:
+    """The folder of tfds data prepared as array_record, if there is one."""
+    if directory is None:
+        return None
+    for version in sorted((Path(directory) / name).glob("[0-9]*.[0-9]*.[0-9]*"), reverse=True):
+        if (version / "dataset_info.json").exists() and list(version.glob("*.array_record*")):
+            return version
+    return None
+
+
+def _read_originals(name: str, raw: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {
+        split: (_verified(raw / images, image_digest), _verified(raw / labels, label_digest))
+        for split, ((images, image_digest), (labels, label_digest)) in ORIGINALS[name].files.items()
+    }
+
+
+def _prepare(name: str, raw: Path) -> Path:
+    """Turns the original files into tfds data in the cache."""
+    original = ORIGINALS[name]
+    arrays = _read_originals(name, raw)
+    print(f"Preparing {name} with TensorFlow Datasets, once …", flush=True)
+    tfds = _import_tfds()
+    from PIL import Image
+
+    # Registration would clash with tfds's own builder of the same name, which needs TensorFlow.
+    with tfds.core.registered.skip_registration():
+
+        class Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc, name-defined]
+            VERSION = tfds.core.Version(original.version)
+            pkg_dir_path = Path(__file__).parent
+
+            def _info(self) -> Any:
+                features = tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=original.shape),
+                        "label": tfds.features.ClassLabel(num_classes=original.num_classes),
+                    }
+                )
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=features,
+                    supervised_keys=("image", "label"),
+                    disable_shuffling=True,
+                )
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                return {split: self._generate_examples(split) for split in arrays}
+
+            def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+                for index, (image, label) in enumerate(zip(*arrays[split], strict=True)):
+                    yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+    Builder.name = name
+    builder = Builder(data_dir=str(cache_dir() / "tfds"), file_format="array_record")
+    with _quiet_progress(tfds):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=str(raw), try_download_gcs=False)
+        )
+    prepared = _prepared_in(name, cache_dir() / "tfds")
+    if prepared is None:
+        raise DataError(f"tfds prepared no array_record data of {name} in {cache_dir() / 'tfds'}")
+    return prepared
+
+
+def _read_prepared(name: str, prepared: Path) -> dict[str, np.ndarray]:
+    tfds = _import_tfds()
+    sources = tfds.data_source(f"{name}:{prepared.name}", data_dir=str(prepared.parent.parent), split=None)
+    arrays: dict[str, np.ndarray] = {}
+    for split in ("train", "test"):
+        source = sources[split]
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        for start in range(0, len(source), 5000):
+            for record in source.__getitems__(range(start, min(start + 5000, len(source)))):
+                images.append(record["image"])
+                labels.append(record["label"])
+        arrays[f"{split}_images"] = np.stack(images)
+        arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
+    return arrays
+
+
+def _import_tfds() -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"reading this data set needs tensorflow-datasets ({error}); "
+            "install it with: pip install -e '.[experiments]'"
+        ) from None
+    return tfds
+
+
+@contextmanager
+def _quiet_progress(tfds: Any) -> Iterator[None]:
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _verified(path: Path, digest: str) -> np.ndarray:
+    if not path.exists():
+        raise DataError(f"{path} is missing; the folder must hold all four original files")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != digest:
+        # Say what is wrong with the content where that can be told.
+        read_idx(path)
+        raise DataError(f"{path} is corrupt: its sha256 is {found}, expected {digest}")
+    return read_idx(path)
+
+
+def _fetch(name: str, patience: float) -> Path:
+    """Downloads the original files into the cache; `patience` bounds the whole time in seconds."""
+    original = ORIGINALS[name]
+    folder = cache_dir() / "originals" / name
+    deadline = time.monotonic() + patience
+    for pair in original.files.values():
+        for file, digest in pair:
+            path = folder / file
+            if path.exists():
+                continue
+            try:
+                with (
+                    urllib.request.urlopen(original.url + file, timeout=min(3.0, patience)) as reply,
+                    atomic_path(path) as temporary,
+                    open(temporary, "wb") as out,
+                ):
+                    while block := reply.read(2**16):
+                        if time.monotonic() > deadline:
+                            raise TimeoutError(f"not done within {patience:.0f} s")
+                        out.write(block)
+                    out.flush()
+                    if hashlib.sha256(temporary.read_bytes()).hexdigest() != digest:
+                        raise OSError("its sha256 is not the expected one")
+            except (OSError, urllib.error.URLError) as error:
+                raise _NotFoundError(
+                    f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA, which would "
+                    f"hold {name}/{file}) and could not be fetched from {original.url}: {error}"
+                ) from None
+    return folder
+
+
+def _digits() -> Dataset:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.stack(
+        [np.asarray(Image.fromarray(i).resize((28, 28), Image.Resampling.BICUBIC)) for i in small]
+    )[..., None]
+    labels = digits.target.astype(np.int32)
+    source = "scikit-learn's bundled 8×8 digits, bicubic to 28×28; all of them for training and test"
+    return Dataset("digits", images, labels, images, labels, source)
+
+
+def _load_npz(path: Path) -> Dataset:
+    try:
+        with np.load(path) as arrays:
+            found = {key: arrays[key] for key in arrays.files if key in ("images", "labels")}
+    except FileNotFoundError:
+        raise DataError(f"dataset {str(path)!r} does not exist") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable .npz file ({error})") from None
+    if "images" not in found:
+        raise DataError(f"{path} has no array named 'images'")
+    images = check_images(found["images"], str(path))
+    labels = found.get("labels")
+    if labels is not None:
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"labels in {path} must be {images.shape[0]} integers, one for each image, "
+                f"got shape {labels.shape} of {labels.dtype}"
+            )
+        labels = labels.astype(np.int32)
+    return Dataset(path.stem, images, labels, images, labels, str(path))
+
+
+def check_images(images: np.ndarray, where: str) -> np.ndarray:
+    """Images as `[num, height, width, channels]`, uint8 or float32.
+
+    Raises:
+      DataError: wrong shape or type, no images, NaN or infinite pixels.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise DataError(
+            f"images in {where} must have shape [num, height, width] or [num, height, width, "
+            f"channels], none of them zero; got {images.shape}"
+        )
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise DataError(f"images in {where} must be uint8 or floating, got {images.dtype}")
+    bad = np.count_nonzero(~np.isfinite(images))
+    if bad:
+        raise DataError(f"images in {where} hold {bad} NaN or infinite pixels; all must be finite")
+    return images.astype(np.float32)

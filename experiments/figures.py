@@ -1,0 +1,176 @@
+"""Figures, written as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.axes
+import matplotlib.patches
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.data import atomic_path
+from sul_jax import metrics
+
+matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Figures are made without pyplot: no global state, no window.
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+
+
+def _show(axes: matplotlib.axes.Axes, image: np.ndarray, **options: object) -> None:
+    axes.imshow(image.squeeze(), **options)  # type: ignore[arg-type]
+    axes.set_axis_off()
+
+
+def dc_ratio(kernel: np.ndarray) -> float:
+    """Eq. 8: what the negative surround leaves of the centre, as a share of it (mean over channels)."""
+    centre = kernel.shape[0] // 2
+    channels = range(kernel.shape[-1])
+    own = [kernel[:, :, c, c] for c in channels]
+    ratios = [(k[centre, centre] - np.maximum(0, -k).sum()) / k[centre, centre] for k in own]
+    return float(np.mean(ratios))
+
+
+def zca_kernel(kernel: np.ndarray, path: Path) -> None:
+    """Figure 6: the whitening kernel with its centre left out."""
+    shown = kernel[:, :, 0, 0].copy()
+    centre = shown.shape[0] // 2
+    value = shown[centre, centre]
+    shown[centre, centre] = 0
+    figure = Figure(figsize=(3.6, 3))
+    axes = figure.add_subplot()
+    limit = max(np.abs(shown).max(), 1e-12)
+    drawn = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    figure.colorbar(drawn, shrink=0.8)
+    axes.set_title(f"ConvZCA kernel; centre {value:.2f} left out\nDC ratio {dc_ratio(kernel):.3f}")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _save(figure, path)
+
+
+def kernels(bases: np.ndarray, kernel_size: int, channels: int, path: Path) -> None:
+    """Figure 3: the first layer's kernels, those of one subspace side by side."""
+    num_subspaces, rank = bases.shape[:2]
+    images = bases.reshape(num_subspaces, rank, kernel_size, kernel_size, channels).mean(-1)
+    per_row = max(1, 16 // rank)
+    rows = -(-num_subspaces // per_row)
+    gap = 1
+    tile = kernel_size + gap
+    group = rank * tile + 2
+    canvas = np.full((rows * (tile + 2), per_row * group), np.nan)
+    for index, subspace in enumerate(images):
+        top, left = divmod(index, per_row)
+        for place, kernel in enumerate(subspace):
+            y, x = top * (tile + 2), left * group + place * tile
+            canvas[y : y + kernel_size, x : x + kernel_size] = kernel / np.abs(kernel).max()
+    figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1] + 0.4))
+    axes = figure.add_subplot()
+    _show(axes, canvas, cmap="gray", vmin=-1, vmax=1)
+    axes.set_title(f"{num_subspaces} subspaces of rank {rank}, {kernel_size}×{kernel_size} kernels")
+    _save(figure, path)
+
+
+def feature_maps(images: np.ndarray, maps: Sequence[np.ndarray], path: Path) -> None:
+    """Figure 4: the maps of each layer (a column) for a few images (rows)."""
+    figure = Figure(figsize=(2 + 3 * len(maps), 3 * len(images)))
+    ratios = [1.0] + [2.0] * len(maps)
+    grid = figure.subplots(len(images), 1 + len(maps), width_ratios=ratios, squeeze=False)
+    for row, image in zip(grid, range(len(images)), strict=True):
+        _show(row[0], images[image].mean(-1), cmap="gray")
+        for axes, layer in zip(row[1:], maps, strict=True):
+            one = layer[image]
+            columns = int(np.ceil(np.sqrt(one.shape[-1])))
+            rows = -(-one.shape[-1] // columns)
+            canvas = np.full((rows * (one.shape[0] + 1), columns * (one.shape[1] + 1)), np.nan)
+            for index in range(one.shape[-1]):
+                y, x = divmod(index, columns)
+                y, x = y * (one.shape[0] + 1), x * (one.shape[1] + 1)
+                canvas[y : y + one.shape[0], x : x + one.shape[1]] = one[..., index]
+            _show(axes, canvas, cmap="magma")
+    for index, axes in enumerate(grid[0][1:], 1):
+        active = float((maps[index - 1] > 0).mean())
+        axes.set_title(f"layer {index}: {active:.0%} active")
+    _save(figure, path)
+
+
+def energies(curves: Sequence[np.ndarray], path: Path) -> None:
+    """Energy of every layer over the steps of its training."""
+    figure = Figure(figsize=(3 * len(curves), 2.4), layout="constrained")
+    for index, (axes, curve) in enumerate(
+        zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True), 1
+    ):
+        axes.plot(curve, color="tab:blue")
+        axes.set(title=f"layer {index}", xlabel="step", ylabel="energy per patch" if index == 1 else "")
+    _save(figure, path)
+
+
+def learning_curve(
+    train: np.ndarray, steps: np.ndarray, test: np.ndarray, warmup_steps: int, path: Path
+) -> None:
+    """Figure 5: energy of the minibatches and of held-out images."""
+    figure = Figure(figsize=(4.5, 3))
+    axes = figure.add_subplot()
+    axes.plot(train, color="tab:blue", alpha=0.6, label="training minibatch")
+    axes.plot(steps, test, color="tab:orange", marker=".", label="test images")
+    axes.axvline(warmup_steps, color="gray", linestyle=":", label="end of warm-up")
+    axes.set(xlabel="step", ylabel="energy per patch")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def gallery(
+    images: np.ndarray,
+    clusters: np.ndarray,
+    labels: np.ndarray | None,
+    path: Path,
+    *,
+    per_cluster: int = 24,
+) -> None:
+    """Random members of every cluster; those of another class than the cluster's have a red frame."""
+    matched = {} if labels is None else metrics.match_clusters(labels, clusters)
+    found = np.unique(clusters)
+    generator = np.random.default_rng(0)
+    figure = Figure(figsize=(per_cluster * 0.36, len(found) * 0.4))
+    grid = figure.subplots(len(found), per_cluster, squeeze=False)
+    for row, cluster in zip(grid, sorted(found, key=lambda c: matched.get(int(c), 99)), strict=True):
+        members = generator.permutation(np.flatnonzero(clusters == cluster))[:per_cluster]
+        for axes in row:
+            axes.set_axis_off()
+        for axes, member in zip(row, members, strict=False):
+            image = images[member]
+            _show(axes, image if image.shape[-1] == 3 else image.mean(-1), cmap="gray")
+            if labels is not None and matched.get(int(cluster)) != labels[member]:
+                height, width = image.shape[:2]
+                frame = matplotlib.patches.Rectangle(
+                    (-0.5, -0.5), width, height, fill=False, edgecolor="red", linewidth=2
+                )
+                axes.add_patch(frame)
+        name = matched.get(int(cluster), "–")
+        row[0].text(-0.3, 0.5, name, transform=row[0].transAxes, va="center", ha="right")
+    _save(figure, path)
+
+
+def confusion(labels: np.ndarray, clusters: np.ndarray, path: Path) -> None:
+    """Examples of each class (row) in the cluster matched to each class (column)."""
+    matched = metrics.match_clusters(labels, clusters)
+    classes = np.unique(labels)
+    order = [c for k in classes for c, m in matched.items() if m == k]
+    order += [int(c) for c in np.unique(clusters) if int(c) not in matched]
+    table = np.array([[np.sum((labels == k) & (clusters == c)) for c in order] for k in classes])
+    figure = Figure(figsize=(5, 4.6))
+    axes = figure.add_subplot()
+    axes.imshow(np.log1p(table), cmap="Blues")
+    for (row, column), count in np.ndenumerate(table):
+        dark = np.log1p(count) > 0.6 * np.log1p(table.max())
+        axes.text(
+            column, row, f"{count}", ha="center", va="center", color="white" if dark else "black",
+            fontsize=7,
+        )  # fmt: skip
+    axes.set_xticks(range(len(order)), [str(matched.get(c, "–")) for c in order])
+    axes.set_yticks(range(len(classes)), [str(k) for k in classes])
+    axes.set(xlabel="cluster, by its matched class", ylabel="class")
+    _save(figure, path)

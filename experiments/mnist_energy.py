@@ -1,0 +1,590 @@
+"""Digits fall into clusters: stacked energy layers learned without labels (paper 000).
+
+    python -m experiments.mnist_energy                      # MNIST if at hand, else bundled digits
+    python -m experiments.mnist_energy --data-dir DIR --seeds 5
+    python -m experiments.mnist_energy --architecture 1layer
+
+ConvZCA, then energy layers trained one after the other by minibatch K-Subspaces in one pass over the
+training images, 2×2 average pooling, k-means on the test codes. The paper reports 2.1 % clustering
+error on MNIST for its three-layer network, the best of 2,000 searched configurations; README.md lists
+what ours gives, with seeds, device and time.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
+
+from experiments import data, evaluation, figures
+from experiments.reporting import (
+    ConfigError,
+    Workdir,
+    command_line,
+    format_table,
+    record,
+    write_json,
+)
+from sul_jax import LearningRule, energy, k_subspaces, patches, stack
+from sul_jax.learning_rule import scan_updates
+from sul_jax.nn import EnergyNet
+
+EXPERIMENT = "mnist_energy"
+CHECKPOINT_SECONDS = 20.0
+# Test clustering error in percent: table 2 for the layers of the three-layer network, table 5 for depth.
+PAPER_LAYERS = {"pixels": 46.2, "zca": 50.0, "layer1": 22.7, "layer2": 22.2, "layer3": 2.3}
+PAPER_POOLED = {"1layer": 20.2, "2layer": 2.9, "3layer": 2.1, "4layer": 3.1}
+PAPER_ABLATIONS = {"zca": 4.0, "rescale": 4.1, "rank_one": 16.0, "random_subspaces": 29.4}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the experiment."""
+
+    dataset: str = "auto"
+    """mnist, fashion_mnist, digits, FILE.npz, or auto: MNIST if at hand, else the bundled digits."""
+    data_dir: Path | None = None
+    """Folder of data sets; by default $SUL_JAX_DATA."""
+    workdir: Path = Path("runs/mnist_energy")
+    """Where everything is written; an earlier run there is set aside, not lost."""
+    architecture: Literal["1layer", "2layer", "3layer", "4layer"] = "3layer"
+    """The paper's networks (table 6)."""
+    zca: bool = True
+    """Whiten the images first; --no-zca feeds pixels to the first layer."""
+    rescale: bool = True
+    """Rescale each code to the norm of its input patch."""
+    rank_one: bool = False
+    """Ablation: one-dimensional subspaces."""
+    random_subspaces: bool = False
+    """Ablation: random orthonormal subspaces, nothing is learned."""
+    batch_size: int | None = None
+    """Images in a minibatch; by default the paper's 512, on small data sets 128."""
+    passes: int | None = None
+    """Passes over the training images for each layer; by default 1, on small data sets 3."""
+    warmup_steps: int = 10
+    """First steps of each layer, in which vectors are assigned by one direction of each subspace."""
+    num_train: int | None = None
+    """Use only the first training images."""
+    num_test: int | None = None
+    """Use only the first test images."""
+    num_train_evaluated: int = 10_000
+    """Training images whose codes are clustered for the training error."""
+    num_clusters: int | None = None
+    """Clusters; by default the number of classes, or 10 without labels."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
+    seeds_together: int | None = None
+    """Seeds trained side by side by vmap; by default as many as an accelerator's memory holds, and
+    1 on a CPU, where one seed keeps all cores busy."""
+    devices: int = 1
+    """Devices over which each minibatch is split."""
+    learning_curve: bool = True
+    """Draw the learning curve of figure 5 (a layer of its own, with its own sizes)."""
+    resume: bool = False
+    """Continue the run in the workdir."""
+    record: bool = False
+    """Append the results to experiments/results/mnist_energy.json."""
+
+
+class SeedResult(NamedTuple):
+    """What one seed gave: the network and its metrics in percent."""
+
+    seed: int
+    network: EnergyNet
+    metrics: dict[str, float]
+
+
+def run(config: Config) -> list[SeedResult]:
+    """Trains and evaluates; see the module's docstring.
+
+    Args:
+      config: the options.
+
+    Returns:
+      One `SeedResult` a seed.
+
+    Raises:
+      ValueError: options or data that cannot be used.
+    """
+    _check(config)
+    dataset = data.load(config.dataset, config.data_dir)
+    train = dataset.train_images[: config.num_train]
+    test = dataset.test_images[: config.num_test]
+    config = _fill_in(config, len(train))
+    architecture = architecture_of(config)
+    rules = energy.network_rules(architecture, rescale=config.rescale)
+    _check_sizes(config, rules, train)
+    workdir = Workdir(config.workdir, config, resume=config.resume)
+    print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source})")
+
+    images = jnp.asarray(train)
+    zca = jax.jit(lambda images: rules[0].init(jax.random.key(0), to_float(images)))(images)
+    test_labels = None if dataset.test_labels is None else dataset.test_labels[: len(test)]
+    train_labels = None if dataset.train_labels is None else dataset.train_labels[: len(train)]
+    results: list[SeedResult] = []
+    for seeds in _groups(config, rules, train):
+        start = time.perf_counter()
+        trained = train_group(config, rules, zca, images, seeds, workdir)
+        seconds = (time.perf_counter() - start) / len(seeds)
+        for seed, states, energies in trained:
+            evaluation_start = time.perf_counter()
+            result, clustering = evaluate(
+                config, architecture, seed, states, test, test_labels, train, train_labels
+            )
+            results.append(result)
+            workdir.log(seed=seed, training_seconds=round(seconds, 1), **result.metrics)
+            if seed == config.seed:
+                draw(config, result.network, energies, clustering, train, test, test_labels)
+            if config.record:
+                record(
+                    EXPERIMENT,
+                    config,
+                    seed=seed,
+                    dataset=dataset,
+                    num_train=len(train),
+                    num_test=len(test),
+                    metrics=result.metrics | {"training_seconds": round(seconds, 1)},
+                    paper=paper_numbers(config, dataset.name),
+                    seconds=seconds + time.perf_counter() - evaluation_start,
+                )
+    summary = [{"seed": r.seed, "metrics": r.metrics} for r in results]
+    write_json(config.workdir / "results.json", summary)
+    print_table(config, dataset.name, results)
+    print(f"\nfigures, checkpoints and results: {config.workdir}")
+    return results
+
+
+def architecture_of(config: Config) -> energy.EnergyArchitecture:
+    """The named architecture with the config's ablations."""
+    architecture = energy.ARCHITECTURES[config.architecture]
+    if not config.zca:
+        architecture = architecture._replace(zca_num_components=0)
+    if config.rank_one:
+        layers = tuple(layer._replace(rank=1) for layer in architecture.layers)
+        architecture = architecture._replace(layers=layers)
+    return architecture
+
+
+def to_float(images: Array) -> Array:
+    """Pixels in [0, 1] from uint8; floating images stay as they are."""
+    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
+
+
+def train_group(
+    config: Config,
+    rules: Sequence[LearningRule],
+    zca: Any,
+    images: Array,
+    seeds: Sequence[int],
+    workdir: Workdir,
+) -> list[tuple[int, tuple[Any, ...], list[np.ndarray]]]:
+    """Trains the network of each seed, layer after layer; continues from the group's checkpoint.
+
+    Returns:
+      For each seed the states of ConvZCA and all layers, and each layer's energy per step.
+    """
+    together = len(seeds) > 1
+    over_seeds: Callable[..., Any] = jax.vmap if together else lambda function, **_: function
+    checkpoints = _Checkpoints(config.workdir / f"checkpoints-seed{seeds[0]}")
+    layers, energies, (current, done) = checkpoints.newest()
+
+    def stacked(values: list[Any]) -> Any:
+        return jnp.stack(values) if together else values[0]
+
+    for index in range(max(current, 1), len(rules)):
+        orders = stacked([_minibatches(config, len(images), s, index) for s in seeds])
+        steps = orders.shape[-2]
+        below = tuple(layers[: index - 1])
+        if index > current:
+            begin = over_seeds(partial(_begin_layer, config, rules, index), in_axes=(0, None, 0, None, 0))
+            keys = stacked([jax.random.fold_in(jax.random.key(s), index) for s in seeds])
+            layers.append(jax.jit(begin)(keys, zca, below, images, orders[..., 0, :]))
+            energies.append(np.zeros((0, len(seeds))))
+            done = 0
+        if config.random_subspaces:
+            continue
+        step = _compiled_steps(config, rules, index, over_seeds)
+        stride = 1 if jax.default_backend() == "cpu" else 10  # a short step is mostly its launch
+        last_saved = time.monotonic()
+        bar = tqdm(total=steps, initial=done, desc=f"layer {index}", unit="step")
+        while done < steps:
+            end = min(done + stride, steps)
+            warmup = jnp.arange(done, end) < config.warmup_steps
+            chosen = orders[..., done:end, :]
+            layers[-1], info = step(layers[-1], zca, below, images, chosen, warmup)
+            found = np.asarray(info.energy).reshape(len(seeds), end - done).T
+            if not np.all(np.isfinite(found)):
+                raise ConfigError(f"the energy of layer {index} is not finite at step {done}")
+            energies[-1] = np.concatenate([energies[-1], found])
+            bar.update(end - done)
+            bar.set_postfix(energy=f"{found.mean():.4g}")
+            done = end
+            if time.monotonic() - last_saved >= CHECKPOINT_SECONDS or done == steps:
+                checkpoints.save(layers, energies, (index, done))
+                last_saved = time.monotonic()
+        bar.close()
+        for place, seed in enumerate(seeds):
+            workdir.log(seed=seed, layer=index, final_energy=float(energies[-1][-1, place]))
+
+    def of_seed(tree: Any, place: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[place], tree) if together else tree
+
+    return [
+        (
+            seed,
+            (zca, *(of_seed(layer, place) for layer in layers)),
+            [curve[:, place] for curve in energies],
+        )
+        for place, seed in enumerate(seeds)
+    ]
+
+
+def _begin_layer(
+    config: Config,
+    rules: Sequence[LearningRule],
+    index: int,
+    key: Array,
+    zca: Any,
+    below: tuple[Any, ...],
+    images: Array,
+    chosen: Array,
+) -> k_subspaces.KSubspacesState:
+    """The initial state of a layer from a first minibatch of the codes below."""
+    codes = stack(*rules).encode((zca, *below), to_float(images[chosen]))
+    state: k_subspaces.KSubspacesState = rules[index].init(key, codes)
+    if not config.random_subspaces:
+        return state
+    num_subspaces, rank, features = state.bases.shape
+    noise = jax.random.normal(key, (num_subspaces, features))
+    return k_subspaces.init(key, noise, num_subspaces=num_subspaces, rank=rank)
+
+
+def _compiled_steps(
+    config: Config,
+    rules: Sequence[LearningRule],
+    index: int,
+    over_seeds: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A jitted function that takes several minibatch steps of one layer."""
+    net = stack(*rules)
+    axis_name = "batch" if config.devices > 1 else None
+
+    def update(
+        state: Any, batch: Array, below: tuple[Any, ...], warmup: Array
+    ) -> tuple[Any, k_subspaces.KSubspacesInfo]:
+        codes = net.encode(below, to_float(batch))
+        return rules[index].update(state, codes, warmup=warmup, axis_name=axis_name)
+
+    if axis_name is not None:
+        mesh = Mesh(np.array(jax.devices()[: config.devices]), (axis_name,))
+        update = jax.shard_map(
+            update,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(axis_name), PartitionSpec(), PartitionSpec()),
+            out_specs=PartitionSpec(),
+        )
+
+    def steps(
+        state: Any, zca: Any, below: tuple[Any, ...], images: Array, chosen: Array, warmup: Array
+    ) -> tuple[Any, k_subspaces.KSubspacesInfo]:
+        def one(state: Any, batch: Array, warmup: Array) -> tuple[Any, Any]:
+            return update(state, batch, (zca, *below), warmup)
+
+        return scan_updates(one, state, images, chosen, warmup=warmup)
+
+    compiled: Callable[..., Any] = jax.jit(
+        over_seeds(steps, in_axes=(0, None, 0, None, 0, None)), donate_argnums=0
+    )
+    return compiled
+
+
+class _Checkpoints:
+    """Orbax checkpoints of a group of seeds; a new one is complete before the old one goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+
+    def newest(self) -> tuple[list[k_subspaces.KSubspacesState], list[np.ndarray], tuple[int, int]]:
+        for path in self._complete():
+            arrays = ocp.load(path)
+            layers = [k_subspaces.KSubspacesState(jnp.asarray(b)) for b in arrays["bases"]]
+            index, done = (int(part) for part in path.name.split("-"))
+            return layers, [np.asarray(e) for e in arrays["energies"]], (index, done)
+        return [], [], (0, 0)
+
+    def save(
+        self,
+        layers: Sequence[k_subspaces.KSubspacesState],
+        energies: Sequence[np.ndarray],
+        position: tuple[int, int],
+    ) -> None:
+        old = self._complete()
+        path = self.folder / f"{position[0]:02d}-{position[1]:06d}"
+        ocp.save(path, {"bases": [layer.bases for layer in layers], "energies": list(energies)})
+        for obsolete in old:
+            ocp.delete(obsolete)
+
+    def _complete(self) -> list[Path]:
+        if not self.folder.exists():
+            return []
+        found = [p for p in self.folder.iterdir() if ocp.is_orbax_checkpoint(p)]
+        return sorted((p for p in found if "tmp" not in p.name), reverse=True)
+
+
+def evaluate(
+    config: Config,
+    architecture: energy.EnergyArchitecture,
+    seed: int,
+    states: tuple[Any, ...],
+    test: np.ndarray,
+    test_labels: np.ndarray | None,
+    train: np.ndarray,
+    train_labels: np.ndarray | None,
+) -> tuple[SeedResult, evaluation.Clustering]:
+    """Clusters pixels, every layer's codes and the pooled codes of the test images."""
+    rules = energy.network_rules(architecture, rescale=config.rescale)
+    assert config.num_clusters is not None
+    cluster = partial(evaluation.cluster, jax.random.key(seed), num_clusters=config.num_clusters)
+    metrics: dict[str, float] = {}
+    codes = jax.jit(to_float)(jnp.asarray(test))
+    names = ["zca", *(f"layer{i}" for i in range(1, len(rules)))]
+    bar = tqdm(total=len(names) + 3, desc="clustering the codes", unit="layer")
+    found = cluster(codes, test_labels)
+    _note(metrics, "pixels_clustering_error", found.clustering_error)
+    bar.update()
+    for name, rule, state in zip(names, rules, states, strict=True):
+        codes = evaluation.map_batches(partial(jax.jit(rule.encode), state), codes)
+        _note(metrics, f"{name}_clustering_error", cluster(codes, test_labels).clustering_error)
+        bar.update()
+    pooled = energy.average_pool(codes).reshape(len(test), -1)
+    found = cluster(pooled, test_labels)
+    _note(metrics, "test_clustering_error", found.clustering_error)
+    _note(metrics, "test_purity", found.purity)
+    _note(metrics, "test_normalized_mutual_info", found.normalized_mutual_info)
+    _note(metrics, "test_adjusted_rand_index", found.adjusted_rand_index)
+    bar.update()
+    network = EnergyNet(states, architecture, rescale=config.rescale, centroids=found.centroids)
+    network.save(config.workdir / f"network-seed{seed}")
+    some = train[: config.num_train_evaluated]
+    if train_labels is not None and len(some):
+        encode = jax.jit(lambda states, images: _pooled(rules, states, images))
+        train_codes = evaluation.map_batches(partial(encode, states), some)
+        error = cluster(train_codes, train_labels[: len(some)]).clustering_error
+        _note(metrics, "train_clustering_error", error)
+    bar.update()
+    bar.close()
+    kernel = np.asarray(states[0].kernel)
+    metrics["zca_dc_ratio"] = figures.dc_ratio(kernel)
+    return SeedResult(seed, network, metrics), found
+
+
+def _pooled(rules: Sequence[LearningRule], states: tuple[Any, ...], images: Array) -> Array:
+    maps = stack(*rules).encode(states, to_float(images))
+    return energy.average_pool(maps).reshape(images.shape[0], -1)
+
+
+def _note(metrics: dict[str, float], name: str, value: float | None) -> None:
+    if value is not None:
+        metrics[name] = round(value, 4)
+
+
+def draw(
+    config: Config,
+    network: EnergyNet,
+    energies: Sequence[np.ndarray],
+    clustering: evaluation.Clustering,
+    train: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray | None,
+) -> None:
+    """Writes the figures of the first seed to the workdir."""
+    folder = config.workdir
+    states = network.learned_states()
+    layers = network.architecture.layers
+    channels = train.shape[-1]
+    figures.kernels(
+        np.asarray(states[1].bases), layers[0].kernel_size, channels, folder / "figure3_kernels.png"
+    )
+    first = to_float(jnp.asarray(test[:3]))
+    maps = [np.asarray(network.feature_maps(first, num_layers=n)) for n in range(1, len(layers) + 1)]
+    figures.feature_maps(np.asarray(first), maps, folder / "figure4_feature_maps.png")
+    figures.zca_kernel(np.asarray(states[0].kernel), folder / "figure6_zca_kernel.png")
+    if not config.random_subspaces:
+        figures.energies(energies, folder / "energies.png")
+    figures.gallery(test, clustering.labels, test_labels, folder / "clusters.png")
+    if test_labels is not None:
+        figures.confusion(test_labels, clustering.labels, folder / "confusion.png")
+    if config.learning_curve:
+        curve = learning_curve(config, train, test)
+        figures.learning_curve(*curve, config.warmup_steps, folder / "figure5_learning_curve.png")
+
+
+def learning_curve(
+    config: Config, train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Energies of figure 5's layer: k = 64, r = 5, 9×9 patches of images whitened with 11×11, n = 16.
+
+    Returns:
+      Training energy of each step; the steps at which the energy of (up to 2,000) test images was
+      measured; those energies.
+    """
+    size = min(train.shape[1:3])
+    zca = energy.network_rules(energy.EnergyArchitecture(min(11, size), 16, ()))[0]
+    layer = energy.EnergyLayer(64, 5, 1, min(9, size), 0)
+    rule = energy.layer_rule(layer)
+    net = stack(zca, rule)
+    images = jnp.asarray(train)
+    batch_size = min(256, len(train))
+    order = _order(len(train), batch_size, passes=-(-60 * batch_size // len(train)), seed=config.seed)
+    below = jax.jit(lambda images: zca.init(jax.random.key(0), to_float(images)))(images)
+    whiten = jax.jit(lambda images: net.encode((below,), to_float(images)))
+    state = jax.jit(rule.init)(jax.random.key(config.seed), whiten(images[order[0]]))
+    update = jax.jit(lambda state, images, warmup: rule.update(state, whiten(images), warmup=warmup))
+    held_out = jnp.asarray(test[:2000])
+    every = max(1, len(order) // 24)
+    train_energy, steps, test_energy = [], [], []
+    for step, chosen in enumerate(tqdm(order, desc="learning curve", unit="step")):
+        warmup = step < config.warmup_steps
+        if step % every == 0 or step in (config.warmup_steps, len(order) - 1):
+            steps.append(step)
+            test_energy.append(float(update(state, held_out, warmup)[1].energy))
+        state, info = update(state, images[chosen], warmup)
+        train_energy.append(float(info.energy))
+    return np.array(train_energy), np.array(steps), np.array(test_energy)
+
+
+def paper_numbers(config: Config, dataset: str) -> dict[str, float]:
+    """What the paper prints for this configuration; empty where it has none.
+
+    The paper searched new sizes for each ablation; ours keep those of the three-layer network.
+    """
+    if dataset != "mnist":
+        return {}
+    for name, value in PAPER_ABLATIONS.items():
+        if getattr(config, name) != getattr(Config, name):
+            return {"test_clustering_error": value}
+    numbers = {"test_clustering_error": PAPER_POOLED[config.architecture]}
+    if config.architecture == "3layer":
+        numbers |= {f"{name}_clustering_error": value for name, value in PAPER_LAYERS.items()}
+    return numbers
+
+
+def print_table(config: Config, dataset: str, results: Sequence[SeedResult]) -> None:
+    """Clustering errors of every representation beside the paper's."""
+    paper = paper_numbers(config, dataset)
+    names = [name for name in results[0].metrics if name.endswith("clustering_error")]
+    if not names:
+        print("no labels: see clusters.png for what was found")
+        return
+    header = ["clustering error in %"] + [f"seed {r.seed}" for r in results] + ["mean", "paper"]
+    rows = []
+    for name in names:
+        values = [r.metrics[name] for r in results]
+        title = {"test": "pooled", "train": "pooled, training images"}.get(
+            name.removesuffix("_clustering_error"), name.removesuffix("_clustering_error")
+        )
+        cells = [f"{value:.2f}" for value in [*values, float(np.mean(values))]]
+        rows.append([title, *cells, f"{paper[name]:.1f}" if name in paper else "–"])
+    print("\n" + format_table(header, rows))
+
+
+def _minibatches(config: Config, num_images: int, seed: int, layer: int) -> Array:
+    """Image indices of each step, `[num_steps, batch_size]`; a last partial minibatch is dropped."""
+    assert config.batch_size is not None
+    assert config.passes is not None
+    return _order(num_images, config.batch_size, passes=config.passes, seed=seed, layer=layer)
+
+
+def _order(num_images: int, batch_size: int, *, passes: int, seed: int, layer: int = 0) -> Array:
+    generator = np.random.default_rng([seed, layer])
+    per_pass = num_images // batch_size
+    used = per_pass * batch_size
+    order = [generator.permutation(num_images)[:used] for _ in range(passes)]
+    return jnp.asarray(np.concatenate(order).reshape(passes * per_pass, batch_size), jnp.int32)
+
+
+def _check(config: Config) -> None:
+    for name, low in {
+        "batch_size": 1, "passes": 1, "warmup_steps": 0, "num_train": 1, "num_test": 1,
+        "num_train_evaluated": 0, "num_clusters": 1, "seeds": 1, "seeds_together": 1, "devices": 1,
+        "seed": 0,
+    }.items():  # fmt: skip
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise ConfigError(f"{name}={value} is not accepted: it must be at least {low}")
+    if config.architecture not in energy.ARCHITECTURES:
+        raise ConfigError(
+            f"architecture={config.architecture!r} is unknown; accepted: {', '.join(energy.ARCHITECTURES)}"
+        )
+    available = jax.device_count()
+    if config.devices > available:
+        hint = "; set JAX_NUM_CPU_DEVICES for more on a CPU" if jax.default_backend() == "cpu" else ""
+        raise ConfigError(f"devices={config.devices} is not accepted: there are {available}{hint}")
+
+
+def _fill_in(config: Config, num_train: int) -> Config:
+    """The defaults that depend on the amount of data."""
+    small = num_train < 10_000
+    return replace(
+        config,
+        batch_size=config.batch_size or min(128 if small else 512, num_train),
+        passes=config.passes or (3 if small else 1),
+        num_clusters=config.num_clusters or 10,
+    )
+
+
+def _check_sizes(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> None:
+    """Every shape of the run is derived without computing: the library's checks speak first."""
+    assert config.batch_size is not None
+    if config.batch_size > len(train):
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train)} training images")
+    if config.batch_size % config.devices:
+        raise ConfigError(f"batch_size={config.batch_size} cannot be split over devices={config.devices}")
+    batch = jax.ShapeDtypeStruct((config.batch_size, *train.shape[1:]), jnp.float32)
+    net = stack(*rules)
+    jax.eval_shape(lambda x: energy.average_pool(net.encode(net.init(jax.random.key(0), x), x)), batch)
+
+
+def _groups(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> list[list[int]]:
+    """Seeds that are trained side by side."""
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    size = config.seeds_together or _seeds_that_fit(config, rules, train)
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+def _seeds_that_fit(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> int:
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return 1
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit", 8 * 2**30)
+    assert config.batch_size is not None
+    shape = jax.ShapeDtypeStruct((config.batch_size, *train.shape[1:]), jnp.float32)
+    codes = 0
+    for depth in range(1, len(rules) + 1):
+        net = stack(*rules[:depth])
+        out = jax.eval_shape(lambda x, n=net: n.encode(n.init(jax.random.key(0), x), x), shape)
+        codes += out.size * 4
+    # Codes of all layers, their copies, and the chunks of patches with their responses.
+    per_seed = 3 * codes + 8 * patches.chunk_bytes()
+    return max(1, int(0.6 * limit) // per_seed)
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What a run leaves behind, and the README's results table.
+
+`python -m experiments.reporting` renders the table between the markers in README.md from the recorded
+runs in `experiments/results/`.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from experiments.data import Dataset, atomic_path
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+_BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
+# Fields of a config that say where and how a run was made, not what it computed.
+_NOT_RECORDED = ("workdir", "data_dir", "resume", "record", "seeds", "seed")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run, said in one line."""
+
+
+def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
+    """Parses the command line and runs; an error the user can mend is one line, not a traceback."""
+    parsed = tyro.cli(config, description=description)
+    try:
+        run(parsed)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("SUL_JAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class Workdir:
+    """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, figures, checkpoints.
+
+    A new run in a folder that holds one sets the old one aside in `previous-…`; nothing is lost.
+    """
+
+    def __init__(self, path: Path, config: Any, *, resume: bool):
+        """Opens the folder.
+
+        Args:
+          path: the folder, made if missing.
+          config: the run's dataclass.
+          resume: continue the run in the folder, whose configuration must be the same.
+
+        Raises:
+          ConfigError: the folder cannot be written, or `resume` finds a run of another configuration.
+        """
+        self.path = path
+        described = _recorded(config) | {"seed": config.seed, "seeds": config.seeds}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None
+        stored = path / "config.json"
+        if stored.exists() and resume:
+            found = json.loads(stored.read_text())
+            differing = [key for key in described if found.get(key) != described[key]]
+            if differing:
+                key = differing[0]
+                raise ConfigError(
+                    f"workdir={str(path)!r} holds a run with {key}={found.get(key)!r}, which "
+                    f"cannot be resumed with {key}={described[key]!r}; "
+                    "give the same options or another --workdir"
+                )
+        elif stored.exists():
+            self._set_aside()
+        write_json(stored, described)
+
+    def log(self, **values: Any) -> None:
+        """Appends a line to `metrics.jsonl`."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (old := self.path / f"previous-{number:03d}").exists():
+            number += 1
+        old.mkdir()
+        for entry in self.path.iterdir():
+            if not entry.name.startswith("previous-"):
+                shutil.move(entry, old / entry.name)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def record(
+    experiment: str,
+    config: Any,
+    *,
+    seed: int,
+    dataset: Dataset,
+    num_train: int,
+    num_test: int,
+    metrics: Mapping[str, float],
+    paper: Mapping[str, float],
+    seconds: float,
+) -> None:
+    """Appends one run to `experiments/results/<experiment>.json`."""
+    path = RESULTS / f"{experiment}.json"
+    records = json.loads(path.read_text()) if path.exists() else []
+    records.append(
+        {
+            "experiment": experiment,
+            "config": _recorded(config),
+            "seed": seed,
+            "dataset": {
+                "name": dataset.name,
+                "num_train": num_train,
+                "num_test": num_test,
+                "source": dataset.source,
+            },
+            "metrics": dict(metrics),
+            "paper": dict(paper),
+            "device": device_name(),
+            "jax": jax.__version__,
+            "seconds": round(seconds, 1),
+            "date": datetime.date.today().isoformat(),
+        }
+    )
+    write_json(path, records)
+
+
+def device_name() -> str:
+    """Kind and number of devices, in words."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"CPU, {os.cpu_count()} cores"
+    return f"{jax.device_count()}× {device.device_kind}"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well on a terminal; the first column is left-aligned."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *others]) + " |"
+
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+class Row(NamedTuple):
+    """A row of the README's results table: which runs it takes and which number of theirs."""
+
+    what: str
+    paper: str
+    experiment: str
+    metric: str
+    where: Mapping[str, Any]  # values that the record's config must have
+    dataset: str
+    num_train: int
+    command: str
+
+
+def energy_row(what: str, paper: str, metric: str, options: str = "", **where: Any) -> Row:
+    """A row of paper 000 on the whole of MNIST; `where` changes the published defaults."""
+    published = {
+        "architecture": "3layer",
+        "zca": True,
+        "rescale": True,
+        "rank_one": False,
+        "random_subspaces": False,
+    }
+    command = f"mnist_energy --dataset mnist{options}"
+    return Row(what, paper, "mnist_energy", metric, published | where, "mnist", 60_000, command)
+
+
+ROWS: tuple[Row, ...] = ()
+
+
+def results_table() -> str:
+    """The README's table; rows without a recorded run say so."""
+    lines = []
+    for row in ROWS:
+        path = RESULTS / f"{row.experiment}.json"
+        records = json.loads(path.read_text()) if path.exists() else []
+        latest = {r["seed"]: r for r in records if _belongs(r, row)}  # the last of each seed counts
+        command = f"`{row.command}`"
+        if not latest:
+            lines.append((row.what, row.paper, "not yet run", "", "", "", command))
+            continue
+        values = [r["metrics"][row.metric] for r in latest.values()]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        last = list(latest.values())[-1]
+        lines.append(
+            (
+                row.what,
+                row.paper,
+                f"{mean(values):.2f}{spread}",
+                f"{min(values):.2f}",
+                ", ".join(map(str, sorted(latest))),
+                f"{last['device']}, {mean(r['seconds'] for r in latest.values()) / 60:.0f} min",
+                command,
+            )
+        )
+    header = ("", "paper", "ours, mean ± s.d.", "best", "seeds", "device, time a seed", "command")
+    return format_table(header, lines)
+
+
+def render_readme(text: str) -> str:
+    """README text with the table between its markers made anew."""
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    return f"{before}{_BEGIN}\n{results_table()}\n{_END}{after}"
+
+
+def _belongs(record: Mapping[str, Any], row: Row) -> bool:
+    return (
+        record["dataset"]["name"] == row.dataset
+        and record["dataset"]["num_train"] == row.num_train
+        and row.metric in record["metrics"]
+        and all(record["config"].get(key) == value for key, value in row.where.items())
+    )
+
+
+def _recorded(config: Any) -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {k: v for k, v in values.items() if k not in _NOT_RECORDED}
+
+
+if __name__ == "__main__":
+    with atomic_path(README) as temporary_readme:
+        temporary_readme.write_text(render_readme(README.read_text()))

@@ -1,0 +1,46 @@
+"""Argument checks with one style of message: the argument, what was given, what is accepted."""
+
+import operator
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def check_integer(name: str, value: int, *, low: int, high: int | None = None, why: str = "") -> None:
+    """Raises unless `value` is an integer in `[low, high]`."""
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if value < low or (high is not None and value > high):
+        accepted = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name}={value} is not accepted: it must be {accepted}{why}")
+
+
+def check_images(name: str, images: Array) -> None:
+    """Raises unless `images` is a non-empty floating `[batch, height, width, channels]`."""
+    check_array(name, images, ndim=4, axes="[batch, height, width, channels]")
+
+
+def check_vectors(name: str, inputs: Array, *, features: int | None = None) -> None:
+    """Raises unless `inputs` is a non-empty floating `[batch, features]`."""
+    check_array(name, inputs, ndim=2, axes="[batch, features]")
+    if features is not None and inputs.shape[1] != features:
+        raise ValueError(
+            f"{name} has {inputs.shape[1]} features (shape {tuple(inputs.shape)}), "
+            f"but the state was made for {features}"
+        )
+
+
+def check_array(name: str, array: Array, *, ndim: int, axes: str) -> None:
+    """Raises unless `array` has `ndim` non-empty axes and a floating type."""
+    shape = tuple(jnp.shape(array))
+    if len(shape) != ndim:
+        raise ValueError(f"{name} must have shape {axes}, got {len(shape)} axes: {shape}")
+    if 0 in shape:
+        raise ValueError(f"{name} is empty: its shape is {shape}; {axes} must all be at least 1")
+    if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+        raise TypeError(
+            f"{name} must be floating point, got {jnp.result_type(array)}; "
+            "convert integer pixels first, for example images / 255"
+        )

@@ -1,0 +1,393 @@
+"""Convolutional energy layers and networks (Luther & Seung 2022, sections 3 and 4, tables 1 and 6).
+
+An energy layer projects every image patch onto k subspaces of rank r and outputs the k norms,
+thresholded to w winners, normalised, and rescaled by the patch's own norm. Its subspaces are learned
+by K-Subspaces on the patches of the layer below, one layer after the other.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from sul_jax import k_subspaces, patches, whitening
+from sul_jax._check import check_array, check_integer
+from sul_jax.k_subspaces import KSubspacesInfo, KSubspacesState
+from sul_jax.learning_rule import LearningRule
+
+
+class EnergyLayer(NamedTuple):
+    """Sizes of one energy layer, a column of table 6.
+
+    Attributes:
+      num_subspaces: k, the number of output maps.
+      rank: r, dimensions of each subspace.
+      num_winners: w, active maps at each position in inference.
+      kernel_size: side of the patch.
+      padding: zeros around the image.
+    """
+
+    num_subspaces: int
+    rank: int
+    num_winners: int
+    kernel_size: int
+    padding: int
+
+
+class EnergyArchitecture(NamedTuple):
+    """ConvZCA followed by energy layers.
+
+    Attributes:
+      zca_kernel_size: side of the whitening kernel.
+      zca_num_components: eigenvalues levelled; 0 for no whitening.
+      layers: from the input upwards.
+    """
+
+    zca_kernel_size: int
+    zca_num_components: int
+    layers: tuple[EnergyLayer, ...]
+
+
+ARCHITECTURES = {
+    "1layer": EnergyArchitecture(5, 0, (EnergyLayer(59, 2, 1, 10, 4),)),
+    "2layer": EnergyArchitecture(9, 18, (EnergyLayer(20, 5, 16, 10, 2), EnergyLayer(55, 16, 1, 19, 1))),
+    "3layer": EnergyArchitecture(
+        9,
+        9,
+        (EnergyLayer(37, 2, 9, 8, 2), EnergyLayer(9, 3, 8, 5, 1), EnergyLayer(58, 16, 2, 21, 2)),
+    ),
+    "4layer": EnergyArchitecture(
+        11,
+        18,
+        (
+            EnergyLayer(15, 2, 10, 7, 3),
+            EnergyLayer(63, 12, 1, 17, 1),
+            EnergyLayer(57, 7, 6, 8, 2),
+            EnergyLayer(22, 1, 1, 3, 1),
+        ),
+    ),
+}
+"""The published architectures for 28×28 images by name (table 6); `3layer` is the paper's best."""
+
+
+def adaptive_threshold(features: Array, *, num_winners: int) -> Array:
+    """max(0, f − τ) with τ the (num_winners + 1)-th largest value on the last axis.
+
+    Args:
+      features: `[..., num_features]`, non-negative.
+      num_winners: w, from 1 to `num_features`; τ = 0 if it equals `num_features`.
+
+    Returns:
+      An array of the same shape with at most w non-zero values on the last axis.
+
+    Raises:
+      ValueError: `num_winners` out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import energy
+      >>> energy.adaptive_threshold(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2).tolist()
+      [0.0, 2.0, 0.0, 1.0]
+    """
+    _check_winners(num_winners, features.shape[-1])
+    return jnp.moveaxis(_threshold(jnp.moveaxis(features, -1, 0), num_winners), 0, -1)
+
+
+def energy_layer(
+    images: Array,
+    bases: Array,
+    *,
+    kernel_size: int,
+    padding: int,
+    num_winners: int,
+    rescale: bool = True,
+) -> Array:
+    """One energy layer in inference (section 3, steps 1 to 4).
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      bases: `[num_subspaces, rank, kernel_size² · channels]`, orthonormal rows.
+      kernel_size: side of the patch.
+      padding: zeros around the image.
+      num_winners: w, active maps at each position.
+      rescale: normalise the vector of maps at each position to the norm of its input patch
+        (step 4); False leaves the thresholded norms as they are.
+
+    Returns:
+      `[batch, out_height, out_width, num_subspaces]`; zero where the patch is blank.
+
+    Raises:
+      ValueError: `bases` does not fit the patches, or a size is out of range.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import energy
+      >>> images = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
+      >>> window = {"kernel_size": 5, "padding": 1}
+      >>> state = energy.init(jax.random.key(1), images, num_subspaces=8, rank=2, **window)
+      >>> energy.energy_layer(images, state.bases, num_winners=3, **window).shape
+      (4, 10, 10, 8)
+    """
+    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    _check_bases(bases, images, kernel_size)
+    _check_winners(num_winners, bases.shape[0])
+    window = {"kernel_size": kernel_size, "padding": padding}
+
+    def chunk_codes(chunk: Array) -> Array:
+        maps = _threshold(k_subspaces.norms(_responses(chunk, bases, window)), num_winners)
+        if rescale:
+            size = jnp.sqrt(jnp.sum(jnp.square(maps), axis=0))
+            patch_size = patches.norms(chunk, **window).ravel()
+            maps = maps * jnp.where(size > 0, patch_size / jnp.where(size > 0, size, 1), 0)
+        return maps.T.reshape(chunk.shape[0], height, width, bases.shape[0])
+
+    codes = patches.map_chunks(
+        chunk_codes, images, bytes_per_image=_patch_bytes(images, kernel_size, padding)
+    )
+    return codes.reshape(-1, height, width, bases.shape[0])[: images.shape[0]]
+
+
+def average_pool(images: Array) -> Array:
+    """Averages over the four quadrants: `[batch, h, w, channels]` to `[batch, 2, 2, channels]`.
+
+    An odd side is cut into its larger half first, 7 into 4 + 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import energy
+      >>> energy.average_pool(jnp.ones((1, 7, 7, 5))).shape
+      (1, 2, 2, 5)
+    """
+    row, column = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
+    check_array("images", images, ndim=4, axes="[batch, height, width, channels]")
+    if min(images.shape[1:3]) < 2:
+        raise ValueError(
+            f"images of {images.shape[1]}×{images.shape[2]} positions cannot be cut into quadrants; "
+            "at least 2×2 are needed"
+        )
+    halves = [images[:, :row], images[:, row:]]
+    quadrants = [part for half in halves for part in (half[:, :, :column], half[:, :, column:])]
+    pooled = jnp.stack([jnp.mean(part, axis=(1, 2)) for part in quadrants], axis=1)
+    return pooled.reshape(images.shape[0], 2, 2, images.shape[3])
+
+
+def init(
+    key: Array, images: Array, *, num_subspaces: int, rank: int, kernel_size: int, padding: int
+) -> KSubspacesState:
+    """Subspaces around random patches that are not blank (appendix A).
+
+    Args:
+      key: `jax.random.key`.
+      images: `[batch, height, width, channels]`, the codes of the layer below.
+      num_subspaces: k.
+      rank: r, at most `kernel_size² · channels`.
+      kernel_size: side of the patch.
+      padding: zeros around the image.
+
+    Returns:
+      A `KSubspacesState` with `features = kernel_size² · channels`.
+
+    Raises:
+      ValueError: fewer patches than subspaces, or a size out of range.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import energy
+      >>> images = jax.random.uniform(jax.random.key(0), (4, 12, 12, 3))
+      >>> energy.init(
+      ...     jax.random.key(1), images, num_subspaces=8, rank=2, kernel_size=5, padding=1
+      ... ).bases.shape
+      (8, 2, 75)
+    """
+    patch_key, init_key = jax.random.split(key)
+    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    num_patches = images.shape[0] * height * width
+    check_integer(
+        "num_subspaces", num_subspaces, low=1, high=num_patches,
+        why=f": images of shape {images.shape} hold {num_patches} patches",
+    )  # fmt: skip
+    vectors = patches.sample(
+        patch_key, images, num_patches=num_subspaces, kernel_size=kernel_size, padding=padding
+    )
+    return k_subspaces.init(init_key, vectors, num_subspaces=num_subspaces, rank=rank)
+
+
+def update(
+    state: KSubspacesState,
+    images: Array,
+    *,
+    kernel_size: int,
+    padding: int,
+    warmup: bool | Array = False,
+    axis_name: str | None = None,
+) -> tuple[KSubspacesState, KSubspacesInfo]:
+    """One K-Subspaces step on all patches of a batch of images.
+
+    Equal to `k_subspaces.update` on `patches.extract(...)`, without ever holding all patches.
+
+    Args:
+      state: the subspaces.
+      images: `[batch, height, width, channels]`, the codes of the layer below.
+      kernel_size: side of the patch.
+      padding: zeros around the image.
+      warmup: as in `k_subspaces.update`.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      The new state and the `KSubspacesInfo` of the old one; energies are per patch.
+
+    Raises:
+      ValueError: the state was made for other patches.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import energy
+      >>> images = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
+      >>> window = {"kernel_size": 5, "padding": 1}
+      >>> state = energy.init(jax.random.key(1), images, num_subspaces=8, rank=2, **window)
+      >>> state, info = energy.update(state, images, **window)
+    """
+    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    _check_bases(state.bases, images, kernel_size)
+    window = {"kernel_size": kernel_size, "padding": padding}
+
+    def chunk_statistics(chunk: Array) -> k_subspaces.Statistics:
+        if k_subspaces.gathers(state.bases):
+            vectors = patches.extract(chunk, **window)
+            flat = vectors.reshape(-1, vectors.shape[-1])
+            return k_subspaces.statistics(state, flat, warmup=warmup)
+        responses = _responses(chunk, state.bases, window)
+        assignment = k_subspaces.winners(responses, warmup)
+        own = k_subspaces.own_responses(responses, assignment)
+        squares = jnp.square(patches.norms(chunk, **window).ravel())
+        scatter = patches.back_project(chunk, own, **window)
+        return k_subspaces.collect(responses, assignment, squares, scatter)
+
+    parts = patches.map_chunks(
+        chunk_statistics,
+        images,
+        bytes_per_image=_patch_bytes(images, kernel_size, padding),
+        # Blocks of each subspace's vectors fill up only in larger chunks.
+        max_bytes=max(2**27, patches.chunk_bytes()) if k_subspaces.gathers(state.bases) else None,
+    )
+    total = jax.tree.map(lambda part: jnp.sum(part, axis=0), parts)
+    # Blank images that filled the last chunk are no patches of the batch.
+    total = total._replace(total=jnp.asarray(images.shape[0] * height * width, jnp.int32))
+    return k_subspaces.apply(state, total, axis_name=axis_name)
+
+
+def layer_rule(layer: EnergyLayer, *, rescale: bool = True) -> LearningRule:
+    """An energy layer as a `LearningRule` over images.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import energy
+      >>> rule = energy.layer_rule(energy.EnergyLayer(8, 2, 3, 5, 1))
+      >>> images = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
+      >>> state, info = rule.update(rule.init(jax.random.key(1), images), images, warmup=True)
+    """
+    num_subspaces, rank, num_winners, kernel_size, padding = layer
+    _check_winners(num_winners, num_subspaces)
+
+    def encode(state: KSubspacesState, images: Array) -> Array:
+        return energy_layer(
+            images,
+            state.bases,
+            kernel_size=kernel_size,
+            padding=padding,
+            num_winners=num_winners,
+            rescale=rescale,
+        )
+
+    return LearningRule(
+        init=partial(init, num_subspaces=num_subspaces, rank=rank, kernel_size=kernel_size, padding=padding),
+        update=partial(update, kernel_size=kernel_size, padding=padding),
+        encode=encode,
+    )
+
+
+def network_rules(architecture: EnergyArchitecture, *, rescale: bool = True) -> tuple[LearningRule, ...]:
+    """ConvZCA and the energy layers, to be put into `stack(*rules)`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import energy, stack
+      >>> net = stack(*energy.network_rules(energy.ARCHITECTURES["1layer"]))
+      >>> images = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))
+      >>> net.encode(net.init(jax.random.key(1), images), images).shape
+      (4, 27, 27, 59)
+    """
+    zca = whitening.conv_zca_rule(
+        kernel_size=architecture.zca_kernel_size, num_components=architecture.zca_num_components
+    )
+    return zca, *(layer_rule(layer, rescale=rescale) for layer in architecture.layers)
+
+
+def _threshold(maps: Array, num_winners: int) -> Array:
+    """`adaptive_threshold` along the leading axis.
+
+    The (w + 1)-th largest value is found by running registers of maximum and minimum over the maps:
+    exact, elementwise over positions, and some 30 times faster than `lax.top_k` on a CPU.
+    """
+    num_maps = maps.shape[0]
+    if num_winners == num_maps:
+        return jnp.maximum(maps, 0)
+    # The (w + 1)-th largest is the (num_maps − w)-th smallest: keep the shorter list.
+    from_top = num_winners + 1 <= num_maps - num_winners
+    keep, carry = (jnp.maximum, jnp.minimum) if from_top else (jnp.minimum, jnp.maximum)
+    length = num_winners + 1 if from_top else num_maps - num_winners
+
+    def search(maps: Array) -> Array:
+        registers: list[Array] = []
+        for value in maps:
+            for place, register in enumerate(registers):
+                registers[place], value = keep(register, value), carry(register, value)
+            if len(registers) < length:
+                registers.append(value)
+        return registers[-1]
+
+    # XLA would fuse the search into the subtraction and repeat it for every map (an optimisation
+    # barrier does not stop it on a CPU); it does not fuse across a loop, so search in two halves.
+    flat = maps.reshape(num_maps, -1)
+    half = -(-flat.shape[1] // 2)
+
+    def search_half(index: Array, thresholds: Array) -> Array:
+        start = index * (flat.shape[1] - half)
+        part = lax.dynamic_slice_in_dim(flat, start, half, axis=1)
+        return lax.dynamic_update_slice_in_dim(thresholds, search(part), start, axis=0)
+
+    # Taken from `maps` rather than new zeros, the carry has its type under `shard_map` too.
+    thresholds = lax.fori_loop(0, 2, search_half, flat[0])
+    return jnp.maximum(maps - thresholds.reshape(maps.shape[1:]), 0)
+
+
+def _responses(images: Array, bases: Array, window: dict[str, int]) -> Array:
+    """S-cells of every patch, `[num_subspaces, rank, batch * out_height * out_width]`."""
+    num_subspaces, rank, features = bases.shape
+    rows = patches.project(images, bases.reshape(num_subspaces * rank, features), **window)
+    return rows.reshape(num_subspaces, rank, -1)
+
+
+def _patch_bytes(images: Array, kernel_size: int, padding: int) -> int:
+    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    features = kernel_size**2 * images.shape[-1]
+    return height * width * features * images.dtype.itemsize
+
+
+def _check_winners(num_winners: int, num_features: int) -> None:
+    check_integer(
+        "num_winners", num_winners, low=1, high=num_features,
+        why=f": there are {num_features} features to win",
+    )  # fmt: skip
+
+
+def _check_bases(bases: Any, images: Array, kernel_size: int) -> None:
+    check_array("bases", bases, ndim=3, axes="[num_subspaces, rank, features]")
+    features = kernel_size**2 * images.shape[-1]
+    if bases.shape[-1] != features:
+        raise ValueError(
+            f"bases has {bases.shape[-1]} features (shape {tuple(bases.shape)}), but patches of "
+            f"kernel_size={kernel_size} with {images.shape[-1]} channels have {features}"
+        )

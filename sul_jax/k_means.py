@@ -1,0 +1,320 @@
+"""k-means: Lloyd's algorithm from k-means++ or random starts, best of several.
+
+All starts run side by side, so that one matrix product serves them all. Everything is a dense product
+or a reduction in a fixed order: the same key gives the same result, on any device.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from sul_jax._check import check_integer, check_vectors
+
+
+class KMeansResult(NamedTuple):
+    """The best of all starts.
+
+    Attributes:
+      centroids: `[num_clusters, features]`.
+      labels: int32 `[batch]`, the nearest centroid of each vector.
+      inertia: summed squared distance to it.
+      num_iterations: Lloyd iterations until this start converged.
+    """
+
+    centroids: Array
+    labels: Array
+    inertia: Array
+    num_iterations: Array
+
+
+class _Lloyd(NamedTuple):
+    centroids: Array  # [starts, clusters, features]
+    labels: Array  # [starts, batch]
+    iterations: Array  # [starts]
+    done: Array  # [starts]
+    step: Array
+
+
+def fit(
+    key: Array,
+    inputs: Array,
+    *,
+    num_clusters: int,
+    num_init: int = 10,
+    max_iterations: int = 300,
+    tolerance: float | Array = 1e-4,
+    init: Literal["k-means++", "random"] = "k-means++",
+    empty_clusters: Literal["relocate", "split"] = "relocate",
+    axis_name: str | None = None,
+) -> KMeansResult:
+    """Minimises Σₙ ‖xₙ − c_qₙ‖² over centroids c and labels q.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: `[batch, features]`.
+      num_clusters: k.
+      num_init: starts, of which the one with the smallest inertia is returned.
+      max_iterations: bound on Lloyd iterations.
+      tolerance: a start has converged when no label changes, or when its centroids move by a summed
+        squared distance of at most `tolerance` times the mean variance of the features.
+      init: `"k-means++"` (greedy, 2 + ln k candidates a step, as scikit-learn's) or `"random"`
+        (distinct vectors).
+      empty_clusters: `"relocate"` moves an empty cluster to the vector farthest from its centroid,
+        as scikit-learn does; `"split"` cuts a cluster in two, drawn with probability proportional to
+        its size less one, as faiss does.
+      axis_name: mapped axis over which the batch is split; `labels` are then the shard's own and
+        everything else is that of the whole batch.
+
+    Returns:
+      A `KMeansResult`.
+
+    Raises:
+      ValueError: more clusters than vectors, or an argument out of range.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_means
+      >>> inputs = jnp.array([[0.0], [1.0], [10.0], [11.0]])
+      >>> result = k_means.fit(jax.random.key(0), inputs, num_clusters=2)
+      >>> sorted(result.centroids[:, 0].tolist()), result.inertia.item()
+      ([0.5, 10.5], 1.0)
+    """
+    check_vectors("inputs", inputs)
+    batch = inputs.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
+    check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
+    check_integer("num_init", num_init, low=1)
+    check_integer("max_iterations", max_iterations, low=1)
+    _check_choice("init", init, ("k-means++", "random"))
+    _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
+
+    def total(values: Array) -> Array:
+        return values if axis_name is None else lax.psum(values, axis_name)
+
+    # Centring changes no distance and spares float32 the cancellation of large common offsets.
+    mean = total(jnp.sum(inputs, axis=0)) / batch
+    inputs = inputs - mean
+    squares = jnp.sum(jnp.square(inputs), axis=1)
+    variance = total(jnp.sum(squares)) / (batch * inputs.shape[1])
+    start_key, split_key = jax.random.split(key)
+    if init == "k-means++":
+        centroids = _plus_plus(start_key, inputs, squares, num_clusters, num_init, axis_name)
+    else:
+        centroids = _random_rows(start_key, inputs, num_clusters, num_init, axis_name)
+
+    def body(state: _Lloyd) -> _Lloyd:
+        labels, distances = _nearest(state.centroids, inputs, squares)
+        members = labels[:, None] == jnp.arange(num_clusters)[:, None]
+        counts = total(jnp.sum(members, axis=2, dtype=jnp.int32))
+        flat = members.reshape(num_init * num_clusters, -1).astype(inputs.dtype)
+        sums = total(jnp.matmul(flat, inputs, precision="highest")).reshape(state.centroids.shape)
+        weights = counts.astype(inputs.dtype)
+
+        def refill() -> tuple[Array, Array]:
+            if empty_clusters == "relocate":
+                return _relocate(sums, weights, labels, distances, inputs, axis_name)
+            return _split(jax.random.fold_in(split_key, state.step), sums, weights)
+
+        # The refilled sums equal the others where nothing is empty, so a batched `cond` is right too.
+        sums, weights = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, weights))
+        moved = sums / jnp.maximum(weights, 1)[..., None]
+        shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
+        same = total(jnp.sum(labels != state.labels, axis=1)) == 0
+        done = state.done | same | (shift <= tolerance * variance)
+        return _Lloyd(
+            centroids=jnp.where(state.done[:, None, None], state.centroids, moved),
+            labels=labels,
+            iterations=state.iterations + ~state.done,
+            done=done,
+            step=state.step + 1,
+        )
+
+    first = _Lloyd(
+        centroids=centroids,
+        # Taken from the inputs, the carry varies over `axis_name` as the labels do.
+        labels=jnp.zeros_like(squares, jnp.int32) - jnp.ones((num_init, 1), jnp.int32),
+        iterations=jnp.zeros(num_init, jnp.int32),
+        done=jnp.zeros(num_init, bool),
+        step=jnp.zeros((), jnp.int32),
+    )
+    last = lax.while_loop(lambda s: (s.step < max_iterations) & ~jnp.all(s.done), body, first)
+    labels, distances = _nearest(last.centroids, inputs, squares)
+    inertia = total(jnp.sum(distances, axis=1))
+    best = jnp.argmin(inertia)
+    return KMeansResult(
+        centroids=last.centroids[best] + mean,
+        labels=labels[best],
+        inertia=inertia[best],
+        num_iterations=last.iterations[best],
+    )
+
+
+def assign(centroids: Array, inputs: Array) -> Array:
+    """The nearest centroid of each vector, the lowest index on ties.
+
+    Args:
+      centroids: `[num_clusters, features]`.
+      inputs: `[batch, features]`.
+
+    Returns:
+      int32 `[batch]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_means
+      >>> k_means.assign(jnp.array([[0.0], [10.0]]), jnp.array([[2.0], [9.0]])).tolist()
+      [0, 1]
+    """
+    check_vectors("inputs", inputs, features=centroids.shape[-1])
+    # Relative to one centroid, for the reason that `fit` centres.
+    origin = centroids[0]
+    inputs = inputs - origin
+    labels, _ = _nearest((centroids - origin)[None], inputs, jnp.sum(jnp.square(inputs), axis=1))
+    return labels[0]
+
+
+def _nearest(centroids: Array, inputs: Array, squares: Array) -> tuple[Array, Array]:
+    """Labels and squared distances, `[starts, batch]` each."""
+    starts, clusters, features = centroids.shape
+    flat = centroids.reshape(starts * clusters, features)
+    products = jnp.matmul(flat, inputs.T, precision="highest").reshape(starts, clusters, -1)
+    scores = jnp.sum(jnp.square(centroids), axis=2)[..., None] - 2 * products
+    # Clusters are the second axis and the batch the minor one: both reductions vectorise.
+    return jnp.argmin(scores, axis=1).astype(jnp.int32), jnp.maximum(jnp.min(scores, axis=1) + squares, 0)
+
+
+def _plus_plus(
+    key: Array, inputs: Array, squares: Array, clusters: int, starts: int, axis_name: str | None
+) -> Array:
+    candidates = 2 + int(math.log(clusters))
+    first_key, key = jax.random.split(key)
+    ones = jnp.ones_like(squares)[None] * jnp.ones((starts, 1))
+    first = _draw(first_key, ones, inputs, 1, axis_name)[:, 0]
+    centroids = jnp.zeros((starts, clusters, inputs.shape[1]), inputs.dtype)
+
+    def distances(rows: Array) -> Array:
+        flat = rows.reshape(-1, rows.shape[-1])
+        products = jnp.matmul(flat, inputs.T, precision="highest")
+        result = jnp.sum(jnp.square(flat), axis=1)[:, None] - 2 * products + squares
+        return jnp.maximum(result, 0).reshape(*rows.shape[:-1], -1)
+
+    def body(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centroids, closest = carry
+        rows = _draw(jax.random.fold_in(key, index), closest, inputs, candidates, axis_name)
+        nearer = jnp.minimum(distances(rows), closest[:, None])
+        potential = jnp.sum(nearer, axis=2)
+        potential = potential if axis_name is None else lax.psum(potential, axis_name)
+        best = jnp.argmin(potential, axis=1)[:, None]
+        row = jnp.take_along_axis(rows, best[..., None], axis=1)
+        closest = jnp.take_along_axis(nearer, best[..., None], axis=1)[:, 0]
+        return lax.dynamic_update_slice_in_dim(centroids, row, index, axis=1), closest
+
+    centroids = lax.dynamic_update_slice_in_dim(centroids, first[:, None], 0, axis=1)
+    return lax.fori_loop(1, clusters, body, (centroids, distances(first)))[0]
+
+
+def _draw(key: Array, weights: Array, inputs: Array, number: int, axis_name: str | None) -> Array:
+    """Rows of `inputs` drawn with probability proportional to `weights` `[starts, batch]`.
+
+    Inverse transform over the whole batch: the same rows however the batch is split over devices.
+    """
+    cumulative = jnp.cumsum(weights, axis=1)
+    share = cumulative[:, -1:]
+    before, whole = jnp.zeros_like(share), share
+    if axis_name is not None:
+        shares = lax.all_gather(share, axis_name)
+        shard = jnp.arange(shares.shape[0])[:, None, None]
+        before = jnp.sum(jnp.where(shard < lax.axis_index(axis_name), shares, 0), axis=0)
+        whole = lax.psum(share, axis_name)
+    target = jax.random.uniform(key, (weights.shape[0], number)) * whole - before
+    here = (target >= 0) & (target < share)
+    index = jax.vmap(lambda c, t: jnp.searchsorted(c, t, side="right"))(cumulative, target)
+    rows = inputs[jnp.minimum(index, inputs.shape[0] - 1)]
+    if axis_name is None:
+        return rows
+    return lax.psum(jnp.where(here[..., None], rows, 0), axis_name)
+
+
+def _random_rows(key: Array, inputs: Array, clusters: int, starts: int, axis_name: str | None) -> Array:
+    """Distinct rows: the smallest of uniform numbers attached to the positions in the whole batch."""
+    batch = inputs.shape[0]
+    shards = 1 if axis_name is None else lax.axis_size(axis_name)
+    numbers = jax.random.uniform(key, (starts, batch * shards))
+    chosen = jnp.argsort(numbers, axis=1)[:, :clusters]
+    if axis_name is None:
+        return inputs[chosen]
+    local = chosen - lax.axis_index(axis_name) * batch
+    here = (local >= 0) & (local < batch)
+    rows = jnp.where(here[..., None], inputs[jnp.clip(local, 0, batch - 1)], 0)
+    return lax.psum(rows, axis_name)
+
+
+def _relocate(
+    sums: Array,
+    counts: Array,
+    labels: Array,
+    distances: Array,
+    inputs: Array,
+    axis_name: str | None,
+) -> tuple[Array, Array]:
+    """The m-th empty cluster becomes the m-th farthest vector, which leaves its old cluster."""
+    clusters = counts.shape[1]
+    number = min(clusters, distances.shape[1])
+    far, index = lax.top_k(distances, number)
+    rows, owners = inputs[index], jnp.take_along_axis(labels, index, axis=1)
+    if axis_name is not None:
+        # psum of disjoint slots: an all_gather whose result is known to be the same everywhere.
+        def gather(values: Array) -> Array:
+            slots = jnp.zeros((lax.axis_size(axis_name), *values.shape), values.dtype)
+            slots = lax.psum(slots.at[lax.axis_index(axis_name)].set(values), axis_name)
+            return jnp.moveaxis(slots, 0, 1).reshape(values.shape[0], -1, *values.shape[2:])
+
+        far, rows, owners = gather(far), gather(rows), gather(owners)
+        far, place = lax.top_k(far, min(clusters, far.shape[1]))
+        rows = jnp.take_along_axis(rows, place[..., None], axis=1)
+        owners = jnp.take_along_axis(owners, place, axis=1)
+    empty = counts == 0
+    rank = jnp.cumsum(empty, axis=1) - 1  # which of the farthest vectors an empty cluster takes
+    taken = jnp.arange(far.shape[1]) < jnp.sum(empty, axis=1, keepdims=True)
+    lost = (owners[:, None] == jnp.arange(clusters)[:, None]) & taken[:, None]
+    lost = lost.astype(sums.dtype)
+    sums = sums - jnp.matmul(lost, rows, precision="highest")
+    counts = counts - jnp.sum(lost, axis=2)
+    gained = jnp.take_along_axis(rows, jnp.clip(rank, 0, rows.shape[1] - 1)[..., None], axis=1)
+    return jnp.where(empty[..., None], gained, sums), jnp.where(empty, 1, counts)
+
+
+def _split(key: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
+    """An empty cluster copies a large one; their coordinates part by ±1/1024, alternating."""
+    _starts, clusters, features = sums.shape
+    tilt = jnp.where(jnp.arange(features) % 2 == 0, 1 / 1024, -1 / 1024)
+
+    def body(cluster: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centroids, counts = carry
+        empty = counts[:, cluster] == 0
+        spare = jnp.maximum(counts - 1, 0)
+        noise = jax.random.gumbel(jax.random.fold_in(key, cluster), counts.shape)
+        donor = jnp.argmax(jnp.where(spare > 0, jnp.log(jnp.maximum(spare, 1e-30)) + noise, -jnp.inf), 1)
+        pick = jnp.arange(clusters) == donor[:, None]
+        original = jnp.take_along_axis(centroids, donor[:, None, None], axis=1)
+        half = jnp.take_along_axis(counts, donor[:, None], axis=1) / 2
+        this = (jnp.arange(clusters) == cluster) & empty[:, None]
+        pick = pick & empty[:, None]
+        centroids = jnp.where(this[..., None], original * (1 + tilt), centroids)
+        centroids = jnp.where(pick[..., None], original * (1 - tilt), centroids)
+        counts = jnp.where(this | pick, half, counts)
+        return centroids, counts
+
+    centroids = sums / jnp.maximum(counts, 1)[..., None]
+    centroids, counts = lax.fori_loop(0, clusters, body, (centroids, counts))
+    # Fractional sizes below one would be lost on `maximum(counts, 1)`; sizes are at least one.
+    counts = jnp.maximum(counts, 1)
+    return centroids * counts[..., None], counts
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}={value!r} is not accepted: it must be one of {accepted}")

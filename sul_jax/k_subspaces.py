@@ -1,0 +1,338 @@
+"""K-Subspaces by minibatch power iteration (Luther & Seung 2022, eq. 1 and algorithm 1).
+
+K-Subspaces explains every vector by one of k linear subspaces of rank r:
+
+    min over V, q of  Σₙ ‖xₙ − V_qₙᵀ V_qₙ xₙ‖²,      V_k V_kᵀ = I.
+
+A step assigns each vector to the subspace with the smallest residual, then turns each subspace by
+one orthogonal power iteration with the vectors that it won.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sul_jax._check import check_integer, check_vectors
+
+# Scale of the identity added to a subspace's second moment, relative to its size: directions without
+# data keep their old basis instead of taking rounding noise. C + δI has C's eigenvectors, so a step
+# still never raises the energy.
+_SHIFT = 1e-4
+# Rows (num_subspaces · rank) from which it pays to gather each subspace's own vectors before the
+# second product, instead of multiplying all vectors with masked responses.
+_GATHER_FROM_ROWS = 128
+_GATHER_BLOCK = 32
+
+
+class KSubspacesState(NamedTuple):
+    """Learned subspaces.
+
+    Attributes:
+      bases: `[num_subspaces, rank, features]`; the rows of each subspace are orthonormal.
+    """
+
+    bases: Array
+
+
+class KSubspacesInfo(NamedTuple):
+    """What a step saw, before it changed the bases.
+
+    Attributes:
+      energy: mean squared residual, eq. 1 divided by the number of vectors.
+      counts: `[num_subspaces]`, vectors won by each subspace. A zero vector lies in every subspace
+        and is counted for none.
+    """
+
+    energy: Array
+    counts: Array
+
+
+class Statistics(NamedTuple):
+    """Sums over vectors that a step needs; those of two sets add up to those of their union.
+
+    Attributes:
+      scatter: `[num_subspaces, rank, features]`, V_k X_kᵀ X_k.
+      residual: summed squared residual.
+      counts: `[num_subspaces]`, non-zero vectors assigned.
+      total: number of vectors.
+    """
+
+    scatter: Array
+    residual: Array
+    counts: Array
+    total: Array
+
+
+def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspacesState:
+    """Subspaces around randomly chosen vectors.
+
+    The first direction of each subspace is a random vector of `inputs` (blank ones only when there
+    are too few others), the rest is small Gaussian noise (σ = 0.01), orthonormalised.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: `[batch, features]`.
+      num_subspaces: k.
+      rank: r, at most `features`.
+
+    Returns:
+      A `KSubspacesState`.
+
+    Raises:
+      ValueError: fewer vectors than subspaces, or `rank` above `features`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_subspaces
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> k_subspaces.init(jax.random.key(1), inputs, num_subspaces=3, rank=2).bases.shape
+      (3, 2, 6)
+    """
+    check_vectors("inputs", inputs)
+    batch, features = inputs.shape
+    check_integer("num_subspaces", num_subspaces, low=1, high=batch, why=f": inputs holds {batch} vectors")
+    check_integer("rank", rank, low=1, high=features, why=f": inputs has {features} features")
+    choice_key, noise_key = jax.random.split(key)
+    size = jnp.linalg.norm(inputs, axis=1)
+    order = jnp.where(size > 0, jax.random.uniform(choice_key, (batch,)), 2.0)
+    chosen = jnp.argsort(order)[:num_subspaces]
+    first = inputs[chosen] / jnp.maximum(size[chosen], np.finfo(inputs.dtype).tiny)[:, None]
+    rest = 0.01 * jax.random.normal(noise_key, (num_subspaces, rank - 1, features), inputs.dtype)
+    rows = jnp.concatenate([first[:, None], rest], axis=1)
+    basis, _ = jnp.linalg.qr(rows.mT)
+    # QR leaves signs open; keep the first direction the vector itself.
+    sign = jnp.where(jnp.sum(basis[..., 0] * first, axis=1) < 0, -1.0, 1.0).astype(inputs.dtype)
+    return KSubspacesState(basis.mT * sign[:, None, None])
+
+
+def update(
+    state: KSubspacesState,
+    inputs: Array,
+    *,
+    warmup: bool | Array = False,
+    axis_name: str | None = None,
+) -> tuple[KSubspacesState, KSubspacesInfo]:
+    """One step of algorithm 1: assign, then one orthogonal power iteration a subspace.
+
+    Args:
+      state: the subspaces.
+      inputs: `[batch, features]`.
+      warmup: assign by the first direction of each subspace alone, as the paper does in its first
+        ten steps (the power iteration has full rank all the same); may be traced.
+      axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
+
+    Returns:
+      The new state and the `KSubspacesInfo` of the old one. On the same batch the energy never
+      rises from step to step.
+
+    Raises:
+      ValueError: `inputs` does not have the state's number of features.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_subspaces
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=3, rank=2)
+      >>> state, before = k_subspaces.update(state, inputs)
+      >>> state, after = k_subspaces.update(state, inputs)
+      >>> bool(after.energy <= before.energy)
+      True
+    """
+    return apply(state, statistics(state, inputs, warmup=warmup), axis_name=axis_name)
+
+
+def assign(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = False) -> Array:
+    """The subspace with the smallest residual for each vector, the lowest index on ties.
+
+    Args:
+      state: the subspaces.
+      inputs: `[batch, features]`.
+      warmup: compare first directions only.
+
+    Returns:
+      int32 `[batch]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_subspaces
+      >>> state = k_subspaces.KSubspacesState(jnp.eye(2)[:, None])  # the two axes of the plane
+      >>> k_subspaces.assign(state, jnp.array([[3.0, 1.0], [0.0, -2.0]])).tolist()
+      [0, 1]
+    """
+    _check_inputs(state, inputs)
+    return winners(_responses(state.bases, inputs), warmup)
+
+
+def encode(state: KSubspacesState, inputs: Array) -> Array:
+    """Norm of each vector's projection onto each subspace, ‖V_k x‖.
+
+    Args:
+      state: the subspaces.
+      inputs: `[batch, features]`.
+
+    Returns:
+      `[batch, num_subspaces]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_subspaces
+      >>> state = k_subspaces.KSubspacesState(jnp.eye(3)[None, :2])  # the x-y plane
+      >>> k_subspaces.encode(state, jnp.array([[3.0, 4.0, 9.0]])).tolist()
+      [[5.0]]
+    """
+    _check_inputs(state, inputs)
+    return norms(_responses(state.bases, inputs)).T
+
+
+def winners(responses: Array, warmup: bool | Array = False) -> Array:
+    """`assign` from responses `[num_subspaces, rank, batch]`."""
+    # Rows are orthonormal: the smallest residual is the largest projection.
+    squares = jnp.square(responses)
+    captured = jnp.where(jnp.asarray(warmup), squares[:, 0], jnp.sum(squares, axis=1))
+    return jnp.argmax(captured, axis=0).astype(jnp.int32)
+
+
+def norms(responses: Array) -> Array:
+    """‖V_k x‖ from responses `[num_subspaces, rank, batch]`: `[num_subspaces, batch]`.
+
+    Subspaces come first, here and within a step: reductions over few subspaces vectorise only when
+    the long batch axis is the minor one.
+    """
+    return jnp.sqrt(jnp.sum(jnp.square(responses), axis=1))
+
+
+def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = False) -> Statistics:
+    """Assigns vectors and sums what `apply` needs; add up the results of chunks of a batch.
+
+    Args:
+      state: the subspaces.
+      inputs: `[batch, features]`.
+      warmup: as in `update`.
+
+    Returns:
+      A `Statistics`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_subspaces
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=3, rank=2)
+      >>> parts = [k_subspaces.statistics(state, part) for part in (inputs[:20], inputs[20:])]
+      >>> state, info = k_subspaces.apply(state, jax.tree.map(jnp.add, *parts))
+    """
+    _check_inputs(state, inputs)
+    responses = _responses(state.bases, inputs)
+    assignment = winners(responses, warmup)
+    if gathers(state.bases):
+        scatter = _gathered_scatter(responses, inputs, assignment)
+    else:
+        scatter = jnp.matmul(own_responses(responses, assignment), inputs, precision="highest")
+    return collect(responses, assignment, jnp.sum(jnp.square(inputs), axis=1), scatter)
+
+
+def gathers(bases: Array) -> bool:
+    """Whether the scatter is better summed over each subspace's own vectors (see `statistics`)."""
+    return bases.shape[0] * bases.shape[1] >= _GATHER_FROM_ROWS
+
+
+def own_responses(responses: Array, assignment: Array) -> Array:
+    """Responses of the winning subspace, zero elsewhere, `[num_subspaces * rank, batch]`."""
+    num_subspaces, rank, batch = responses.shape
+    won = assignment == jnp.arange(num_subspaces)[:, None]
+    return jnp.where(won[:, None], responses, 0).reshape(num_subspaces * rank, batch)
+
+
+def collect(responses: Array, assignment: Array, squares: Array, scatter: Array) -> Statistics:
+    """`Statistics` from what `statistics` computes of the vectors.
+
+    Args:
+      responses: `[num_subspaces, rank, batch]`.
+      assignment: `[batch]`.
+      squares: `[batch]`, squared norms of the vectors.
+      scatter: `[num_subspaces * rank, features]` or with separate axes.
+    """
+    num_subspaces, rank, batch = responses.shape
+    won = assignment == jnp.arange(num_subspaces)[:, None]
+    captured = jnp.where(won, jnp.sum(jnp.square(responses), axis=1), 0)
+    return Statistics(
+        scatter=scatter.reshape(num_subspaces, rank, -1),
+        residual=jnp.sum(squares) - jnp.sum(captured),
+        counts=jnp.sum(won & (squares > 0), axis=1, dtype=jnp.int32),
+        total=jnp.asarray(batch, jnp.int32),
+    )
+
+
+def apply(
+    state: KSubspacesState, statistics: Statistics, *, axis_name: str | None = None
+) -> tuple[KSubspacesState, KSubspacesInfo]:
+    """Second half of `update`: the power iteration V_k ← Uᵀ of U S Wᵀ = svd(X_kᵀ X_k V_kᵀ).
+
+    Args:
+      state: the subspaces.
+      statistics: from `statistics`, summed over the chunks of a batch.
+      axis_name: mapped axis over which they are summed as well.
+
+    Returns:
+      The new state and the `KSubspacesInfo` of the old one.
+    """
+    if axis_name is not None:
+        statistics = lax.psum(statistics, axis_name)
+    info = KSubspacesInfo(
+        energy=jnp.maximum(statistics.residual, 0) / statistics.total, counts=statistics.counts
+    )
+    size = jnp.linalg.norm(statistics.scatter, axis=(1, 2), keepdims=True)
+    moved = statistics.scatter / jnp.where(size > 0, size, 1) + _SHIFT * state.bases
+    # The features are many and the rank is small: QR, then the SVD of the small factor.
+    tall, small = jnp.linalg.qr(moved.mT)
+    rotation, _, _ = jnp.linalg.svd(small)
+    bases = jnp.matmul(tall, rotation, precision="highest").mT
+    # An SVD leaves signs open. Fixed by the entry of largest size, a sharded run gives the same rows.
+    peak = jnp.argmax(jnp.abs(bases), axis=-1, keepdims=True)
+    flip = jnp.take_along_axis(bases, peak, axis=-1) < 0
+    return KSubspacesState(jnp.where(flip, -bases, bases)), info
+
+
+def _check_inputs(state: KSubspacesState, inputs: Array) -> None:
+    check_vectors("inputs", inputs, features=state.bases.shape[-1])
+
+
+def _responses(bases: Array, inputs: Array) -> Array:
+    """S-cells V_k x, `[num_subspaces, rank, batch]`."""
+    num_subspaces, rank, features = bases.shape
+    rows = bases.reshape(num_subspaces * rank, features)
+    product = jnp.matmul(rows, inputs.T, precision="highest")
+    return product.reshape(num_subspaces, rank, inputs.shape[0])
+
+
+def _gathered_scatter(responses: Array, inputs: Array, assignment: Array) -> Array:
+    """V_k X_kᵀ X_k from each subspace's own vectors only.
+
+    Vectors are ordered by subspace and cut into blocks of equal length, each filled up with zeros
+    so that it belongs to one subspace: static shapes, and 1/num_subspaces of the dense product.
+    """
+    num_subspaces, rank, batch = responses.shape
+    own = jnp.take_along_axis(responses, assignment[None, None], axis=0)[0].T  # [batch, rank]
+    order = jnp.argsort(assignment)
+    counts = jnp.sum(assignment == jnp.arange(num_subspaces)[:, None], axis=1, dtype=jnp.int32)
+    blocks = -(-counts // _GATHER_BLOCK)
+    last_block = jnp.cumsum(blocks)
+    num_blocks = batch // _GATHER_BLOCK + num_subspaces  # the most that any assignment needs
+    block = jnp.arange(num_blocks)
+    owner = jnp.sum(block[:, None] >= last_block, axis=1)
+    owner = jnp.minimum(owner, num_subspaces - 1)
+    start = (block - (last_block - blocks)[owner]) * _GATHER_BLOCK
+    place = start[:, None] + jnp.arange(_GATHER_BLOCK)
+    valid = (place < counts[owner][:, None]) & (block < last_block[-1])[:, None]
+    first = (jnp.cumsum(counts) - counts)[owner][:, None]
+    members = order[jnp.where(valid, first + place, 0)]
+    blockwise = jnp.einsum(
+        "nbr,nbd->nrd", jnp.where(valid[..., None], own[members], 0), inputs[members],
+        precision="highest",
+    )  # fmt: skip
+    owned = (owner == jnp.arange(num_subspaces)[:, None]).astype(inputs.dtype)
+    total = jnp.matmul(owned, blockwise.reshape(num_blocks, -1), precision="highest")
+    return total.reshape(num_subspaces, rank, inputs.shape[1])

@@ -1,0 +1,161 @@
+"""The contract shared by all rules, and how rules are stacked.
+
+A rule is three pure functions over a state that holds arrays only:
+
+    init(key, inputs) -> state
+    update(state, inputs, *, axis_name=None, **hyperparameters) -> (state, info)
+    encode(state, inputs) -> codes
+
+Under `jax.pmap`, `jax.shard_map` or `jax.vmap(..., axis_name=...)`, `update(..., axis_name=name)`
+sums its sufficient statistics over the axis, so that a sharded step is the step on the whole batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax
+
+
+class LearningRule(NamedTuple):
+    """A learning rule with its sizes and hyperparameters bound.
+
+    Attributes:
+      init: `init(key, inputs) -> state` from an example batch.
+      update: `update(state, inputs, *, axis_name=None, **hyperparameters) -> (state, info)`.
+      encode: `encode(state, inputs) -> codes`.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax
+      >>> from sul_jax import LearningRule, k_subspaces
+      >>> rule = LearningRule(
+      ...     partial(k_subspaces.init, num_subspaces=4, rank=2), k_subspaces.update, k_subspaces.encode
+      ... )
+      >>> inputs = jax.random.normal(jax.random.key(0), (100, 8))
+      >>> state, info = rule.update(rule.init(jax.random.key(1), inputs), inputs)
+      >>> rule.encode(state, inputs).shape
+      (100, 4)
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Any, Any]]
+    encode: Callable[..., Array]
+
+
+def stack(*rules: LearningRule) -> LearningRule:
+    """Rules on top of each other, each learning from the codes of the one below.
+
+    The state is a tuple, one state a rule. `encode` goes through as many rules as it is given
+    states, so `encode(states[:2], inputs)` is what the third rule sees. `update(states, inputs,
+    layer=i)` changes rule i alone (greedy training); without `layer` every rule takes a step, on
+    the codes of the states before the step. Further keyword arguments go to the updated rules.
+
+    Args:
+      *rules: from the input upwards.
+
+    Returns:
+      A `LearningRule`; its info is rule i's, or the tuple of all of them without `layer`.
+
+    Raises:
+      ValueError: no rules, more states than rules, or a `layer` without a state.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax
+      >>> from sul_jax import LearningRule, k_subspaces, stack
+      >>> def layer(num_subspaces):
+      ...     init = partial(k_subspaces.init, num_subspaces=num_subspaces, rank=2)
+      ...     return LearningRule(init, k_subspaces.update, k_subspaces.encode)
+      >>> net = stack(layer(6), layer(3))
+      >>> inputs = jax.random.normal(jax.random.key(0), (100, 8))
+      >>> states = net.init(jax.random.key(1), inputs)
+      >>> states, info = net.update(states, inputs, layer=1)
+      >>> net.encode(states[:1], inputs).shape, net.encode(states, inputs).shape
+      ((100, 6), (100, 3))
+    """
+    if not rules:
+        raise ValueError("stack() needs at least one rule, got none")
+
+    def init(key: Array, inputs: Array) -> tuple[Any, ...]:
+        states: list[Any] = []
+        for rule, rule_key in zip(rules, jax.random.split(key, len(rules)), strict=True):
+            states.append(rule.init(rule_key, inputs))
+            inputs = rule.encode(states[-1], inputs)
+        return tuple(states)
+
+    def update(
+        states: tuple[Any, ...],
+        inputs: Array,
+        *,
+        layer: int | None = None,
+        axis_name: str | None = None,
+        **hyperparameters: Any,
+    ) -> tuple[tuple[Any, ...], Any]:
+        check_depth(states)
+        if layer is not None:
+            if not 0 <= layer < len(states):
+                raise ValueError(
+                    f"layer={layer} is not accepted: it must be between 0 and {len(states) - 1}, "
+                    f"the rules that have a state"
+                )
+            inputs = encode(states[:layer], inputs)
+            state, info = rules[layer].update(states[layer], inputs, axis_name=axis_name, **hyperparameters)
+            return (*states[:layer], state, *states[layer + 1 :]), info
+        updated, infos = [], []
+        for rule, state in zip(rules, states, strict=False):
+            new_state, info = rule.update(state, inputs, axis_name=axis_name, **hyperparameters)
+            updated.append(new_state)
+            infos.append(info)
+            inputs = rule.encode(state, inputs)
+        return tuple(updated), tuple(infos)
+
+    def encode(states: tuple[Any, ...], inputs: Array) -> Array:
+        check_depth(states)
+        for rule, state in zip(rules, states, strict=False):
+            inputs = rule.encode(state, inputs)
+        return inputs
+
+    def check_depth(states: tuple[Any, ...]) -> None:
+        if len(states) > len(rules):
+            raise ValueError(f"got {len(states)} states for a stack of {len(rules)} rules")
+
+    return LearningRule(init, update, encode)
+
+
+def scan_updates(
+    update: Callable[..., tuple[Any, Any]],
+    state: Any,
+    inputs: Array,
+    indices: Array,
+    **per_step: Any,
+) -> tuple[Any, Any]:
+    """Minibatch steps `update(state, inputs[indices[i]])` for i = 0, 1, … as one `lax.scan`.
+
+    Args:
+      update: a rule's update with its fixed keyword arguments bound.
+      state: the state before the first step.
+      inputs: the data, `[num_examples, ...]`.
+      indices: `[num_steps, batch]`, the examples of each step.
+      **per_step: keyword arguments with a leading axis of steps, such as `warmup` or
+        `learning_rate`.
+
+    Returns:
+      The state after the last step and the infos with a leading axis of steps.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_subspaces, learning_rule
+      >>> inputs = jax.random.normal(jax.random.key(0), (120, 8))
+      >>> state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=4, rank=2)
+      >>> order = jax.random.permutation(jax.random.key(2), 120).reshape(4, 30)
+      >>> state, info = learning_rule.scan_updates(k_subspaces.update, state, inputs, order)
+      >>> info.energy.shape
+      (4,)
+    """
+
+    def step(state: Any, step_inputs: tuple[Array, dict[str, Any]]) -> tuple[Any, Any]:
+        batch, keywords = step_inputs
+        return update(state, inputs[batch], **keywords)
+
+    return lax.scan(step, state, (indices, per_step))

@@ -1,0 +1,199 @@
+"""Inference with a learned energy network."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+from flax import nnx
+from jax import Array
+from orbax.checkpoint import v1 as ocp
+
+from sul_jax import energy, k_means
+from sul_jax.k_subspaces import KSubspacesState
+from sul_jax.learning_rule import stack
+from sul_jax.whitening import ConvZCAState
+
+
+class Learned(nnx.Variable):  # type: ignore[misc, type-arg]
+    """An array that a learning rule found; not a parameter for gradient descent."""
+
+
+class EnergyNet(nnx.Module):
+    """A learned energy network: ConvZCA, energy layers, average pooling.
+
+    Holds learned states and calls the library's functions on them.
+
+    Attributes:
+      architecture: the sizes.
+      rescale: whether the layers rescale to the norm of their input patch.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[Any],
+        architecture: energy.EnergyArchitecture,
+        *,
+        rescale: bool = True,
+        centroids: Array | None = None,
+    ):
+        """Wraps learned states.
+
+        Args:
+          states: a `ConvZCAState` and one `KSubspacesState` a layer, as
+            `stack(*energy.network_rules(architecture))` has them.
+          architecture: the sizes that the states were learned with.
+          rescale: as in `energy.energy_layer`.
+          centroids: `[num_clusters, features]` of the codes, for `predict`.
+
+        Raises:
+          ValueError: the states do not fit the architecture.
+
+        Example:
+          >>> import jax
+          >>> from sul_jax import energy, nn, stack
+          >>> architecture = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(6, 2, 3, 5, 0),))
+          >>> images = jax.random.uniform(jax.random.key(0), (20, 8, 8, 1))
+          >>> states = stack(*energy.network_rules(architecture)).init(jax.random.key(1), images)
+          >>> net = nn.EnergyNet(states, architecture)
+          >>> net(images).shape
+          (20, 24)
+        """
+        _check_states(states, architecture)
+        self.architecture = nnx.static(architecture)
+        self.rescale = rescale
+        self.states = nnx.data(jax.tree.map(Learned, tuple(states)))
+        self.centroids = nnx.data(None if centroids is None else Learned(centroids))
+
+    def __call__(self, images: Array) -> Array:
+        """Pooled codes.
+
+        Args:
+          images: floating `[batch, height, width, channels]`.
+
+        Returns:
+          `[batch, 4 * num_subspaces]` of the last layer.
+        """
+        return energy.average_pool(self.feature_maps(images)).reshape(images.shape[0], -1)
+
+    def feature_maps(self, images: Array, *, num_layers: int | None = None) -> Array:
+        """Maps of an energy layer, the last by default; 0 gives the whitened images.
+
+        Args:
+          images: floating `[batch, height, width, channels]`.
+          num_layers: energy layers to go through.
+
+        Returns:
+          `[batch, height, width, num_subspaces]`.
+        """
+        depth = len(self.architecture.layers)
+        if num_layers is not None and not 0 <= num_layers <= depth:
+            raise ValueError(f"num_layers={num_layers} is not accepted: it must be 0 to {depth}")
+        rules = energy.network_rules(self.architecture, rescale=self.rescale)
+        states = self.learned_states()
+        used = states if num_layers is None else states[: num_layers + 1]
+        return stack(*rules).encode(used, images)
+
+    def predict(self, images: Array) -> Array:
+        """The cluster of each image, int32 `[batch]`.
+
+        Raises:
+          ValueError: the network has no centroids.
+        """
+        if self.centroids is None:
+            raise ValueError("predict needs centroids: give them to EnergyNet(..., centroids=...)")
+        return k_means.assign(self.centroids[...], self(images))
+
+    def learned_states(self) -> tuple[Any, ...]:
+        """The states as the library's functions take them."""
+        is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+        return jax.tree.map(lambda v: v[...], self.states, is_leaf=is_variable)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an Orbax checkpoint folder; an existing one is replaced.
+
+        Args:
+          path: the folder.
+        """
+        kernel, *layers = self.learned_states()
+        arrays = {"kernel": kernel.kernel, "bases": [layer.bases for layer in layers]}
+        if self.centroids is not None:
+            arrays["centroids"] = self.centroids[...]
+        metadata = {
+            "module": "EnergyNet",
+            "architecture": _to_json(self.architecture),
+            "rescale": self.rescale,
+        }
+        ocp.save(os.path.abspath(path), arrays, overwrite=True, custom_metadata=metadata)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        architecture: energy.EnergyArchitecture | None = None,
+    ) -> Self:
+        """Reads what `save` wrote.
+
+        Args:
+          path: the folder.
+          architecture: if given, the sizes that the checkpoint must have.
+
+        Raises:
+          ValueError: no such checkpoint, or one of another module or architecture.
+        """
+        folder = os.path.abspath(path)
+        if not os.path.isdir(folder):
+            raise ValueError(f"path={folder!r} is not a folder")
+        try:
+            stored = ocp.metadata(folder)
+        except Exception as error:  # Orbax raises several types for a folder that is not its own
+            raise ValueError(f"path={folder!r} is not a checkpoint: {error}") from None
+        metadata = stored.custom_metadata
+        if not isinstance(metadata, dict) or metadata.get("module") != "EnergyNet":
+            raise ValueError(f"path={folder!r} is not a checkpoint of an EnergyNet")
+        found = _from_json(metadata["architecture"])
+        if architecture is not None and found != architecture:
+            raise ValueError(f"path={folder!r} holds another architecture: {found}, expected {architecture}")
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        arrays = ocp.load(
+            folder,
+            jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                stored.metadata,
+            ),
+        )
+        layers = (KSubspacesState(bases) for bases in arrays["bases"])
+        return cls(
+            (ConvZCAState(arrays["kernel"]), *layers),
+            found,
+            rescale=metadata["rescale"],
+            centroids=arrays.get("centroids"),
+        )
+
+
+def _check_states(states: Sequence[Any], architecture: energy.EnergyArchitecture) -> None:
+    expected = 1 + len(architecture.layers)
+    if len(states) != expected:
+        raise ValueError(
+            f"states holds {len(states)} states, but the architecture has ConvZCA and "
+            f"{expected - 1} energy layers"
+        )
+    channels = states[0].kernel.shape[-1]
+    for index, (state, layer) in enumerate(zip(states[1:], architecture.layers, strict=True), 1):
+        shape = (layer.num_subspaces, layer.rank, layer.kernel_size**2 * channels)
+        if tuple(state.bases.shape) != shape:
+            raise ValueError(
+                f"the bases of layer {index} have shape {tuple(state.bases.shape)}, "
+                f"but the architecture asks for {shape}"
+            )
+        channels = layer.num_subspaces
+
+
+def _to_json(architecture: energy.EnergyArchitecture) -> dict[str, Any]:
+    return {**architecture._asdict(), "layers": [layer._asdict() for layer in architecture.layers]}
+
+
+def _from_json(stored: dict[str, Any]) -> energy.EnergyArchitecture:
+    layers = tuple(energy.EnergyLayer(**layer) for layer in stored["layers"])
+    return energy.EnergyArchitecture(**{**stored, "layers": layers})

@@ -1,0 +1,143 @@
+"""Convolutional ZCA whitening (Luther & Seung 2022, sections 3 and D)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sul_jax import patches
+from sul_jax._check import check_images, check_integer
+from sul_jax.learning_rule import LearningRule
+
+
+class ConvZCAState(NamedTuple):
+    """The whitening kernel: `[kernel_size, kernel_size, channels, channels]`, input channel third."""
+
+    kernel: Array
+
+
+def conv_zca_kernel(
+    images: Array, *, kernel_size: int, num_components: int, axis_name: str | None = None
+) -> Array:
+    """Convolution kernel that whitens each pixel against its neighbourhood.
+
+    With eigenvalues λ₁ ≥ λ₂ ≥ … and eigenvectors uᵢ of the uncentred second moment of all
+    un-padded patches, W = I + Σ_{i<n} (√(λₙ/λᵢ) − 1) uᵢuᵢᵀ sets the n − 1 largest eigenvalues equal
+    to the n-th and passes the rest unchanged; the kernel is the row of W that gives the patch's
+    central pixel. Of the readings that the paper's "pixel-pixel correlation matrix" allows, this
+    one gives its printed ratio of DC to centre (eq. 8): 0.096 against 0.10 on MNIST.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      kernel_size: side of the patch; 1 to the image's side.
+      num_components: n, from 0 to `kernel_size² · channels`; 0 and 1 leave images unchanged.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      `[kernel_size, kernel_size, channels, channels]`, for `conv_zca`.
+
+    Raises:
+      ValueError: no patch fits, or `num_components` is out of range.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import whitening
+      >>> images = jax.random.uniform(jax.random.key(0), (20, 12, 12, 1))
+      >>> whitening.conv_zca_kernel(images, kernel_size=5, num_components=4).shape
+      (5, 5, 1, 1)
+    """
+    height, width = patches.check_window(images, kernel_size=kernel_size, padding=0)
+    channels = images.shape[-1]
+    size = kernel_size**2 * channels
+    check_integer(
+        "num_components", num_components, low=0, high=size,
+        why=f" (kernel_size² · channels = {kernel_size}² · {channels})",
+    )  # fmt: skip
+
+    def second_moment(chunk: Array) -> Array:
+        vectors = patches.extract(chunk, kernel_size=kernel_size).reshape(-1, size)
+        return jnp.matmul(vectors.T, vectors, precision="highest")
+
+    per_image = height * width * size * images.dtype.itemsize
+    moments = patches.map_chunks(second_moment, images, bytes_per_image=per_image)
+    moment = jnp.sum(moments, axis=0) / (images.shape[0] * height * width)
+    if axis_name is not None:
+        moment = lax.pmean(moment, axis_name)
+    values, vectors = jnp.linalg.eigh(moment)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    smallest = np.finfo(values.dtype).tiny
+    values = jnp.maximum(values, smallest)
+    target = values[max(num_components - 1, 0)]
+    attenuated = jnp.arange(size) < num_components - 1
+    gains = jnp.where(attenuated, jnp.sqrt(target / values), 1.0)
+    whiten = jnp.matmul(vectors * gains, vectors.T, precision="highest")
+    centre = kernel_size // 2
+    rows = whiten.reshape(kernel_size, kernel_size, channels, size)[centre, centre]
+    return rows.T.reshape(kernel_size, kernel_size, channels, channels)
+
+
+def conv_zca(images: Array, kernel: Array) -> Array:
+    """Convolves reflection-padded images with a whitening kernel; the size is kept.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      kernel: from `conv_zca_kernel`.
+
+    Returns:
+      `[batch, height, width, channels]`.
+
+    Raises:
+      ValueError: channels differ, or the kernel reaches past the reflected image.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import whitening
+      >>> whitening.conv_zca(jnp.ones((2, 8, 8, 1)), jnp.ones((3, 3, 1, 1)) / 9).shape
+      (2, 8, 8, 1)
+    """
+    check_images("images", images)
+    if images.shape[-1] != kernel.shape[2]:
+        raise ValueError(
+            f"images has {images.shape[-1]} channels, but the kernel was made for {kernel.shape[2]}"
+        )
+    before = kernel.shape[0] // 2
+    after = kernel.shape[0] - 1 - before
+    if before >= min(images.shape[1:3]):
+        raise ValueError(
+            f"a kernel of {kernel.shape[0]} pixels needs images larger than {before} pixels for "
+            f"reflection padding, got {images.shape[1]}×{images.shape[2]}"
+        )
+    padded = jnp.pad(images, ((0, 0), (before, after), (before, after), (0, 0)), mode="reflect")
+    return lax.conv_general_dilated(
+        padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )  # fmt: skip
+
+
+def conv_zca_rule(*, kernel_size: int, num_components: int) -> LearningRule:
+    """ConvZCA as the bottom of a stack: learned once by `init` from all the images it is given.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import whitening
+      >>> rule = whitening.conv_zca_rule(kernel_size=5, num_components=4)
+      >>> images = jax.random.uniform(jax.random.key(0), (20, 12, 12, 1))
+      >>> rule.encode(rule.init(jax.random.key(1), images), images).shape
+      (20, 12, 12, 1)
+    """
+
+    def init(key: Array, images: Array) -> ConvZCAState:
+        del key  # nothing is random here; the argument is the rules' common signature
+        return ConvZCAState(conv_zca_kernel(images, kernel_size=kernel_size, num_components=num_components))
+
+    def update(
+        state: ConvZCAState, images: Array, *, axis_name: str | None = None
+    ) -> tuple[ConvZCAState, tuple[()]]:
+        del images, axis_name
+        return state, ()
+
+    def encode(state: ConvZCAState, images: Array) -> Array:
+        return conv_zca(images, state.kernel)
+
+    return LearningRule(init, update, encode)

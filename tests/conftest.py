@@ -1,0 +1,25 @@
+"""Eight virtual CPU devices and the folder of real data, before jax starts."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import pytest
+
+_NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave the user's cache alone."""
+    os.environ.setdefault("SUL_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data sets; skips the test where there is none."""
+    found = Path(os.environ.get("SUL_JAX_DATA", _NEIGHBOUR))
+    if not found.is_dir():
+        pytest.skip("no real data: set SUL_JAX_DATA to a folder of data sets")
+    return found

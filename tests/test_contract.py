@@ -1,0 +1,185 @@
+"""Every rule keeps the contract: one signature, one compilation, every parallel form exact."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sul_jax import LearningRule, energy, k_subspaces, stack, whitening
+
+
+class Case(NamedTuple):
+    rule: LearningRule
+    inputs: Callable[[], jax.Array]
+    module: Any = None
+
+
+def vectors() -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (64, 12))
+
+
+def images() -> jax.Array:
+    return jax.random.uniform(jax.random.key(0), (16, 8, 8, 2))
+
+
+LAYER = energy.EnergyLayer(num_subspaces=5, rank=2, num_winners=3, kernel_size=3, padding=1)
+CASES = {
+    "k_subspaces": Case(
+        LearningRule(
+            partial(k_subspaces.init, num_subspaces=5, rank=2),
+            k_subspaces.update,
+            k_subspaces.encode,
+        ),
+        vectors,
+        k_subspaces,
+    ),
+    "k_subspaces gathered": Case(  # enough rows for the gathered second product
+        LearningRule(
+            partial(k_subspaces.init, num_subspaces=20, rank=7),
+            k_subspaces.update,
+            k_subspaces.encode,
+        ),
+        vectors,
+        k_subspaces,
+    ),
+    "energy layer": Case(energy.layer_rule(LAYER), images, energy),
+    "conv_zca": Case(whitening.conv_zca_rule(kernel_size=3, num_components=4), images),
+    "stack": Case(
+        stack(
+            whitening.conv_zca_rule(kernel_size=3, num_components=4),
+            energy.layer_rule(LAYER),
+            energy.layer_rule(LAYER._replace(kernel_size=5, padding=0)),
+        ),
+        images,
+    ),
+}
+pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def begin(case: Case) -> tuple[Any, jax.Array]:
+    inputs = case.inputs()
+    return case.rule.init(jax.random.key(1), inputs), inputs
+
+
+def invariant(case: Case, state: Any) -> Any:
+    """A subspace's projector instead of its basis, whose rows may turn with rounding."""
+
+    def projector(leaf: jax.Array) -> jax.Array:
+        return jnp.einsum("krd,kre->kde", leaf, leaf) if leaf.ndim == 3 else leaf
+
+    del case
+    return jax.tree.map(projector, state)
+
+
+def assert_same(case: Case, got: Any, expected: Any) -> None:
+    (state, info), (expected_state, expected_info) = got, expected
+    chex.assert_trees_all_close(invariant(case, state), invariant(case, expected_state), rtol=2e-3, atol=2e-4)
+    chex.assert_trees_all_close(info, expected_info, rtol=1e-4, atol=1e-5)
+
+
+def test_signature(case: Case) -> None:
+    if case.module is None:
+        pytest.skip("a rule built from parts has no module of its own")
+    init = inspect.signature(case.module.init).parameters
+    assert next(iter(init)) == "key"
+    update = list(inspect.signature(case.module.update).parameters.values())
+    assert update[0].name == "state"
+    assert update[-1].name == "axis_name"
+    assert update[-1].default is None
+    assert all(p.kind is p.KEYWORD_ONLY for p in update[2:])
+
+
+def test_types_and_finite(case: Case) -> None:
+    state, inputs = begin(case)
+    new_state, info = case.rule.update(state, inputs)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+    chex.assert_tree_all_finite((new_state, info))
+    codes = case.rule.encode(new_state, inputs)
+    assert codes.shape[0] == inputs.shape[0]
+    chex.assert_tree_all_finite(codes)
+
+
+def test_jit_equals_eager(case: Case) -> None:
+    state, inputs = begin(case)
+    assert_same(case, jax.jit(case.rule.update)(state, inputs), case.rule.update(state, inputs))
+    chex.assert_trees_all_close(
+        jax.jit(case.rule.encode)(state, inputs), case.rule.encode(state, inputs), atol=1e-5
+    )
+
+
+def test_one_compilation(case: Case) -> None:
+    state, inputs = begin(case)
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(case.rule.update, n=1)
+    step = jax.jit(traced)
+    for _ in range(5):
+        state, _ = step(state, inputs)
+
+
+def test_scan(case: Case) -> None:
+    state, inputs = begin(case)
+    scanned, _ = jax.lax.scan(lambda s, _: case.rule.update(s, inputs), state, length=3)
+    for _ in range(3):
+        state, _ = case.rule.update(state, inputs)
+    chex.assert_trees_all_close(invariant(case, scanned), invariant(case, state), rtol=2e-3, atol=2e-4)
+
+
+def test_vmap_over_keys(case: Case) -> None:
+    inputs = case.inputs()
+    keys = jax.random.split(jax.random.key(3), 3)
+    states = jax.vmap(lambda key: case.rule.init(key, inputs))(keys)
+    together = jax.vmap(case.rule.update, in_axes=(0, None))(states, inputs)
+    for index in range(3):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], (states, together))
+        assert_same(case, one[1], case.rule.update(one[0], inputs))
+
+
+def split(inputs: jax.Array, number: int) -> jax.Array:
+    return inputs.reshape(number, -1, *inputs.shape[1:])
+
+
+def test_vmap_axis_name(case: Case) -> None:
+    state, inputs = begin(case)
+    step = partial(case.rule.update, axis_name="batch")
+    got = jax.vmap(step, in_axes=(None, 0), axis_name="batch")(state, split(inputs, 8))
+    first = jax.tree.map(lambda leaf: leaf[0], got)
+    assert_same(case, first, case.rule.update(state, inputs))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pmap(case: Case) -> None:
+    state, inputs = begin(case)
+    step = partial(case.rule.update, axis_name="batch")
+    got = jax.pmap(step, in_axes=(None, 0), axis_name="batch")(state, split(inputs, 8))
+    first = jax.tree.map(lambda leaf: leaf[0], got)
+    assert_same(case, first, case.rule.update(state, inputs))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map(case: Case, check_vma: bool) -> None:
+    state, inputs = begin(case)
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    step = jax.shard_map(
+        partial(case.rule.update, axis_name="batch"),
+        mesh=mesh,
+        in_specs=(P(), P("batch")),
+        out_specs=P(),
+        check_vma=check_vma,
+    )
+    assert_same(case, jax.jit(step)(state, inputs), case.rule.update(state, inputs))
+
+
+def test_jit_over_sharded_batch(case: Case) -> None:
+    state, inputs = begin(case)
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    sharded = jax.device_put(inputs, NamedSharding(mesh, P("batch")))
+    got = jax.jit(case.rule.update)(state, sharded)
+    assert_same(case, jax.device_get(got), jax.device_get(case.rule.update(state, inputs)))

@@ -1,0 +1,191 @@
+import gzip
+import hashlib
+import shutil
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.data import DataError
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory with twelve random images as MNIST's original files."""
+    monkeypatch.setenv("SUL_JAX_CACHE", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    original = data.ORIGINALS["mnist"]
+    files = {}
+    for split, number in (("train", 8), ("test", 4)):
+        pair = []
+        for (name, _), shape in zip(original.files[split], ((number, 28, 28), (number,)), strict=True):
+            path = tmp_path / "data" / "mnist" / name
+            high = 256 if len(shape) == 3 else 10
+            write_idx(path, generator.integers(0, high, shape))
+            pair.append((name, hashlib.sha256(path.read_bytes()).hexdigest()))
+        files[split] = tuple(pair)
+    monkeypatch.setitem(data.ORIGINALS, "mnist", original._replace(files=files))
+    return tmp_path / "data"
+
+
+def test_originals_through_tfds_and_cache(small_mnist: Path, tmp_path: Path) -> None:
+    first = data.load("mnist", small_mnist)
+    assert first.train_images.shape == (8, 28, 28, 1)
+    assert first.train_images.dtype == np.uint8
+    expected = data.read_idx(small_mnist / "mnist" / "t10k-images-idx3-ubyte.gz")
+    np.testing.assert_array_equal(first.test_images[..., 0], expected)  # in the original order
+    # What tfds prepared is plain tfds data, usable as a data directory of its own.
+    again = data.load("mnist", tmp_path / "cache" / "tfds")
+    np.testing.assert_array_equal(again.train_images, first.train_images)
+    np.testing.assert_array_equal(again.train_labels, first.train_labels)
+    # The decoded cache serves later calls, and a damaged one is made again.
+    for entry in (tmp_path / "cache" / "decoded").iterdir():
+        entry.write_bytes(b"not an archive")
+    np.testing.assert_array_equal(data.load("mnist", small_mnist).train_images, first.train_images)
+    assert data.load("auto", small_mnist).name == "mnist"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupt", "missing"])
+def test_damaged_originals(small_mnist: Path, damage: str) -> None:
+    data.load("mnist", small_mnist)  # even where good data are cached
+    path = small_mnist / "mnist" / "train-images-idx3-ubyte.gz"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-100] if damage == "truncated" else content[:-1] + b"x" * 9)
+    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz"):
+        data.load("mnist", small_mnist)
+    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz"):
+        data.load("auto", small_mnist)
+
+
+def test_read_idx_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 5) + b"abc"))
+    with pytest.raises(DataError, match=r"announces shape \(5,\), but 3 values follow"):
+        data.read_idx(path)
+    path.write_bytes(gzip.compress(b"PNG!"))
+    with pytest.raises(DataError, match="not an IDX file"):
+        data.read_idx(path)
+    path.write_bytes(b"plain")
+    with pytest.raises(DataError, match="not a complete gzip file"):
+        data.read_idx(path)
+
+
+def test_auto_falls_back_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SUL_JAX_CACHE", str(tmp_path))
+    monkeypatch.delenv("SUL_JAX_DATA", raising=False)
+    monkeypatch.setitem(data.ORIGINALS, "mnist", data.ORIGINALS["mnist"]._replace(url="http://127.0.0.1:9/"))
+    start = time.monotonic()
+    assert data.load("auto").name == "digits"
+    assert time.monotonic() - start < 10
+    assert capsys.readouterr().out.count("\n") == 1
+    with pytest.raises(DataError, match="mnist is not in the data directory .* could not be fetched"):
+        data.load("mnist")
+
+
+def test_digits() -> None:
+    digits = data.load("digits")
+    assert digits.train_images.shape == (1797, 28, 28, 1)
+    assert digits.train_images.dtype == np.uint8
+    assert sorted(set(digits.train_labels.tolist())) == list(range(10))
+
+
+def test_own_npz(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, images=np.zeros((5, 6, 7), np.float64), labels=np.arange(5))
+    mine = data.load(str(path))
+    assert mine.name == "mine"
+    assert mine.train_images.shape == (5, 6, 7, 1)
+    assert mine.train_images.dtype == np.float32
+    np.savez(path, images=np.zeros((5, 6, 7, 3), np.uint8))
+    assert data.load(str(path)).train_labels is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": np.zeros((2, 3, 3))}, "no array named 'images'"),
+        ({"images": np.zeros((2, 3))}, r"got \(2, 3\)"),
+        ({"images": np.zeros((0, 3, 3))}, r"none of them zero; got \(0, 3, 3, 1\)"),
+        ({"images": np.full((2, 3, 3), np.nan)}, "18 NaN or infinite pixels"),
+        ({"images": np.full((2, 3, 3), np.inf)}, "18 NaN or infinite pixels"),
+        ({"images": np.zeros((2, 3, 3), np.int64)}, "uint8 or floating, got int64"),
+        ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3, int)}, "must be 2 integers"),
+    ],
+)
+def test_bad_npz(tmp_path: Path, arrays: dict, message: str) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=message):
+        data.load(str(path))
+
+
+def test_unusable_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'imagenet' is unknown; accepted: auto, mnist"):
+        data.load("imagenet")
+    with pytest.raises(DataError, match="does not exist"):
+        data.load(str(tmp_path / "none.npz"))
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(DataError, match="not a readable"):
+        data.load(str(tmp_path / "text.npz"))
+    with pytest.raises(DataError, match="is not a folder"):
+        data.load("mnist", tmp_path / "nowhere")
+
+
+def test_atomic_path_leaves_nothing_half_written(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def interrupted() -> None:
+        with data.atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_real_originals_are_verified(data_dir: Path, name: str, tmp_path: Path) -> None:
+    folder = data_dir / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name} in {data_dir}")
+    arrays = data._read_originals(name, folder)
+    assert arrays["train"][0].shape == (60_000, 28, 28)
+    assert arrays["test"][1].shape == (10_000,)
+    copy = tmp_path / name
+    copy.mkdir()
+    for file in folder.iterdir():
+        shutil.copyfile(file, copy / file.name)
+    first = next(iter(data.ORIGINALS[name].files.values()))[0][0]
+    with open(copy / first, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(DataError, match=first):
+        data._read_originals(name, copy)
+
+
+@pytest.mark.data
+def test_mnist_second_start_takes_under_a_second(data_dir: Path) -> None:
+    if not (data_dir / "mnist").is_dir():
+        pytest.skip(f"no mnist in {data_dir}")
+    first = data.load("mnist", data_dir)
+    again = data.load("mnist", data_dir)
+    np.testing.assert_array_equal(first.train_images, again.train_images)
+    assert first.train_labels is not None
+    assert first.train_labels[:5].tolist() == [5, 0, 4, 1, 9]

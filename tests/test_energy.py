@@ -1,0 +1,240 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sul_jax import energy, k_subspaces, patches, stack, whitening
+
+
+def images(seed: int = 0, shape: tuple[int, ...] = (3, 7, 6, 2)) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def naive_patches(x: np.ndarray, size: int, padding: int) -> np.ndarray:
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    b, h, w, _ = x.shape
+    rows = [
+        [x[:, i : i + size, j : j + size].reshape(b, -1) for j in range(w - size + 1)]
+        for i in range(h - size + 1)
+    ]
+    return np.moveaxis(np.array(rows), 2, 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(1, 6), padding=st.integers(0, 3))
+def test_patches_against_loop(size: int, padding: int) -> None:
+    x = images()
+    expected = naive_patches(np.asarray(x), size, padding)
+    got = patches.extract(x, kernel_size=size, padding=padding)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(
+        patches.norms(x, kernel_size=size, padding=padding),
+        np.linalg.norm(expected, axis=-1),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("number", [1, 50])  # by patch rows, by whole patches
+@pytest.mark.parametrize(("size", "padding"), [(5, 1), (4, 2), (1, 0)])
+def test_products_with_all_patches(number: int, size: int, padding: int) -> None:
+    x = images(shape=(3, 9, 8, 7))
+    window = {"kernel_size": size, "padding": padding}
+    vectors = patches.extract(x, **window).reshape(-1, size**2 * 7)
+    kernels = jax.random.normal(jax.random.key(1), (number, vectors.shape[1]))
+    weights = jax.random.normal(jax.random.key(2), (number, vectors.shape[0]))
+    np.testing.assert_allclose(patches.project(x, kernels, **window), kernels @ vectors.T, atol=1e-3)
+    np.testing.assert_allclose(patches.back_project(x, weights, **window), weights @ vectors, atol=1e-3)
+
+
+def test_sample_takes_distinct_patches_that_are_not_blank() -> None:
+    x = jnp.zeros((2, 6, 6, 1)).at[1, 2, 3, 0].set(1.0)  # nine 3×3 patches see the pixel
+    taken = patches.sample(jax.random.key(0), x, num_patches=9, kernel_size=3, padding=1)
+    np.testing.assert_array_equal(jnp.sort(jnp.argmax(taken, axis=1)), jnp.arange(9))
+    with pytest.raises(ValueError, match="num_patches=73 exceeds the 72 patches"):
+        patches.sample(jax.random.key(0), x, num_patches=73, kernel_size=3, padding=1)
+
+
+def test_map_chunks_is_exact_with_a_ragged_last_chunk() -> None:
+    x = images(shape=(7, 4, 4, 1))
+    doubled = patches.map_chunks(lambda c: 2 * c, x, bytes_per_image=64, max_bytes=200)
+    assert doubled.shape[0] == 3
+    np.testing.assert_array_equal(doubled.reshape(-1, 4, 4, 1)[:7], 2 * x)
+
+
+@pytest.mark.parametrize("num_winners", [1, 3, 4, 7, 8])
+def test_adaptive_threshold_against_sort(num_winners: int) -> None:
+    f = np.random.default_rng(0).random((5, 3, 8)).astype(np.float32)
+    f[0, 0] = 0  # blank
+    f[1, 1] = 0.5  # all tied
+    f[2, 2, :4] = 0.9  # ties across the threshold
+    ordered = np.sort(f, axis=-1)[..., ::-1]
+    tau = ordered[..., num_winners : num_winners + 1] if num_winners < 8 else 0
+    got = energy.adaptive_threshold(jnp.asarray(f), num_winners=num_winners)
+    np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
+
+
+def test_adaptive_threshold_of_one_vector() -> None:
+    got = energy.adaptive_threshold(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2)
+    assert got.tolist() == [0, 2, 0, 1]
+
+
+@pytest.mark.parametrize("num_winners", [0, 9])
+def test_bad_num_winners(num_winners: int) -> None:
+    with pytest.raises(ValueError, match=f"num_winners={num_winners} .* between 1 and 8"):
+        energy.adaptive_threshold(jnp.ones((2, 8)), num_winners=num_winners)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_layer_against_loop(rescale: bool) -> None:
+    x = images().at[0].set(0)
+    key = jax.random.key(1)
+    sizes = {"kernel_size": 3, "padding": 1}
+    bases = energy.init(key, x, num_subspaces=5, rank=2, **sizes).bases
+    got = energy.energy_layer(x, bases, num_winners=2, rescale=rescale, **sizes)
+    vectors = naive_patches(np.asarray(x), 3, 1)
+    expected = np.zeros((*vectors.shape[:3], 5))
+    for index in np.ndindex(*vectors.shape[:3]):
+        norms = np.array([np.linalg.norm(v @ vectors[index]) for v in np.asarray(bases)])
+        f = np.maximum(norms - np.sort(norms)[-3], 0)
+        if rescale and np.linalg.norm(f) > 0:
+            f = f / np.linalg.norm(f) * np.linalg.norm(vectors[index])
+        expected[index] = f
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    assert (np.count_nonzero(got, axis=-1) <= 2).all()
+    assert not np.any(got[0])
+
+
+def test_layer_is_scale_equivariant() -> None:
+    x = images()
+    sizes = {"kernel_size": 3, "padding": 1}
+    bases = energy.init(jax.random.key(1), x, num_subspaces=5, rank=2, **sizes).bases
+    one = energy.energy_layer(x, bases, num_winners=2, **sizes)
+    np.testing.assert_allclose(
+        energy.energy_layer(10 * x, bases, num_winners=2, **sizes), 10 * one, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_update_is_k_subspaces_on_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images(shape=(5, 7, 6, 2))
+    sizes = {"kernel_size": 3, "padding": 1}
+    state = energy.init(jax.random.key(1), x, num_subspaces=5, rank=2, **sizes)
+    vectors = patches.extract(x, **sizes).reshape(-1, 18)
+    expected, expected_info = k_subspaces.update(state, vectors)
+    # Two images at a time: three chunks, the last one filled up.
+    monkeypatch.setattr(patches, "chunk_bytes", lambda: 2 * 7 * 6 * 18 * 4)
+    got, info = energy.update(state, x, **sizes)
+    np.testing.assert_allclose(got.bases, expected.bases, atol=1e-4)
+    np.testing.assert_allclose(info.energy, expected_info.energy, rtol=1e-5)
+    assert info.counts.tolist() == expected_info.counts.tolist()
+
+
+def test_average_pool() -> None:
+    x = jnp.arange(49.0).reshape(1, 7, 7, 1)
+    y = np.arange(49.0).reshape(7, 7)
+    expected = [[y[:4, :4].mean(), y[:4, 4:].mean()], [y[4:, :4].mean(), y[4:, 4:].mean()]]
+    np.testing.assert_allclose(energy.average_pool(x)[0, :, :, 0], expected)
+    with pytest.raises(ValueError, match="at least 2×2"):
+        energy.average_pool(jnp.ones((1, 1, 4, 1)))
+
+
+@pytest.mark.parametrize("name", energy.ARCHITECTURES)
+def test_published_architectures_fit_28_by_28_images(name: str) -> None:
+    architecture = energy.ARCHITECTURES[name]
+    net = stack(*energy.network_rules(architecture))
+    image = jax.ShapeDtypeStruct((4, 28, 28, 1), jnp.float32)
+    out = jax.eval_shape(lambda x: net.encode(net.init(jax.random.key(0), x), x), image)
+    assert out.shape[-1] == architecture.layers[-1].num_subspaces
+    assert len(architecture.layers) == int(name[0])
+
+
+def test_greedy_update_touches_one_layer() -> None:
+    layer = energy.EnergyLayer(4, 2, 2, 3, 0)
+    net = stack(energy.layer_rule(layer), energy.layer_rule(layer))
+    x = images()
+    states = net.init(jax.random.key(0), x)
+    new, info = net.update(states, x, layer=1, warmup=True)
+    assert new[0] is states[0]
+    below = net.encode(states[:1], x)
+    expected, _ = energy.update(states[1], below, kernel_size=3, padding=0, warmup=True)
+    np.testing.assert_allclose(new[1].bases, expected.bases, atol=1e-5)
+    assert info.counts.shape == (4,)
+    with pytest.raises(ValueError, match="layer=2 is not accepted"):
+        net.update(states, x, layer=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, v: energy.energy_layer(x[0], v, kernel_size=3, padding=0, num_winners=1),
+         r"images must have shape \[batch, height, width, channels\], got 3 axes"),
+        (lambda x, v: energy.energy_layer(x[..., :1], v, kernel_size=3, padding=0, num_winners=1),
+         "18 features .* 1 channels have 9"),
+        (lambda x, v: energy.energy_layer(x, v, kernel_size=9, padding=1, num_winners=1),
+         "kernel_size=9 is larger than the padded image"),
+        (lambda x, v: energy.energy_layer(x, v, kernel_size=3, padding=0, num_winners=6),
+         "num_winners=6"),
+        (lambda x, v: energy.init(jax.random.key(0), x, num_subspaces=2, rank=19, kernel_size=3, padding=0),
+         "rank=19 .* between 1 and 18"),
+        (lambda x, v: energy.init(jax.random.key(0), x, num_subspaces=61, rank=2, kernel_size=3, padding=0),
+         "num_subspaces=61 .* hold 60 patches"),
+        (lambda x, v: energy.init(jax.random.key(0), x[:0], num_subspaces=2, rank=2, kernel_size=3,
+                                  padding=0),
+         "images is empty"),
+        (lambda x, v: energy.update(energy.KSubspacesState(v), x[..., :1], kernel_size=3, padding=0),
+         "18 features"),
+        (lambda x, v: whitening.conv_zca_kernel(x, kernel_size=3, num_components=19),
+         "num_components=19 .* between 0 and 18"),
+        (lambda x, v: whitening.conv_zca_kernel(x, kernel_size=8, num_components=1),
+         "kernel_size=8 is larger than the padded image"),
+        (lambda x, v: whitening.conv_zca(x, jnp.ones((3, 3, 1, 1))), "images has 2 channels"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, message: str) -> None:
+    x = images(shape=(3, 7, 6, 2))
+    v = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (5, 18, 2)))[0].mT
+    with pytest.raises(ValueError, match=message):
+        call(x, v)
+
+
+class TestWhitening:
+    def test_levels_the_largest_eigenvalues(self) -> None:
+        """Applied to whole patches, W gives eigenvalues λₙ, …, λₙ, λₙ₊₁, …: checked on its centre."""
+        x = np.random.default_rng(0).normal(size=(300, 9, 9, 1)).cumsum(1).cumsum(2)
+        x = x.astype(np.float32)
+        n = 4
+        kernel = whitening.conv_zca_kernel(jnp.asarray(x), kernel_size=3, num_components=n)
+        vectors = naive_patches(x, 3, 0).reshape(-1, 9).astype(np.float64)
+        moment = vectors.T @ vectors / len(vectors)
+        values, basis = np.linalg.eigh(moment)
+        values, basis = values[::-1], basis[:, ::-1]
+        gains = np.where(np.arange(9) < n - 1, np.sqrt(values[n - 1] / values), 1)
+        expected = (basis * gains) @ basis.T
+        np.testing.assert_allclose(kernel.ravel(), expected[4], rtol=1e-3, atol=1e-4)
+        levelled = np.linalg.eigvalsh(expected @ moment @ expected.T)[::-1]
+        np.testing.assert_allclose(levelled[:n], values[n - 1], rtol=1e-3)
+
+    @pytest.mark.parametrize("num_components", [0, 1])
+    def test_identity(self, num_components: int) -> None:
+        x = images()
+        kernel = whitening.conv_zca_kernel(x, kernel_size=3, num_components=num_components)
+        np.testing.assert_allclose(whitening.conv_zca(x, kernel), x, atol=1e-4)
+
+    def test_reflection_padding(self) -> None:
+        x = np.asarray(images())
+        kernel = np.random.default_rng(0).normal(size=(4, 4, 2, 2)).astype(np.float32)
+        padded = np.pad(x, ((0, 0), (2, 1), (2, 1), (0, 0)), mode="reflect")
+        expected = naive_patches(padded, 4, 0) @ kernel.reshape(-1, 2)
+        got = whitening.conv_zca(jnp.asarray(x), jnp.asarray(kernel))
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+
+    def test_sharded_kernel_is_the_whole_batchs(self) -> None:
+        x = images(shape=(16, 7, 6, 2))
+        fit = lambda y: whitening.conv_zca_kernel(  # noqa: E731
+            y, kernel_size=3, num_components=4, axis_name="b"
+        )
+        got = jax.vmap(fit, axis_name="b")(x.reshape(4, 4, 7, 6, 2))[0]
+        expected = whitening.conv_zca_kernel(x, kernel_size=3, num_components=4)
+        np.testing.assert_allclose(got, expected, atol=1e-4)

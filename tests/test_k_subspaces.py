@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sul_jax import k_subspaces
+from sul_jax.k_subspaces import KSubspacesState
+
+
+def orthonormal(bases: jax.Array) -> None:
+    gram = np.einsum("krd,ksd->krs", bases, bases)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(gram.shape[1]), gram.shape), atol=1e-5)
+
+
+def naive_update(bases: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, float]:
+    """Algorithm 1, one vector at a time, in float64. Returns the projectors and the energy."""
+    residuals = np.array([[np.sum((x - v.T @ v @ x) ** 2) for v in bases] for x in inputs])
+    owner = residuals.argmin(1)
+    projectors = []
+    for k, v in enumerate(bases):
+        x = inputs[owner == k]
+        u, _, _ = np.linalg.svd(x.T @ x @ v.T, full_matrices=False)
+        projectors.append(u @ u.T)
+    return np.array(projectors), residuals.min(1).mean()
+
+
+@pytest.mark.parametrize(("num_subspaces", "rank"), [(4, 2), (20, 7)])  # dense, gathered
+def test_equals_naive_loop(num_subspaces: int, rank: int) -> None:
+    inputs = jax.random.normal(jax.random.key(0), (1000, 10))
+    state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=num_subspaces, rank=rank)
+    projectors, energy = naive_update(np.float64(state.bases), np.float64(inputs))
+    new, info = k_subspaces.update(state, inputs)
+    got = np.einsum("krd,kre->kde", new.bases, new.bases)
+    np.testing.assert_allclose(got, projectors, atol=2e-3)
+    np.testing.assert_allclose(info.energy, energy, rtol=1e-5)
+    assert info.counts.sum() == 1000
+    orthonormal(new.bases)
+
+
+def test_case_by_hand() -> None:
+    # Two lines in the plane; three vectors near the first axis, one on the second.
+    state = KSubspacesState(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    inputs = jnp.array([[2.0, 1.0], [2.0, -1.0], [1.0, 0.0], [0.0, 3.0]])
+    new, info = k_subspaces.update(state, inputs)
+    assert info.counts.tolist() == [3, 1]
+    np.testing.assert_allclose(info.energy, (1 + 1 + 0 + 0) / 4)
+    # X₀ᵀX₀v = (9, 0): the line stays where it is.
+    np.testing.assert_allclose(np.abs(new.bases[0, 0]), [1, 0], atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.sampled_from([13, 60]),
+    num_subspaces=st.sampled_from([1, 5, 13]),
+    rank=st.sampled_from([1, 3, 6]),
+)
+def test_full_batch_energy_never_rises(seed: int, batch: int, num_subspaces: int, rank: int) -> None:
+    data_key, key = jax.random.split(jax.random.key(seed))
+    inputs = jax.random.normal(data_key, (batch, 6)) * jnp.array([5.0, 3, 1, 1, 0.1, 0])
+    state = k_subspaces.init(key, inputs, num_subspaces=num_subspaces, rank=rank)
+    energies = []
+    for _ in range(6):
+        state, info = k_subspaces.update(state, inputs)
+        energies.append(float(info.energy))
+        orthonormal(state.bases)
+    scale = float(jnp.mean(jnp.sum(jnp.square(inputs), axis=1)))
+    assert np.all(np.diff(energies) <= 1e-5 * scale)
+
+
+def test_recovers_planted_subspaces() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    planted, _ = jnp.linalg.qr(jax.random.normal(keys[0], (4, 20, 3)))
+    weights = jax.random.normal(keys[1], (4, 200, 3))
+    inputs = jnp.einsum("kdr,knr->knd", planted, weights).reshape(-1, 20)
+    best = np.inf
+    for seed in range(8):  # a local method: the best of a few starts
+        state = k_subspaces.init(jax.random.key(seed), inputs, num_subspaces=4, rank=3)
+        update = jax.jit(k_subspaces.update)
+        for step in range(60):
+            state, info = update(state, inputs, warmup=step < 5)
+        best = min(best, float(info.energy))
+        if best < 1e-3:
+            break
+    assert best < 1e-3
+    labels = k_subspaces.assign(state, inputs).reshape(4, 200)
+    assert all(len(set(row.tolist())) == 1 for row in labels)
+    assert len(set(labels[:, 0].tolist())) == 4
+
+
+def test_warmup_assigns_by_first_direction() -> None:
+    # Both subspaces hold (0, 0, 1); only the first's leading row does.
+    state = KSubspacesState(jnp.array([[[0.0, 0, 1], [1, 0, 0]], [[0.0, 1, 0], [0, 0, 1]]]))
+    inputs = jnp.array([[0.0, 0.5, 1.0]])
+    assert k_subspaces.assign(state, inputs).tolist() == [1]
+    assert k_subspaces.assign(state, inputs, warmup=True).tolist() == [0]
+    assert k_subspaces.assign(state, inputs, warmup=jnp.array(True)).tolist() == [0]
+
+
+def test_empty_subspace_keeps_its_span() -> None:
+    state = KSubspacesState(jnp.eye(4).reshape(2, 2, 4))
+    inputs = jnp.array([[1.0, 0.5, 0, 0], [0.5, -1.0, 0, 0]])
+    new, info = k_subspaces.update(state, inputs)
+    assert info.counts.tolist() == [2, 0]
+    np.testing.assert_allclose(
+        np.abs(new.bases[1] @ jnp.eye(4)[2:].T @ jnp.eye(4)[2:]), np.abs(new.bases[1]), atol=1e-6
+    )
+
+
+def test_blank_vectors_change_nothing() -> None:
+    inputs = jax.random.normal(jax.random.key(0), (50, 6))
+    state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=3, rank=2)
+    new, info = k_subspaces.update(state, inputs)
+    padded, padded_info = k_subspaces.update(state, jnp.pad(inputs, ((0, 14), (0, 0))))
+    np.testing.assert_allclose(new.bases, padded.bases, atol=1e-5)
+    assert info.counts.tolist() == padded_info.counts.tolist()
+
+
+def test_init_takes_inputs_and_avoids_blank_ones() -> None:
+    inputs = jnp.zeros((40, 5)).at[jnp.array([3, 17])].set(jnp.eye(5)[:2] * 7)
+    state = k_subspaces.init(jax.random.key(0), inputs, num_subspaces=2, rank=2)
+    orthonormal(state.bases)
+    assert {tuple(np.round(row, 4).tolist()) for row in np.asarray(state.bases[:, 0])} == {
+        (1, 0, 0, 0, 0),
+        (0, 1, 0, 0, 0),
+    }
+
+
+def test_encode_is_projection_norm() -> None:
+    inputs = jax.random.normal(jax.random.key(0), (30, 8))
+    state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=3, rank=2)
+    expected = np.linalg.norm(np.einsum("krd,nd->nkr", state.bases, inputs), axis=2)
+    np.testing.assert_allclose(k_subspaces.encode(state, inputs), expected, rtol=1e-5)
+    assert k_subspaces.assign(state, inputs).tolist() == expected.argmax(1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 7}, r"rank=7 .* between 1 and 6: inputs has 6 features"),
+        ({"rank": 0}, r"rank=0"),
+        ({"num_subspaces": 51}, r"num_subspaces=51 .* between 1 and 50: inputs holds 50 vectors"),
+        ({"inputs": jnp.zeros((50,))}, r"inputs must have shape \[batch, features\], got 1 axes"),
+        ({"inputs": jnp.zeros((0, 6))}, r"inputs is empty"),
+    ],
+)
+def test_bad_init(change: dict, message: str) -> None:
+    arguments = {"inputs": jnp.ones((50, 6)), "num_subspaces": 3, "rank": 2} | change
+    inputs = arguments.pop("inputs")
+    with pytest.raises(ValueError, match=message):
+        k_subspaces.init(jax.random.key(0), inputs, **arguments)
+
+
+def test_bad_inputs() -> None:
+    state = KSubspacesState(jnp.eye(4).reshape(2, 2, 4))
+    for function in (k_subspaces.update, k_subspaces.assign, k_subspaces.encode):
+        with pytest.raises(ValueError, match="5 features .* made for 4"):
+            function(state, jnp.ones((3, 5)))
+        with pytest.raises(TypeError, match="floating point, got uint8"):
+            function(state, jnp.ones((3, 4), jnp.uint8))

@@ -1,0 +1,183 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import mnist_energy, reporting
+from experiments.mnist_energy import Config
+from sul_jax.nn import EnergyNet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run of seconds: one layer, a few hundred digits."""
+    return Config(
+        dataset="digits",
+        workdir=tmp_path / "run",
+        architecture="1layer",
+        num_train=256,
+        num_test=200,
+        batch_size=64,
+        passes=1,
+        warmup_steps=2,
+        num_train_evaluated=100,
+        learning_curve=False,
+    )
+
+
+def bases(result: mnist_energy.SeedResult) -> np.ndarray:
+    return np.asarray(result.network.learned_states()[1].bases)
+
+
+def test_run_leaves_everything_behind(config: Config) -> None:
+    (result,) = mnist_energy.run(replace(config, learning_curve=True, seed=3))
+    folder = config.workdir
+    for name in (
+        "figure3_kernels", "figure4_feature_maps", "figure5_learning_curve", "figure6_zca_kernel",
+        "clusters", "confusion", "energies",
+    ):  # fmt: skip
+        assert (folder / f"{name}.png").stat().st_size > 1000, name
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored == [{"seed": 3, "metrics": result.metrics}]
+    assert 0 <= result.metrics["test_clustering_error"] <= 100
+    assert json.loads((folder / "config.json").read_text())["architecture"] == "1layer"
+    network = EnergyNet.load(folder / "network-seed3")
+    np.testing.assert_array_equal(np.asarray(network.learned_states()[1].bases), bases(result))
+    # Same seed, same result; the first run is set aside, not lost.
+    (again,) = mnist_energy.run(replace(config, seed=3))
+    np.testing.assert_array_equal(bases(again), bases(result))
+    assert (folder / "previous-001" / "results.json").exists()
+
+
+def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
+    together = mnist_energy.run(replace(config, seeds=2, seeds_together=2))
+    alone = mnist_energy.run(replace(config, seeds=2, seeds_together=1))
+    for one, other in zip(together, alone, strict=True):
+        projectors = [np.einsum("krd,kre->kde", bases(r), bases(r)) for r in (one, other)]
+        assert np.abs(projectors[0] - projectors[1]).mean() < 1e-3
+
+
+def test_devices_split_the_batch(config: Config) -> None:
+    (one,) = mnist_energy.run(config)
+    (eight,) = mnist_energy.run(replace(config, devices=8))
+    projectors = [np.einsum("krd,kre->kde", bases(r), bases(r)) for r in (one, eight)]
+    assert np.abs(projectors[0] - projectors[1]).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "change", [{"zca": False}, {"rescale": False}, {"rank_one": True}, {"random_subspaces": True}]
+)
+def test_ablations(config: Config, change: dict) -> None:
+    (result,) = mnist_energy.run(replace(config, **change))
+    assert np.isfinite(result.metrics["test_clustering_error"])
+    if "rank_one" in change:
+        assert bases(result).shape[1] == 1
+    if "zca" in change:
+        np.testing.assert_allclose(result.metrics["zca_dc_ratio"], 1, atol=1e-3)
+
+
+def test_killed_and_resumed(config: Config) -> None:
+    """SIGKILL in the middle of training; the resumed run ends in the same bases, bit for bit."""
+    (whole,) = mnist_energy.run(replace(config, passes=10))
+    workdir = config.workdir.with_name("killed")
+    code = (
+        "from pathlib import Path; from experiments import mnist_energy as m\n"
+        "m.CHECKPOINT_SECONDS = 0.0\n"
+        f"m.run(m.Config(dataset='digits', workdir=Path({str(workdir)!r}), architecture='1layer',"
+        "num_train=256, num_test=200, batch_size=64, passes=10, warmup_steps=2,"
+        "num_train_evaluated=100, learning_curve=False))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    checkpoints = workdir / "checkpoints-seed0"
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoints.exists() and any(p.name >= "01-000005" for p in checkpoints.iterdir()):
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "results.json").exists()
+    (resumed,) = mnist_energy.run(replace(config, passes=10, workdir=workdir, resume=True))
+    np.testing.assert_array_equal(bases(resumed), bases(whole))
+    with pytest.raises(ValueError, match="holds a run with rescale=True, .* rescale=False"):
+        mnist_energy.run(replace(config, passes=10, workdir=workdir, resume=True, rescale=False))
+
+
+def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    mnist_energy.run(replace(config, record=True, seeds=2))
+    records = json.loads((tmp_path / "mnist_energy.json").read_text())
+    assert [r["seed"] for r in records] == [0, 1]
+    assert records[0]["dataset"]["name"] == "digits"
+    assert records[0]["config"]["architecture"] == "1layer"
+    assert not any(str(tmp_path) in json.dumps(r) for r in records)
+    row = reporting.Row(
+        "digits", "–", "mnist_energy", "test_clustering_error", {"architecture": "1layer"},
+        "digits", 256, "command",
+    )  # fmt: skip
+    monkeypatch.setattr(reporting, "ROWS", (row, row._replace(num_train=60_000)))
+    lines = reporting.results_table().splitlines()
+    assert "0, 1" in lines[2]
+    assert "±" in lines[2]
+    assert "not yet run" in lines[3]
+
+
+def test_readme_table_is_fresh() -> None:
+    text = reporting.README.read_text()
+    assert reporting.render_readme(text) == text, "run: python -m experiments.reporting"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "300"], "batch_size=300 exceeds the 256 training images"),
+        (["--seeds", "0"], "seeds=0 is not accepted"),
+        (["--devices", "99"], "devices=99 is not accepted"),
+        (["--dataset", "nothing"], "dataset 'nothing' is unknown"),
+        (
+            ["--dataset", "tiny.npz", "--batch-size", "4"],
+            "kernel_size=10 is larger than the padded",
+        ),
+        (["--dataset", "nan.npz"], "NaN or infinite pixels"),
+        (["--workdir", "/proc/nowhere"], "workdir='/proc/nowhere' cannot be written"),
+    ],
+)
+def test_bad_options_are_one_line(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    np.savez("tiny.npz", images=np.zeros((8, 1, 1), np.uint8))
+    np.savez("nan.npz", images=np.full((300, 28, 28), np.nan))
+    defaults = ["--dataset", "digits", "--architecture", "1layer", "--num-train", "256"]
+    monkeypatch.setattr(sys, "argv", ["mnist_energy", *defaults, *options])
+    with pytest.raises(SystemExit) as stop:
+        mnist_energy.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("runs/**/*.json"))
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mnist_energy", "--help"])
+    with pytest.raises(SystemExit):
+        mnist_energy.main()
+    text = capsys.readouterr().out
+    for field in Config.__dataclass_fields__:
+        assert field.replace("_", "-") in text
+    assert jax.device_count() == 8  # the virtual devices of conftest.py

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sul_jax import energy, k_means, stack
+from sul_jax.nn import EnergyNet
+
+ARCHITECTURE = energy.EnergyArchitecture(
+    3, 2, (energy.EnergyLayer(6, 2, 3, 3, 1), energy.EnergyLayer(5, 3, 2, 4, 0))
+)
+
+
+@pytest.fixture
+def images() -> jax.Array:
+    return jax.random.uniform(jax.random.key(0), (20, 8, 8, 1))
+
+
+@pytest.fixture
+def net(images: jax.Array) -> EnergyNet:
+    states = stack(*energy.network_rules(ARCHITECTURE)).init(jax.random.key(1), images)
+    return EnergyNet(states, ARCHITECTURE, centroids=jax.random.uniform(jax.random.key(2), (3, 20)))
+
+
+def test_module_is_the_function(net: EnergyNet, images: jax.Array) -> None:
+    rules = energy.network_rules(ARCHITECTURE)
+    states = net.learned_states()
+    maps = stack(*rules).encode(states, images)
+    np.testing.assert_array_equal(net(images), energy.average_pool(maps).reshape(20, -1))
+    for depth in range(3):
+        expected = stack(*rules).encode(states[: depth + 1], images)
+        np.testing.assert_array_equal(net.feature_maps(images, num_layers=depth), expected)
+    np.testing.assert_array_equal(net.predict(images), k_means.assign(net.centroids[...], net(images)))
+    np.testing.assert_allclose(nnx.jit(lambda n, x: n(x))(net, images), net(images), rtol=1e-4)
+
+
+def test_an_answer_does_not_depend_on_the_batch(net: EnergyNet, images: jax.Array) -> None:
+    np.testing.assert_allclose(net(images)[:3], net(images[:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_save_and_load(net: EnergyNet, images: jax.Array, tmp_path: Path) -> None:
+    net.save(tmp_path / "net")
+    net.save(tmp_path / "net")  # replaces
+    loaded = EnergyNet.load(tmp_path / "net", architecture=ARCHITECTURE)
+    assert loaded.architecture == ARCHITECTURE
+    np.testing.assert_array_equal(loaded(images), net(images))
+    np.testing.assert_array_equal(loaded.predict(images), net.predict(images))
+
+
+def test_bad_checkpoints(net: EnergyNet, tmp_path: Path) -> None:
+    net.save(tmp_path / "net")
+    with pytest.raises(ValueError, match="holds another architecture"):
+        EnergyNet.load(tmp_path / "net", architecture=energy.ARCHITECTURES["1layer"])
+    with pytest.raises(ValueError, match="is not a folder"):
+        EnergyNet.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        EnergyNet.load(tmp_path / "empty")
+
+
+def test_states_must_fit(net: EnergyNet) -> None:
+    states = net.learned_states()
+    with pytest.raises(ValueError, match="2 states, but the architecture has ConvZCA and 2"):
+        EnergyNet(states[:2], ARCHITECTURE)
+    wrong = (*states[:2], energy.KSubspacesState(jnp.ones((5, 3, 7))))
+    with pytest.raises(ValueError, match=r"layer 2 have shape \(5, 3, 7\)"):
+        EnergyNet(wrong, ARCHITECTURE)
+    bare = EnergyNet(states, ARCHITECTURE)
+    with pytest.raises(ValueError, match="predict needs centroids"):
+        bare.predict(jnp.ones((1, 8, 8, 1)))
