@@ -436,7 +436,7 @@ def learning_curve(
     """Energies of figure 5's layer: k = 64, r = 5, 9×9 patches of images whitened with 11×11, n = 16.
 
     Returns:
-      Training energy of each step; the steps at which the energy of (up to 2,000) test images was
+      Training energy of each step; the steps at which the energy of (up to 1,000) test images was
       measured; those energies.
     """
     size = min(train.shape[1:3])
@@ -451,8 +451,8 @@ def learning_curve(
     whiten = jax.jit(lambda images: net.encode((below,), to_float(images)))
     state = jax.jit(rule.init)(jax.random.key(config.seed), whiten(images[order[0]]))
     update = jax.jit(lambda state, images, warmup: rule.update(state, whiten(images), warmup=warmup))
-    held_out = jnp.asarray(test[:2000])
-    every = max(1, len(order) // 24)
+    held_out = jnp.asarray(test[:1000])
+    every = max(1, len(order) // 16)
     train_energy, steps, test_energy = [], [], []
     for step, chosen in enumerate(tqdm(order, desc="learning curve", unit="step")):
         warmup = step < config.warmup_steps

@@ -1,0 +1,63 @@
+"""Two processes on this machine give the single-process result."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sul_jax import energy
+
+PROGRAM = """
+import sys
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+port, index, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from sul_jax import energy
+
+assert jax.device_count() == 4
+images = np.asarray(np.random.default_rng(0).random((16, 8, 8, 2)), np.float32)
+window = {"kernel_size": 3, "padding": 1}
+state = energy.init(jax.random.key(0), images, num_subspaces=5, rank=2, **window)
+state = jax.tree.map(np.asarray, state)
+mesh = Mesh(np.array(jax.devices()), ("batch",))
+local = images[8 * index : 8 * index + 8]  # each process holds its own half of the batch
+batch = jax.make_array_from_process_local_data(NamedSharding(mesh, P("batch")), local)
+step = jax.jit(
+    jax.shard_map(
+        lambda s, x: energy.update(s, x, axis_name="batch", **window),
+        mesh=mesh, in_specs=(P(), P("batch")), out_specs=P(),
+    )
+)
+for _ in range(3):
+    state, info = step(state, batch)
+if index == 0:
+    np.savez(out, bases=np.asarray(state.bases), energy=np.asarray(info.energy))
+"""
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "out.npz"
+    workers = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(port), str(index), str(out)])
+        for index in range(2)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    images = np.asarray(np.random.default_rng(0).random((16, 8, 8, 2)), np.float32)
+    window = {"kernel_size": 3, "padding": 1}
+    state = energy.init(jax.random.key(0), images, num_subspaces=5, rank=2, **window)
+    step = jax.jit(lambda s, x: energy.update(s, x, **window))
+    for _ in range(3):
+        state, info = step(state, images)
+    with np.load(out) as found:
+        projectors = [np.einsum("krd,kre->kde", b, b) for b in (found["bases"], state.bases)]
+        np.testing.assert_allclose(projectors[0], projectors[1], atol=1e-3)
+        np.testing.assert_allclose(found["energy"], info.energy, rtol=1e-4)
