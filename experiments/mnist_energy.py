@@ -10,6 +10,7 @@ error on MNIST for its three-layer network, the best of 2,000 searched configura
 what ours gives, with seeds, device and time.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from orbax.checkpoint import v1 as ocp
@@ -72,12 +74,19 @@ class Config:
     """Passes over the training images for each layer; by default 1, on small data sets 3."""
     warmup_steps: int = 10
     """First steps of each layer, in which vectors are assigned by one direction of each subspace."""
+    networks: int = 1
+    """Networks trained independently whose codes are put side by side; they share out the training
+    images, so that all together see each image once."""
+    code_power: float = 1.0
+    """Power of the pooled codes before clustering; 0.5 takes the square root."""
     num_train: int | None = None
     """Use only the first training images."""
     num_test: int | None = None
     """Use only the first test images."""
     num_train_evaluated: int = 10_000
     """Training images whose codes are clustered for the training error."""
+    evaluate_layers: bool = True
+    """Also cluster the pixels and every layer's codes (table 2)."""
     num_clusters: int | None = None
     """Clusters; by default the number of classes, or 10 without labels."""
     seed: int = 0
@@ -85,8 +94,8 @@ class Config:
     seeds: int = 1
     """Number of seeds: seed, seed + 1, …"""
     seeds_together: int | None = None
-    """Seeds trained side by side by vmap; by default as many as an accelerator's memory holds, and
-    1 on a CPU, where one seed keeps all cores busy."""
+    """Networks trained at the same time by vmap; by default as many as an accelerator's memory holds,
+    and 1 on a CPU, where one keeps all cores busy."""
     devices: int = 1
     """Devices over which each minibatch is split."""
     learning_curve: bool = True
@@ -97,12 +106,33 @@ class Config:
     """Append the results to experiments/results/mnist_energy.json."""
 
 
+# Options that a resumed run may change: its networks are evaluated again.
+EVALUATION = (
+    "num_test", "num_train_evaluated", "evaluate_layers", "num_clusters", "code_power", "learning_curve"
+)  # fmt: skip
+
+
 class SeedResult(NamedTuple):
     """What one seed gave: the network and its metrics in percent."""
 
     seed: int
     network: EnergyNet
     metrics: dict[str, float]
+
+
+class Member(NamedTuple):
+    """One of the networks of a seed."""
+
+    seed: int
+    network: int
+
+
+class Trained(NamedTuple):
+    """A network's states, each layer's energy per step, and the seconds of its training."""
+
+    states: tuple[Any, ...]
+    energies: list[np.ndarray]
+    seconds: float
 
 
 def run(config: Config) -> list[SeedResult]:
@@ -125,39 +155,58 @@ def run(config: Config) -> list[SeedResult]:
     architecture = architecture_of(config)
     rules = energy.network_rules(architecture, rescale=config.rescale)
     _check_sizes(config, rules, train)
-    workdir = Workdir(config.workdir, config, resume=config.resume)
+    workdir = Workdir(config.workdir, config, resume=config.resume, may_differ=EVALUATION)
+    how_evaluated = {name: getattr(config, name) for name in EVALUATION}
     print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source})")
 
     images = jnp.asarray(train)
     zca = jax.jit(lambda images: rules[0].init(jax.random.key(0), to_float(images)))(images)
     test_labels = None if dataset.test_labels is None else dataset.test_labels[: len(test)]
     train_labels = None if dataset.train_labels is None else dataset.train_labels[: len(train)]
+    seeds = range(config.seed, config.seed + config.seeds)
+    members = [Member(seed, network) for seed in seeds for network in range(config.networks)]
+    size = config.seeds_together or _networks_that_fit(config, rules, train)
+    waiting = [members[start : start + size] for start in range(0, len(members), size)]
+    trained: dict[Member, Trained] = {}
     results: list[SeedResult] = []
-    for seeds in _groups(config, rules, train):
+    for seed in seeds:
+        stored = config.workdir / f"seed{seed}.json"
+        own = [member for member in members if member.seed == seed]
+        finished = json.loads(stored.read_text()) if stored.exists() else {}
+        if finished.get("evaluation") == how_evaluated:  # before an interruption
+            network = EnergyNet.load(config.workdir / f"network-seed{seed}", architecture=architecture)
+            results.append(SeedResult(seed, network, finished["metrics"]))
+            continue
+        while not all(member in trained for member in own):
+            trained |= train_group(config, rules, zca, images, waiting.pop(0), workdir)
         start = time.perf_counter()
-        trained = train_group(config, rules, zca, images, seeds, workdir)
-        seconds = (time.perf_counter() - start) / len(seeds)
-        for seed, states, energies in trained:
-            evaluation_start = time.perf_counter()
-            result, clustering = evaluate(
-                config, architecture, seed, states, test, test_labels, train, train_labels
+        nets = [trained.pop(member) for member in own]
+        result, clustering = evaluate(
+            config, architecture, seed, [n.states for n in nets], test, test_labels, train, train_labels
+        )
+        training_seconds = sum(n.seconds for n in nets)
+        seconds = training_seconds + time.perf_counter() - start
+        metrics = result.metrics | {"training_seconds": round(training_seconds, 1)}
+        result = result._replace(metrics=metrics)
+        workdir.log(seed=seed, **metrics)
+        if seed == config.seed:
+            draw(config, result.network, nets[0].energies, clustering, train, test, test_labels)
+        if config.record:
+            record(
+                EXPERIMENT,
+                config,
+                seed=seed,
+                dataset=dataset,
+                num_train=len(train),
+                num_test=len(test),
+                metrics=metrics,
+                paper=paper_numbers(config, dataset.name),
+                seconds=seconds,
             )
-            results.append(result)
-            workdir.log(seed=seed, training_seconds=round(seconds, 1), **result.metrics)
-            if seed == config.seed:
-                draw(config, result.network, energies, clustering, train, test, test_labels)
-            if config.record:
-                record(
-                    EXPERIMENT,
-                    config,
-                    seed=seed,
-                    dataset=dataset,
-                    num_train=len(train),
-                    num_test=len(test),
-                    metrics=result.metrics | {"training_seconds": round(seconds, 1)},
-                    paper=paper_numbers(config, dataset.name),
-                    seconds=seconds + time.perf_counter() - evaluation_start,
-                )
+        write_json(
+            stored, {"evaluation": how_evaluated, "metrics": metrics}
+        )  # last: a seed with this file is done in every respect
+        results.append(result)
     summary = [{"seed": r.seed, "metrics": r.metrics} for r in results]
     write_json(config.workdir / "results.json", summary)
     print_table(config, dataset.name, results)
@@ -186,44 +235,43 @@ def train_group(
     rules: Sequence[LearningRule],
     zca: Any,
     images: Array,
-    seeds: Sequence[int],
+    members: Sequence[Member],
     workdir: Workdir,
-) -> list[tuple[int, tuple[Any, ...], list[np.ndarray]]]:
-    """Trains the network of each seed, layer after layer; continues from the group's checkpoint.
-
-    Returns:
-      For each seed the states of ConvZCA and all layers, and each layer's energy per step.
-    """
-    together = len(seeds) > 1
-    over_seeds: Callable[..., Any] = jax.vmap if together else lambda function, **_: function
-    checkpoints = _Checkpoints(config.workdir / f"checkpoints-seed{seeds[0]}")
-    layers, energies, (current, done) = checkpoints.newest()
+) -> dict[Member, Trained]:
+    """Trains networks at the same time, layer after layer; continues from their checkpoint."""
+    together = len(members) > 1
+    over_members: Callable[..., Any] = jax.vmap if together else lambda function, **_: function
+    name = "-".join(map(str, members[0]))
+    checkpoints = _Checkpoints(config.workdir / f"checkpoints-{name}")
+    layers, energies, (current, done), seconds = checkpoints.newest()
+    clock = time.monotonic() - seconds
 
     def stacked(values: list[Any]) -> Any:
         return jnp.stack(values) if together else values[0]
 
     for index in range(max(current, 1), len(rules)):
-        orders = stacked([_minibatches(config, len(images), s, index) for s in seeds])
+        orders = stacked([_minibatches(config, len(images), member, index) for member in members])
         steps = orders.shape[-2]
         below = tuple(layers[: index - 1])
         if index > current:
-            begin = over_seeds(partial(_begin_layer, config, rules, index), in_axes=(0, None, 0, None, 0))
-            keys = stacked([jax.random.fold_in(jax.random.key(s), index) for s in seeds])
+            begin = over_members(partial(_begin_layer, config, rules, index), in_axes=(0, None, 0, None, 0))
+            keys = stacked([_key(member, index) for member in members])
             layers.append(jax.jit(begin)(keys, zca, below, images, orders[..., 0, :]))
-            energies.append(np.zeros((0, len(seeds))))
+            energies.append(np.zeros((0, len(members))))
             done = 0
         if config.random_subspaces:
             continue
-        step = _compiled_steps(config, rules, index, over_seeds)
+        step = _compiled_steps(config, rules, index, over_members)
         stride = 1 if jax.default_backend() == "cpu" else 10  # a short step is mostly its launch
         last_saved = time.monotonic()
-        bar = tqdm(total=steps, initial=done, desc=f"layer {index}", unit="step")
+        title = f"seed {members[0].seed}, layer {index}"
+        bar = tqdm(total=steps, initial=done, desc=title, unit="step")
         while done < steps:
             end = min(done + stride, steps)
             warmup = jnp.arange(done, end) < config.warmup_steps
             chosen = orders[..., done:end, :]
             layers[-1], info = step(layers[-1], zca, below, images, chosen, warmup)
-            found = np.asarray(info.energy).reshape(len(seeds), end - done).T
+            found = np.asarray(info.energy).reshape(len(members), end - done).T
             if not np.all(np.isfinite(found)):
                 raise ConfigError(f"the energy of layer {index} is not finite at step {done}")
             energies[-1] = np.concatenate([energies[-1], found])
@@ -231,23 +279,31 @@ def train_group(
             bar.set_postfix(energy=f"{found.mean():.4g}")
             done = end
             if time.monotonic() - last_saved >= CHECKPOINT_SECONDS or done == steps:
-                checkpoints.save(layers, energies, (index, done))
+                checkpoints.save(layers, energies, (index, done), time.monotonic() - clock)
                 last_saved = time.monotonic()
         bar.close()
-        for place, seed in enumerate(seeds):
-            workdir.log(seed=seed, layer=index, final_energy=float(energies[-1][-1, place]))
+        for place, member in enumerate(members):
+            final = float(energies[-1][-1, place])
+            workdir.log(**member._asdict(), layer=index, final_energy=final)
+    seconds = (time.monotonic() - clock) / len(members)
 
-    def of_seed(tree: Any, place: int) -> Any:
+    def of_member(tree: Any, place: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[place], tree) if together else tree
 
-    return [
-        (
-            seed,
-            (zca, *(of_seed(layer, place) for layer in layers)),
+    return {
+        member: Trained(
+            (zca, *(of_member(layer, place) for layer in layers)),
             [curve[:, place] for curve in energies],
+            seconds,
         )
-        for place, seed in enumerate(seeds)
-    ]
+        for place, member in enumerate(members)
+    }
+
+
+def _key(member: Member, layer: int) -> Array:
+    """The key of a layer's initial state; a first network has the key of a single one."""
+    key = jax.random.fold_in(jax.random.key(member.seed), layer)
+    return jax.random.fold_in(key, member.network) if member.network else key
 
 
 def _begin_layer(
@@ -274,7 +330,7 @@ def _compiled_steps(
     config: Config,
     rules: Sequence[LearningRule],
     index: int,
-    over_seeds: Callable[..., Any],
+    over_members: Callable[..., Any],
 ) -> Callable[..., Any]:
     """A jitted function that takes several minibatch steps of one layer."""
     net = stack(*rules)
@@ -304,7 +360,7 @@ def _compiled_steps(
         return scan_updates(one, state, images, chosen, warmup=warmup)
 
     compiled: Callable[..., Any] = jax.jit(
-        over_seeds(steps, in_axes=(0, None, 0, None, 0, None)), donate_argnums=0
+        over_members(steps, in_axes=(0, None, 0, None, 0, None)), donate_argnums=0
     )
     return compiled
 
@@ -315,23 +371,29 @@ class _Checkpoints:
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
 
-    def newest(self) -> tuple[list[k_subspaces.KSubspacesState], list[np.ndarray], tuple[int, int]]:
+    def newest(
+        self,
+    ) -> tuple[list[k_subspaces.KSubspacesState], list[np.ndarray], tuple[int, int], float]:
+        """Layers, their energies, (the layer in training, its steps done), seconds so far."""
         for path in self._complete():
             arrays = ocp.load(path)
             layers = [k_subspaces.KSubspacesState(jnp.asarray(b)) for b in arrays["bases"]]
             index, done = (int(part) for part in path.name.split("-"))
-            return layers, [np.asarray(e) for e in arrays["energies"]], (index, done)
-        return [], [], (0, 0)
+            energies = [np.asarray(e) for e in arrays["energies"]]
+            return layers, energies, (index, done), float(arrays["seconds"])
+        return [], [], (0, 0), 0.0
 
     def save(
         self,
         layers: Sequence[k_subspaces.KSubspacesState],
         energies: Sequence[np.ndarray],
         position: tuple[int, int],
+        seconds: float,
     ) -> None:
         old = self._complete()
         path = self.folder / f"{position[0]:02d}-{position[1]:06d}"
-        ocp.save(path, {"bases": [layer.bases for layer in layers], "energies": list(energies)})
+        bases = [layer.bases for layer in layers]
+        ocp.save(path, {"bases": bases, "energies": list(energies), "seconds": np.float64(seconds)})
         for obsolete in old:
             ocp.delete(obsolete)
 
@@ -346,52 +408,59 @@ def evaluate(
     config: Config,
     architecture: energy.EnergyArchitecture,
     seed: int,
-    states: tuple[Any, ...],
+    networks: Sequence[tuple[Any, ...]],
     test: np.ndarray,
     test_labels: np.ndarray | None,
     train: np.ndarray,
     train_labels: np.ndarray | None,
 ) -> tuple[SeedResult, evaluation.Clustering]:
-    """Clusters pixels, every layer's codes and the pooled codes of the test images."""
+    """Clusters pixels, every layer's codes (of a single network) and the pooled codes."""
     rules = energy.network_rules(architecture, rescale=config.rescale)
     assert config.num_clusters is not None
     cluster = partial(evaluation.cluster, jax.random.key(seed), num_clusters=config.num_clusters)
     metrics: dict[str, float] = {}
-    codes = jax.jit(to_float)(jnp.asarray(test))
+    pixels = jax.jit(to_float)(jnp.asarray(test))
     names = ["zca", *(f"layer{i}" for i in range(1, len(rules)))]
-    bar = tqdm(total=len(names) + 3, desc="clustering the codes", unit="layer")
-    found = cluster(codes, test_labels)
-    _note(metrics, "pixels_clustering_error", found.clustering_error)
-    bar.update()
-    for name, rule, state in zip(names, rules, states, strict=True):
-        codes = evaluation.map_batches(partial(jax.jit(rule.encode), state), codes)
-        _note(metrics, f"{name}_clustering_error", cluster(codes, test_labels).clustering_error)
-        bar.update()
-    pooled = energy.average_pool(codes).reshape(len(test), -1)
+    encoders = [jax.jit(rule.encode) for rule in rules]
+    bar = tqdm(total=len(names) * len(networks) + 2, desc="clustering the codes", unit="layer")
+    each_layer = config.evaluate_layers and len(networks) == 1
+    if each_layer:
+        _note(metrics, "pixels_clustering_error", cluster(pixels, test_labels).clustering_error)
+    maps = []
+    for states in networks:
+        codes = pixels
+        for name, encode, state in zip(names, encoders, states, strict=True):
+            codes = evaluation.map_batches(partial(encode, state), codes)
+            if each_layer:
+                error = cluster(codes, test_labels).clustering_error
+                _note(metrics, f"{name}_clustering_error", error)
+            bar.update()
+        maps.append(codes)
+    pooled = energy.pooled_codes(jnp.concatenate(maps, axis=-1), power=config.code_power)
     found = cluster(pooled, test_labels)
     _note(metrics, "test_clustering_error", found.clustering_error)
     _note(metrics, "test_purity", found.purity)
     _note(metrics, "test_normalized_mutual_info", found.normalized_mutual_info)
     _note(metrics, "test_adjusted_rand_index", found.adjusted_rand_index)
     bar.update()
-    network = EnergyNet(states, architecture, rescale=config.rescale, centroids=found.centroids)
+    network = EnergyNet(
+        networks,
+        architecture,
+        rescale=config.rescale,
+        code_power=config.code_power,
+        centroids=found.centroids,
+    )
     network.save(config.workdir / f"network-seed{seed}")
     some = train[: config.num_train_evaluated]
     if train_labels is not None and len(some):
-        encode = jax.jit(lambda states, images: _pooled(rules, states, images))
-        train_codes = evaluation.map_batches(partial(encode, states), some)
+        encode_whole = nnx.jit(lambda network, images: network(to_float(images)))
+        train_codes = evaluation.map_batches(partial(encode_whole, network), some)
         error = cluster(train_codes, train_labels[: len(some)]).clustering_error
         _note(metrics, "train_clustering_error", error)
     bar.update()
     bar.close()
-    kernel = np.asarray(states[0].kernel)
-    metrics["zca_dc_ratio"] = figures.dc_ratio(kernel)
+    metrics["zca_dc_ratio"] = figures.dc_ratio(np.asarray(networks[0][0].kernel))
     return SeedResult(seed, network, metrics), found
-
-
-def _pooled(rules: Sequence[LearningRule], states: tuple[Any, ...], images: Array) -> Array:
-    maps = stack(*rules).encode(states, to_float(images))
-    return energy.average_pool(maps).reshape(images.shape[0], -1)
 
 
 def _note(metrics: dict[str, float], name: str, value: float | None) -> None:
@@ -410,7 +479,7 @@ def draw(
 ) -> None:
     """Writes the figures of the first seed to the workdir."""
     folder = config.workdir
-    states = network.learned_states()
+    states = network.learned_states()[0]
     layers = network.architecture.layers
     channels = train.shape[-1]
     figures.kernels(
@@ -499,11 +568,15 @@ def print_table(config: Config, dataset: str, results: Sequence[SeedResult]) -> 
     print("\n" + format_table(header, rows))
 
 
-def _minibatches(config: Config, num_images: int, seed: int, layer: int) -> Array:
+def _minibatches(config: Config, num_images: int, member: Member, layer: int) -> Array:
     """Image indices of each step, `[num_steps, batch_size]`; a last partial minibatch is dropped."""
     assert config.batch_size is not None
     assert config.passes is not None
-    return _order(num_images, config.batch_size, passes=config.passes, seed=seed, layer=layer)
+    share = np.arange(num_images)
+    if config.networks > 1:
+        share = np.random.default_rng(member.seed).permutation(share)[member.network :: config.networks]
+    order = _order(len(share), config.batch_size, passes=config.passes, seed=member.seed, layer=layer)
+    return jnp.asarray(share, jnp.int32)[order]
 
 
 def _order(num_images: int, batch_size: int, *, passes: int, seed: int, layer: int = 0) -> Array:
@@ -518,7 +591,7 @@ def _check(config: Config) -> None:
     for name, low in {
         "batch_size": 1, "passes": 1, "warmup_steps": 0, "num_train": 1, "num_test": 1,
         "num_train_evaluated": 0, "num_clusters": 1, "seeds": 1, "seeds_together": 1, "devices": 1,
-        "seed": 0,
+        "networks": 1, "seed": 0,
     }.items():  # fmt: skip
         value = getattr(config, name)
         if value is not None and value < low:
@@ -547,8 +620,10 @@ def _fill_in(config: Config, num_train: int) -> Config:
 def _check_sizes(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> None:
     """Every shape of the run is derived without computing: the library's checks speak first."""
     assert config.batch_size is not None
-    if config.batch_size > len(train):
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train)} training images")
+    share = len(train) // config.networks
+    if config.batch_size > share:
+        each = f" of each of {config.networks} networks" if config.networks > 1 else ""
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {share} training images{each}")
     if config.batch_size % config.devices:
         raise ConfigError(f"batch_size={config.batch_size} cannot be split over devices={config.devices}")
     batch = jax.ShapeDtypeStruct((config.batch_size, *train.shape[1:]), jnp.float32)
@@ -556,14 +631,7 @@ def _check_sizes(config: Config, rules: Sequence[LearningRule], train: np.ndarra
     jax.eval_shape(lambda x: energy.average_pool(net.encode(net.init(jax.random.key(0), x), x)), batch)
 
 
-def _groups(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> list[list[int]]:
-    """Seeds that are trained side by side."""
-    seeds = list(range(config.seed, config.seed + config.seeds))
-    size = config.seeds_together or _seeds_that_fit(config, rules, train)
-    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
-
-
-def _seeds_that_fit(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> int:
+def _networks_that_fit(config: Config, rules: Sequence[LearningRule], train: np.ndarray) -> int:
     device = jax.devices()[0]
     if device.platform == "cpu":
         return 1
@@ -577,8 +645,8 @@ def _seeds_that_fit(config: Config, rules: Sequence[LearningRule], train: np.nda
         out = jax.eval_shape(lambda x, n=net: n.encode(n.init(jax.random.key(0), x), x), shape)
         codes += out.size * 4
     # Codes of all layers, their copies, and the chunks of patches with their responses.
-    per_seed = 3 * codes + 8 * patches.chunk_bytes()
-    return max(1, int(0.6 * limit) // per_seed)
+    per_network = 3 * codes + 8 * patches.chunk_bytes()
+    return max(1, int(0.6 * limit) // per_network)
 
 
 def main() -> None:

@@ -173,6 +173,25 @@ def average_pool(images: Array) -> Array:
     return pooled.reshape(images.shape[0], 2, 2, images.shape[3])
 
 
+def pooled_codes(maps: Array, *, power: float | Array = 1.0) -> Array:
+    """The network's codes: maps averaged over quadrants, flattened, raised to a power.
+
+    Args:
+      maps: non-negative `[batch, height, width, channels]`.
+      power: 1 is the paper's; 0.5 evens out the few strong features that dominate distances.
+
+    Returns:
+      `[batch, 4 * channels]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import energy
+      >>> energy.pooled_codes(4 * jnp.ones((1, 7, 7, 2)), power=0.5).tolist()
+      [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
+    """
+    return average_pool(maps).reshape(maps.shape[0], -1) ** power
+
+
 def init(
     key: Array, images: Array, *, num_subspaces: int, rank: int, kernel_size: int, padding: int
 ) -> KSubspacesState:

@@ -6,6 +6,11 @@ from pathlib import Path
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import pytest
+from hypothesis import settings
+
+# The first example compiles; time says nothing here.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 _NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 

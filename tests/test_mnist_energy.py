@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def bases(result: mnist_energy.SeedResult) -> np.ndarray:
-    return np.asarray(result.network.learned_states()[1].bases)
+    return np.asarray(result.network.learned_states()[0][1].bases)
 
 
 def test_run_leaves_everything_behind(config: Config) -> None:
@@ -52,7 +52,7 @@ def test_run_leaves_everything_behind(config: Config) -> None:
     assert 0 <= result.metrics["test_clustering_error"] <= 100
     assert json.loads((folder / "config.json").read_text())["architecture"] == "1layer"
     network = EnergyNet.load(folder / "network-seed3")
-    np.testing.assert_array_equal(np.asarray(network.learned_states()[1].bases), bases(result))
+    np.testing.assert_array_equal(np.asarray(network.learned_states()[0][1].bases), bases(result))
     # Same seed, same result; the first run is set aside, not lost.
     (again,) = mnist_energy.run(replace(config, seed=3))
     np.testing.assert_array_equal(bases(again), bases(result))
@@ -65,6 +65,18 @@ def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
     for one, other in zip(together, alone, strict=True):
         projectors = [np.einsum("krd,kre->kde", bases(r), bases(r)) for r in (one, other)]
         assert np.abs(projectors[0] - projectors[1]).mean() < 1e-3
+
+
+def test_networks_share_out_the_images(config: Config) -> None:
+    config = replace(config, networks=3, code_power=0.5)
+    (result,) = mnist_energy.run(config)
+    assert len(result.network.learned_states()) == 3
+    shares = [
+        set(np.asarray(mnist_energy._minibatches(config, 256, mnist_energy.Member(0, n), 1)).ravel().tolist())
+        for n in range(3)
+    ]
+    assert not shares[0] & shares[1]
+    assert not shares[1] & shares[2]
 
 
 def test_devices_split_the_batch(config: Config) -> None:
@@ -101,7 +113,7 @@ def test_killed_and_resumed(config: Config) -> None:
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    checkpoints = workdir / "checkpoints-seed0"
+    checkpoints = workdir / "checkpoints-0-0"
     while time.monotonic() < deadline and process.poll() is None:
         if checkpoints.exists() and any(p.name >= "01-000005" for p in checkpoints.iterdir()):
             break

@@ -27,9 +27,9 @@ def net(images: jax.Array) -> EnergyNet:
 
 def test_module_is_the_function(net: EnergyNet, images: jax.Array) -> None:
     rules = energy.network_rules(ARCHITECTURE)
-    states = net.learned_states()
+    (states,) = net.learned_states()
     maps = stack(*rules).encode(states, images)
-    np.testing.assert_array_equal(net(images), energy.average_pool(maps).reshape(20, -1))
+    np.testing.assert_array_equal(net(images), energy.pooled_codes(maps))
     for depth in range(3):
         expected = stack(*rules).encode(states[: depth + 1], images)
         np.testing.assert_array_equal(net.feature_maps(images, num_layers=depth), expected)
@@ -50,6 +50,17 @@ def test_save_and_load(net: EnergyNet, images: jax.Array, tmp_path: Path) -> Non
     np.testing.assert_array_equal(loaded.predict(images), net.predict(images))
 
 
+def test_networks_side_by_side(images: jax.Array, tmp_path: Path) -> None:
+    rule = stack(*energy.network_rules(ARCHITECTURE))
+    states = [rule.init(jax.random.key(seed), images) for seed in range(2)]
+    both = EnergyNet(states, ARCHITECTURE, code_power=0.5)
+    each = [EnergyNet(s, ARCHITECTURE).feature_maps(images) for s in states]
+    np.testing.assert_array_equal(both.feature_maps(images), jnp.concatenate(each, axis=-1))
+    np.testing.assert_allclose(both(images) ** 2, energy.pooled_codes(both.feature_maps(images)), rtol=1e-4)
+    both.save(tmp_path / "both")
+    np.testing.assert_array_equal(EnergyNet.load(tmp_path / "both")(images), both(images))
+
+
 def test_bad_checkpoints(net: EnergyNet, tmp_path: Path) -> None:
     net.save(tmp_path / "net")
     with pytest.raises(ValueError, match="holds another architecture"):
@@ -62,7 +73,7 @@ def test_bad_checkpoints(net: EnergyNet, tmp_path: Path) -> None:
 
 
 def test_states_must_fit(net: EnergyNet) -> None:
-    states = net.learned_states()
+    (states,) = net.learned_states()
     with pytest.raises(ValueError, match="2 states, but the architecture has ConvZCA and 2"):
         EnergyNet(states[:2], ARCHITECTURE)
     wrong = (*states[:2], energy.KSubspacesState(jnp.ones((5, 3, 7))))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from orbax.checkpoint import v1 as ocp
@@ -22,11 +23,13 @@ class Learned(nnx.Variable):  # type: ignore[misc, type-arg]
 class EnergyNet(nnx.Module):
     """A learned energy network: ConvZCA, energy layers, average pooling.
 
-    Holds learned states and calls the library's functions on them.
+    Holds learned states and calls the library's functions on them. Several networks of one
+    architecture may stand side by side, their maps one after the other.
 
     Attributes:
       architecture: the sizes.
       rescale: whether the layers rescale to the norm of their input patch.
+      code_power: power of the pooled codes.
     """
 
     def __init__(
@@ -35,15 +38,18 @@ class EnergyNet(nnx.Module):
         architecture: energy.EnergyArchitecture,
         *,
         rescale: bool = True,
+        code_power: float = 1.0,
         centroids: Array | None = None,
     ):
         """Wraps learned states.
 
         Args:
           states: a `ConvZCAState` and one `KSubspacesState` a layer, as
-            `stack(*energy.network_rules(architecture))` has them.
+            `stack(*energy.network_rules(architecture))` has them; or a list of such, one for each
+            of several networks side by side.
           architecture: the sizes that the states were learned with.
           rescale: as in `energy.energy_layer`.
+          code_power: as in `energy.pooled_codes`.
           centroids: `[num_clusters, features]` of the codes, for `predict`.
 
         Raises:
@@ -59,10 +65,13 @@ class EnergyNet(nnx.Module):
           >>> net(images).shape
           (20, 24)
         """
-        _check_states(states, architecture)
+        networks = [states] if isinstance(states[0], ConvZCAState) else list(states)
+        for one in networks:
+            _check_states(one, architecture)
         self.architecture = nnx.static(architecture)
         self.rescale = rescale
-        self.states = nnx.data(jax.tree.map(Learned, tuple(states)))
+        self.code_power = code_power
+        self.networks = nnx.data([jax.tree.map(Learned, tuple(one)) for one in networks])
         self.centroids = nnx.data(None if centroids is None else Learned(centroids))
 
     def __call__(self, images: Array) -> Array:
@@ -72,9 +81,9 @@ class EnergyNet(nnx.Module):
           images: floating `[batch, height, width, channels]`.
 
         Returns:
-          `[batch, 4 * num_subspaces]` of the last layer.
+          `[batch, 4 * num_networks * num_subspaces]` of the last layer.
         """
-        return energy.average_pool(self.feature_maps(images)).reshape(images.shape[0], -1)
+        return energy.pooled_codes(self.feature_maps(images), power=self.code_power)
 
     def feature_maps(self, images: Array, *, num_layers: int | None = None) -> Array:
         """Maps of an energy layer, the last by default; 0 gives the whitened images.
@@ -84,15 +93,15 @@ class EnergyNet(nnx.Module):
           num_layers: energy layers to go through.
 
         Returns:
-          `[batch, height, width, num_subspaces]`.
+          `[batch, height, width, num_networks * num_subspaces]`.
         """
         depth = len(self.architecture.layers)
         if num_layers is not None and not 0 <= num_layers <= depth:
             raise ValueError(f"num_layers={num_layers} is not accepted: it must be 0 to {depth}")
         rules = energy.network_rules(self.architecture, rescale=self.rescale)
-        states = self.learned_states()
-        used = states if num_layers is None else states[: num_layers + 1]
-        return stack(*rules).encode(used, images)
+        used = slice(None if num_layers is None else num_layers + 1)
+        encode = stack(*rules).encode
+        return jnp.concatenate([encode(s[used], images) for s in self.learned_states()], axis=-1)
 
     def predict(self, images: Array) -> Array:
         """The cluster of each image, int32 `[batch]`.
@@ -104,10 +113,10 @@ class EnergyNet(nnx.Module):
             raise ValueError("predict needs centroids: give them to EnergyNet(..., centroids=...)")
         return k_means.assign(self.centroids[...], self(images))
 
-    def learned_states(self) -> tuple[Any, ...]:
-        """The states as the library's functions take them."""
+    def learned_states(self) -> list[tuple[Any, ...]]:
+        """The states of each network as the library's functions take them."""
         is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-        return jax.tree.map(lambda v: v[...], self.states, is_leaf=is_variable)
+        return jax.tree.map(lambda v: v[...], list(self.networks), is_leaf=is_variable)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an Orbax checkpoint folder; an existing one is replaced.
@@ -115,14 +124,19 @@ class EnergyNet(nnx.Module):
         Args:
           path: the folder.
         """
-        kernel, *layers = self.learned_states()
-        arrays = {"kernel": kernel.kernel, "bases": [layer.bases for layer in layers]}
+        arrays: dict[str, Any] = {
+            "networks": [
+                {"kernel": zca.kernel, "bases": [layer.bases for layer in layers]}
+                for zca, *layers in self.learned_states()
+            ]
+        }
         if self.centroids is not None:
             arrays["centroids"] = self.centroids[...]
         metadata = {
             "module": "EnergyNet",
             "architecture": _to_json(self.architecture),
             "rescale": self.rescale,
+            "code_power": self.code_power,
         }
         ocp.save(os.path.abspath(path), arrays, overwrite=True, custom_metadata=metadata)
 
@@ -163,11 +177,14 @@ class EnergyNet(nnx.Module):
                 stored.metadata,
             ),
         )
-        layers = (KSubspacesState(bases) for bases in arrays["bases"])
+        networks = [
+            (ConvZCAState(one["kernel"]), *map(KSubspacesState, one["bases"])) for one in arrays["networks"]
+        ]
         return cls(
-            (ConvZCAState(arrays["kernel"]), *layers),
+            networks,
             found,
             rescale=metadata["rescale"],
+            code_power=metadata["code_power"],
             centroids=arrays.get("centroids"),
         )
 
