@@ -10,6 +10,9 @@ from jax import Array
 
 from sul_jax import k_means, metrics
 
+# Compiled once for each shape, however often `cluster` is called.
+_fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
+
 
 class Clustering(NamedTuple):
     """A k-means clustering of codes, in percent against labels where there are any.
@@ -69,9 +72,8 @@ def cluster(
     Returns:
       A `Clustering`.
     """
-    fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
     flat = codes.reshape(codes.shape[0], -1)
-    result = fit(key, flat, num_clusters=num_clusters, num_init=num_init)
+    result = _fit(key, flat, num_clusters=num_clusters, num_init=num_init)
     found = np.asarray(result.labels)
     if labels_true is None:
         return Clustering(found, result.centroids, None, None, None, None)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.axes
-import matplotlib.patches
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -132,25 +131,30 @@ def gallery(
 ) -> None:
     """Random members of every cluster; those of another class than the cluster's have a red frame."""
     matched = {} if labels is None else metrics.match_clusters(labels, clusters)
-    found = np.unique(clusters)
+    found = sorted((int(c) for c in np.unique(clusters)), key=lambda c: (matched.get(c, 10**9), c))
     generator = np.random.default_rng(0)
-    figure = Figure(figsize=(per_cluster * 0.36, len(found) * 0.4))
-    grid = figure.subplots(len(found), per_cluster, squeeze=False)
-    for row, cluster in zip(grid, sorted(found, key=lambda c: matched.get(int(c), 99)), strict=True):
+    height, width, channels = images.shape[1:]
+    shown = images if channels == 3 else np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
+    tile_height, tile_width = height + 4, width + 4
+    canvas = np.ones((len(found) * tile_height, per_cluster * tile_width, 3))
+    scale = 255 if images.dtype == np.uint8 else max(float(images.max()), 1e-12)
+    for row, cluster in enumerate(found):
         members = generator.permutation(np.flatnonzero(clusters == cluster))[:per_cluster]
-        for axes in row:
-            axes.set_axis_off()
-        for axes, member in zip(row, members, strict=False):
-            image = images[member]
-            _show(axes, image if image.shape[-1] == 3 else image.mean(-1), cmap="gray")
-            if labels is not None and matched.get(int(cluster)) != labels[member]:
-                height, width = image.shape[:2]
-                frame = matplotlib.patches.Rectangle(
-                    (-0.5, -0.5), width, height, fill=False, edgecolor="red", linewidth=2
-                )
-                axes.add_patch(frame)
-        name = matched.get(int(cluster), "–")
-        row[0].text(-0.3, 0.5, name, transform=row[0].transAxes, va="center", ha="right")
+        for column, member in enumerate(members):
+            tile = np.ones((tile_height, tile_width, 3))
+            if labels is not None and matched.get(cluster) != labels[member]:
+                tile[1:-1, 1:-1] = (0.9, 0.1, 0.1)
+            tile[2:-2, 2:-2] = np.clip(shown[member] / scale, 0, 1)
+            top, left = row * tile_height, column * tile_width
+            canvas[top : top + tile_height, left : left + tile_width] = tile
+    figure = Figure(figsize=(per_cluster * 0.36, len(found) * 0.4))
+    axes = figure.add_subplot()
+    axes.imshow(canvas)
+    names = [str(matched.get(cluster, "–")) for cluster in found]
+    axes.set_yticks((np.arange(len(found)) + 0.5) * tile_height, names)
+    axes.set_xticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
     _save(figure, path)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -16,9 +17,11 @@ _NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests leave the user's cache alone."""
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave the user's cache alone; programs that recur are compiled once."""
     os.environ.setdefault("SUL_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

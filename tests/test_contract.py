@@ -117,11 +117,16 @@ def test_jit_equals_eager(case: Case) -> None:
 
 def test_one_compilation(case: Case) -> None:
     state, inputs = begin(case)
-    chex.clear_trace_counter()
-    traced = chex.assert_max_traces(case.rule.update, n=1)
-    step = jax.jit(traced)
+    traces = []
+
+    def counted(state: Any, inputs: jax.Array) -> Any:
+        traces.append(None)
+        return case.rule.update(state, inputs)
+
+    step = jax.jit(counted)
     for _ in range(5):
         state, _ = step(state, inputs)
+    assert len(traces) == 1
 
 
 def test_scan(case: Case) -> None:

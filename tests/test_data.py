@@ -181,7 +181,7 @@ def test_real_originals_are_verified(data_dir: Path, name: str, tmp_path: Path) 
 
 
 @pytest.mark.data
-def test_mnist_second_start_takes_under_a_second(data_dir: Path) -> None:
+def test_mnist_comes_back_from_the_decoded_cache(data_dir: Path) -> None:
     if not (data_dir / "mnist").is_dir():
         pytest.skip(f"no mnist in {data_dir}")
     first = data.load("mnist", data_dir)
