@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments import data
 from experiments.data import atomic_path
-from experiments.reporting import command_line, device_name, format_table
+from experiments.reporting import ConfigError, command_line, device_name, format_table
 from sul_jax import energy, k_means, k_subspaces, patches
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 
@@ -48,6 +48,9 @@ class Config:
 
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
+    for name in ("batch_size", "repetitions"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at least 1")
     timed = partial(seconds, repetitions=config.repetitions)
     rate = matmul_rate(timed)
     print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")

@@ -11,11 +11,11 @@ The data directory is `data_dir` or `$SUL_JAX_DATA`; it is never written to. The
 
 import gzip
 import hashlib
+import http.client
 import os
 import struct
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -408,7 +408,7 @@ def _fetch(name: str, patience: float) -> Path:
                     out.flush()
                     if hashlib.sha256(temporary.read_bytes()).hexdigest() != digest:
                         raise OSError("its sha256 is not the expected one")
-            except (OSError, urllib.error.URLError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 raise _NotFoundError(
                     f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA, which would "
                     f"hold {name}/{file}) and could not be fetched from {original.url}: {error}"
@@ -436,7 +436,7 @@ def _load_npz(path: Path) -> Dataset:
             found = {key: arrays[key] for key in arrays.files if key in ("images", "labels")}
     except FileNotFoundError:
         raise DataError(f"dataset {str(path)!r} does not exist") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error})") from None
     if "images" not in found:
         raise DataError(f"{path} has no array named 'images'")
@@ -449,7 +449,8 @@ def _load_npz(path: Path) -> Dataset:
                 f"got shape {labels.shape} of {labels.dtype}"
             )
         labels = labels.astype(np.int32)
-    return Dataset(path.stem, images, labels, images, labels, str(path))
+    # With its suffix the name can't be taken for that of a published data set.
+    return Dataset(path.name, images, labels, images, labels, str(path))
 
 
 def check_images(images: np.ndarray, where: str) -> np.ndarray:
@@ -469,7 +470,9 @@ def check_images(images: np.ndarray, where: str) -> np.ndarray:
         return images
     if images.dtype.kind != "f":
         raise DataError(f"images in {where} must be uint8 or floating, got {images.dtype}")
+    with np.errstate(over="ignore"):
+        images = images.astype(np.float32)
     bad = np.count_nonzero(~np.isfinite(images))
     if bad:
         raise DataError(f"images in {where} hold {bad} NaN or infinite pixels; all must be finite")
-    return images.astype(np.float32)
+    return images

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import matplotlib
 import matplotlib.axes
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import atomic_path
-from sul_jax import metrics
+from sul_jax import metrics, whitening
 
 matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -25,15 +26,6 @@ def _show(axes: matplotlib.axes.Axes, image: np.ndarray, **options: object) -> N
     axes.set_axis_off()
 
 
-def dc_ratio(kernel: np.ndarray) -> float:
-    """Eq. 8: what the negative surround leaves of the centre, as a share of it (mean over channels)."""
-    centre = kernel.shape[0] // 2
-    channels = range(kernel.shape[-1])
-    own = [kernel[:, :, c, c] for c in channels]
-    ratios = [(k[centre, centre] - np.maximum(0, -k).sum()) / k[centre, centre] for k in own]
-    return float(np.mean(ratios))
-
-
 def zca_kernel(kernel: np.ndarray, path: Path) -> None:
     """Figure 6: the whitening kernel with its centre left out."""
     shown = kernel[:, :, 0, 0].copy()
@@ -45,7 +37,8 @@ def zca_kernel(kernel: np.ndarray, path: Path) -> None:
     limit = max(np.abs(shown).max(), 1e-12)
     drawn = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
     figure.colorbar(drawn, shrink=0.8)
-    axes.set_title(f"ConvZCA kernel; centre {value:.2f} left out\nDC ratio {dc_ratio(kernel):.3f}")
+    ratio = float(whitening.dc_ratio(jnp.asarray(kernel)))
+    axes.set_title(f"ConvZCA kernel; centre {value:.2f} left out\nDC ratio {ratio:.3f}")
     axes.set_xticks([])
     axes.set_yticks([])
     _save(figure, path)

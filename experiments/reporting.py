@@ -6,11 +6,11 @@ runs in `experiments/results/`.
 
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -47,56 +47,104 @@ def command_line(run: Callable[[Any], Any], config: type[Any], *, description: s
 class Workdir:
     """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, figures, checkpoints.
 
-    A new run in a folder that holds one sets the old one aside in `previous-…`; nothing is lost.
+    A context manager that holds a lock on the folder. A new run in a folder that holds an earlier one
+    sets that aside in `previous-…`; nothing is lost.
     """
 
-    def __init__(self, path: Path, config: Any, *, resume: bool, may_differ: Sequence[str] = ()):
+    _FILES = ("metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*")
+
+    def __init__(
+        self,
+        path: Path,
+        experiment: str,
+        config: Any,
+        *,
+        resume: bool,
+        data: Mapping[str, Any],
+        may_differ: Sequence[str] = (),
+    ):
         """Opens the folder.
 
         Args:
           path: the folder, made if missing.
+          experiment: its name.
           config: the run's dataclass.
-          resume: continue the run in the folder, whose configuration must be the same.
-          may_differ: fields of the configuration that need not be.
+          resume: continue the run in the folder, whose configuration and data must be the same.
+          data: what tells the data apart.
+          may_differ: fields of the configuration that need not be the same on resume.
 
         Raises:
-          ConfigError: the folder cannot be written, or `resume` finds a run of another configuration.
+          ConfigError: the folder cannot be written, is in use, holds something else, or `resume` finds a
+            run of another configuration.
         """
         self.path = path
-        described = _recorded(config) | {"seed": config.seed, "seeds": config.seeds}
+        # Through JSON, so that it compares equal to what is read back.
+        self.described: dict[str, Any] = json.loads(
+            json.dumps(
+                {"experiment": experiment, "data": dict(data), **_recorded(config)}
+                | {"seed": config.seed, "seeds": config.seeds}
+            )
+        )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
+            self._lock = open(path / ".lock", "w")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"workdir={str(path)!r} is in use by another run") from None
         stored = path / "config.json"
-        if stored.exists() and resume:
-            found = json.loads(stored.read_text())
-            differing = [k for k in described if k not in may_differ and found.get(k) != described[k]]
-            if differing:
-                key = differing[0]
-                raise ConfigError(
-                    f"workdir={str(path)!r} holds a run with {key}={found.get(key)!r}, which "
-                    f"cannot be resumed with {key}={described[key]!r}; "
-                    "give the same options or another --workdir"
-                )
-        elif stored.exists():
-            self._set_aside()
-        write_json(stored, described)
+        if stored.exists():
+            found = self._read(stored, experiment)
+            if resume:
+                self._compare(found, may_differ)
+            else:
+                self._set_aside()
+        elif any(next(path.glob(pattern), None) for pattern in ("seed*.json", "checkpoints-*")):
+            self._set_aside()  # an interrupted setting aside, finished
+        write_json(stored, self.described)
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def log(self, **values: Any) -> None:
         """Appends a line to `metrics.jsonl`."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def _read(self, stored: Path, experiment: str) -> dict[str, Any]:
+        try:
+            found = json.loads(stored.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("experiment") != experiment:
+            raise ConfigError(
+                f"workdir={str(self.path)!r} holds a config.json that is not a run of {experiment}; "
+                "give another --workdir"
+            )
+        return found
+
+    def _compare(self, found: Mapping[str, Any], may_differ: Sequence[str]) -> None:
+        for key, value in self.described.items():
+            if key not in may_differ and found.get(key) != value:
+                raise ConfigError(
+                    f"workdir={str(self.path)!r} holds a run with {key}={found.get(key)!r}, which "
+                    f"cannot be resumed with {key}={value!r}; "
+                    "give the same options or another --workdir"
+                )
+
     def _set_aside(self) -> None:
         number = 1
         while (old := self.path / f"previous-{number:03d}").exists():
             number += 1
         old.mkdir()
-        for entry in self.path.iterdir():
-            if not entry.name.startswith("previous-"):
+        # The config goes last: until then the folder counts as an earlier run's.
+        for pattern in (*self._FILES, "config.json"):
+            for entry in sorted(self.path.glob(pattern)):
                 shutil.move(entry, old / entry.name)
 
 
@@ -177,21 +225,28 @@ class Row(NamedTuple):
     command: str
 
 
+# Options of the published network as it is trained and evaluated.
+_PUBLISHED: dict[str, Any] = {
+    "architecture": "3layer",
+    "zca": True,
+    "rescale": True,
+    "rank_one": False,
+    "random_subspaces": False,
+    "batch_size": 512,
+    "passes": 1,
+    "networks": 1,
+    "code_power": 1.0,
+    "warmup_steps": 10,
+    "num_train": None,
+    "num_test": None,
+    "num_clusters": 10,
+}
+
+
 def _energy_row(what: str, paper: str, metric: str, options: str = "", **where: Any) -> Row:
     """A row of paper 000 on the whole of MNIST; `where` changes the published network's options."""
-    published = {
-        "architecture": "3layer",
-        "zca": True,
-        "rescale": True,
-        "rank_one": False,
-        "random_subspaces": False,
-        "batch_size": 512,
-        "passes": 1,
-        "networks": 1,
-        "code_power": 1.0,
-    }
     command = f"mnist_energy --dataset mnist{options}"
-    return Row(what, paper, "mnist_energy", metric, published | where, "mnist", 60_000, command)
+    return Row(what, paper, "mnist_energy", metric, _PUBLISHED | where, "mnist", 60_000, command)
 
 
 _ERROR = "test_clustering_error"
@@ -218,7 +273,7 @@ ROWS: tuple[Row, ...] = (
         "–",
         "mnist_energy",
         _ERROR,
-        {"architecture": "3layer"},
+        _PUBLISHED | {"batch_size": 128, "passes": 3},
         "digits",
         1797,
         "mnist_energy --dataset digits",
@@ -267,7 +322,7 @@ def _belongs(record: Mapping[str, Any], row: Row) -> bool:
         record["dataset"]["name"] == row.dataset
         and record["dataset"]["num_train"] == row.num_train
         and row.metric in record["metrics"]
-        and all(record["config"][key] == value for key, value in row.where.items())
+        and all(record["config"].get(key) == value for key, value in row.where.items())
     )
 
 

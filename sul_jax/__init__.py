@@ -1,7 +1,13 @@
 """Unsupervised and biologically plausible learning as small pure JAX functions."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sul_jax import energy, k_means, k_subspaces, learning_rule, metrics, patches, whitening
 from sul_jax.learning_rule import LearningRule, stack
+
+if TYPE_CHECKING:
+    from sul_jax import nn as nn
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,7 +17,15 @@ __all__ = [
     "k_subspaces",
     "learning_rule",
     "metrics",
+    "nn",
     "patches",
     "stack",
     "whitening",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Flax and Orbax take longer to import than the rest together: only when they are used.
+    if name == "nn":
+        return importlib.import_module("sul_jax.nn")
+    raise AttributeError(f"module 'sul_jax' has no attribute {name!r}")

@@ -17,6 +17,9 @@ from sul_jax._check import check_array, check_integer
 from sul_jax.k_subspaces import KSubspacesInfo, KSubspacesState
 from sul_jax.learning_rule import LearningRule
 
+# Above this many comparisons a position, unrolled registers take too long to compile: sort instead.
+_MAX_COMPARISONS = 4096
+
 
 class EnergyLayer(NamedTuple):
     """Sizes of one energy layer, a column of table 6.
@@ -160,8 +163,8 @@ def average_pool(images: Array) -> Array:
       >>> energy.average_pool(jnp.ones((1, 7, 7, 5))).shape
       (1, 2, 2, 5)
     """
-    row, column = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
     check_array("images", images, ndim=4, axes="[batch, height, width, channels]")
+    row, column = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
     if min(images.shape[1:3]) < 2:
         raise ValueError(
             f"images of {images.shape[1]}×{images.shape[2]} positions cannot be cut into quadrants; "
@@ -359,6 +362,8 @@ def _threshold(maps: Array, num_winners: int) -> Array:
     length = num_winners + 1 if from_top else num_maps - num_winners
 
     def search(maps: Array) -> Array:
+        if num_maps * length > _MAX_COMPARISONS:
+            return jnp.sort(maps, axis=0)[num_maps - num_winners - 1]
         registers: list[Array] = []
         for value in maps:
             for place, register in enumerate(registers):

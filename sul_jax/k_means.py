@@ -72,7 +72,8 @@ def fit(
       A `KMeansResult`.
 
     Raises:
-      ValueError: more clusters than vectors, or an argument out of range.
+      ValueError: more clusters than vectors, an argument out of range, or (outside jit) values that are
+        not finite.
 
     Example:
       >>> import jax
@@ -88,6 +89,8 @@ def fit(
     check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("num_init", num_init, low=1)
     check_integer("max_iterations", max_iterations, low=1)
+    if not isinstance(inputs, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(inputs))):
+        raise ValueError("inputs holds NaN or infinite values; all must be finite")
     _check_choice("init", init, ("k-means++", "random"))
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_integer, check_vectors
@@ -92,6 +91,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
       (3, 2, 6)
     """
     check_vectors("inputs", inputs)
+    inputs = jnp.asarray(inputs)
     batch, features = inputs.shape
     check_integer("num_subspaces", num_subspaces, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("rank", rank, low=1, high=features, why=f": inputs has {features} features")
@@ -99,7 +99,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
     size = jnp.linalg.norm(inputs, axis=1)
     order = jnp.where(size > 0, jax.random.uniform(choice_key, (batch,)), 2.0)
     chosen = jnp.argsort(order)[:num_subspaces]
-    first = inputs[chosen] / jnp.maximum(size[chosen], np.finfo(inputs.dtype).tiny)[:, None]
+    first = inputs[chosen] / jnp.where(size > 0, size, 1)[chosen, None]
     rest = 0.01 * jax.random.normal(noise_key, (num_subspaces, rank - 1, features), inputs.dtype)
     rows = jnp.concatenate([first[:, None], rest], axis=1)
     basis, _ = jnp.linalg.qr(rows.mT)

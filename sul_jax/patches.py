@@ -205,12 +205,13 @@ def sample(key: Array, images: Array, *, num_patches: int, kernel_size: int, pad
       (10, 9)
     """
     size = norms(images, kernel_size=kernel_size, padding=padding)
+    check_integer("num_patches", num_patches, low=1)
     if num_patches > size.size:
         raise ValueError(
             f"num_patches={num_patches} exceeds the {size.size} patches that images of shape "
             f"{images.shape} hold with kernel_size={kernel_size} and padding={padding}"
         )
-    # Gumbel top-k: blank patches come last, the order of the others is uniformly random.
+    # Blank patches come last, the order of the others is uniformly random.
     noise = jax.random.uniform(key, (size.size,))
     order = jnp.argsort(jnp.where(size.ravel() > 0, noise, 2.0))[:num_patches]
     image, row, column = jnp.unravel_index(order, size.shape)
@@ -233,7 +234,8 @@ def map_chunks(
     """Applies `function` to chunks of images small enough that its patches stay within `max_bytes`.
 
     The batch is filled up to a whole number of equal chunks with blank images, which is exact for
-    every statistic to which a zero patch contributes nothing.
+    every statistic to which a zero patch contributes nothing. Under plain `jit` a batch that is
+    sharded over devices is gathered for this; `shard_map` with `axis_name` is the form that scales.
 
     Args:
       function: maps `[chunk, height, width, channels]` to a tree of arrays.
@@ -256,6 +258,8 @@ def map_chunks(
     num_chunks = -(-batch // max(1, limit // bytes_per_image))
     chunk = -(-batch // num_chunks)
     num_chunks = -(-batch // chunk)
+    if num_chunks == 1:
+        return jax.tree.map(lambda result: result[None], function(images))
     filled = jnp.pad(images, ((0, num_chunks * chunk - batch),) + ((0, 0),) * (images.ndim - 1))
     return lax.map(function, filled.reshape(num_chunks, chunk, *images.shape[1:]))
 

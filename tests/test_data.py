@@ -107,7 +107,7 @@ def test_own_npz(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     np.savez(path, images=np.zeros((5, 6, 7), np.float64), labels=np.arange(5))
     mine = data.load(str(path))
-    assert mine.name == "mine"
+    assert mine.name == "mine.npz"
     assert mine.train_images.shape == (5, 6, 7, 1)
     assert mine.train_images.dtype == np.float32
     np.savez(path, images=np.zeros((5, 6, 7, 3), np.uint8))
@@ -121,6 +121,7 @@ def test_own_npz(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 3))}, r"got \(2, 3\)"),
         ({"images": np.zeros((0, 3, 3))}, r"none of them zero; got \(0, 3, 3, 1\)"),
         ({"images": np.full((2, 3, 3), np.nan)}, "18 NaN or infinite pixels"),
+        ({"images": np.full((2, 3, 3), 1e300)}, "18 NaN or infinite pixels"),
         ({"images": np.full((2, 3, 3), np.inf)}, "18 NaN or infinite pixels"),
         ({"images": np.zeros((2, 3, 3), np.int64)}, "uint8 or floating, got int64"),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3, int)}, "must be 2 integers"),
@@ -138,6 +139,9 @@ def test_unusable_names(tmp_path: Path) -> None:
         data.load("imagenet")
     with pytest.raises(DataError, match="does not exist"):
         data.load(str(tmp_path / "none.npz"))
+    (tmp_path / "text.npz").write_text("")
+    with pytest.raises(DataError, match="not a readable"):
+        data.load(str(tmp_path / "text.npz"))
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(DataError, match="not a readable"):
         data.load(str(tmp_path / "text.npz"))

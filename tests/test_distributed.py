@@ -50,7 +50,11 @@ def test_two_processes(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", PROGRAM, str(port), str(index), str(out)])
         for index in range(2)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     images = np.asarray(np.random.default_rng(0).random((16, 8, 8, 2)), np.float32)
     window = {"kernel_size": 3, "padding": 1}
     state = energy.init(jax.random.key(0), images, num_subspaces=5, rank=2, **window)

@@ -76,6 +76,13 @@ def test_adaptive_threshold_against_sort(num_winners: int) -> None:
     np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
 
 
+def test_adaptive_threshold_of_many_features() -> None:
+    f = np.random.default_rng(0).random((3, 400)).astype(np.float32)
+    tau = np.sort(f, axis=-1)[:, -101, None]
+    got = energy.adaptive_threshold(jnp.asarray(f), num_winners=100)
+    np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
+
+
 def test_adaptive_threshold_of_one_vector() -> None:
     got = energy.adaptive_threshold(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2)
     assert got.tolist() == [0, 2, 0, 1]

@@ -112,3 +112,8 @@ def test_bad_input(change: dict, message: str) -> None:
     x, _ = blobs()
     with pytest.raises(ValueError, match=message):
         k_means.fit(jax.random.key(0), x, **({"num_clusters": 3} | change))
+
+
+def test_values_that_are_not_finite() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        k_means.fit(jax.random.key(0), jnp.array([[1.0], [jnp.nan]]), num_clusters=1)

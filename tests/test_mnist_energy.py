@@ -31,6 +31,7 @@ def config(tmp_path: Path) -> Config:
         passes=1,
         warmup_steps=2,
         num_train_evaluated=100,
+        evaluate_layers=False,
         learning_curve=False,
     )
 
@@ -40,7 +41,7 @@ def bases(result: mnist_energy.SeedResult) -> np.ndarray:
 
 
 def test_run_leaves_everything_behind(config: Config) -> None:
-    (result,) = mnist_energy.run(replace(config, learning_curve=True, seed=3))
+    (result,) = mnist_energy.run(replace(config, learning_curve=True, evaluate_layers=True, seed=3))
     folder = config.workdir
     for name in (
         "figure3_kernels", "figure4_feature_maps", "figure5_learning_curve", "figure6_zca_kernel",
@@ -54,6 +55,7 @@ def test_run_leaves_everything_behind(config: Config) -> None:
     network = EnergyNet.load(folder / "network-seed3")
     np.testing.assert_array_equal(np.asarray(network.learned_states()[0][1].bases), bases(result))
     # Same seed, same result; the first run is set aside, not lost.
+    assert {"pixels", "zca", "layer1"} <= {name.removesuffix("_clustering_error") for name in result.metrics}
     (again,) = mnist_energy.run(replace(config, seed=3))
     np.testing.assert_array_equal(bases(again), bases(result))
     assert (folder / "previous-001" / "results.json").exists()
@@ -107,7 +109,7 @@ def test_killed_and_resumed(config: Config) -> None:
         "m.CHECKPOINT_SECONDS = 0.0\n"
         f"m.run(m.Config(dataset='digits', workdir=Path({str(workdir)!r}), architecture='1layer',"
         "num_train=256, num_test=200, batch_size=64, passes=10, warmup_steps=2,"
-        "num_train_evaluated=100, learning_curve=False))"
+        "num_train_evaluated=100, evaluate_layers=False, learning_curve=False))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -135,6 +137,9 @@ def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.Mo
     assert records[0]["dataset"]["name"] == "digits"
     assert records[0]["config"]["architecture"] == "1layer"
     assert not any(str(tmp_path) in json.dumps(r) for r in records)
+    # Nothing is recorded twice, and what was not recorded can be afterwards.
+    mnist_energy.run(replace(config, record=True, seeds=2, resume=True))
+    assert len(json.loads((tmp_path / "mnist_energy.json").read_text())) == 2
     row = reporting.Row(
         "digits", "–", "mnist_energy", "test_clustering_error", {"architecture": "1layer"},
         "digits", 256, "command",
@@ -144,6 +149,24 @@ def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.Mo
     assert "0, 1" in lines[2]
     assert "±" in lines[2]
     assert "not yet run" in lines[3]
+
+
+def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
+    config.workdir.mkdir()
+    (config.workdir / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json that is not a run of mnist_energy"):
+        mnist_energy.run(config)
+    (config.workdir / "config.json").unlink()
+    thesis = config.workdir / "thesis.txt"
+    thesis.write_text("years of work")
+    described = {"resume": False, "data": {}}
+    with (
+        reporting.Workdir(config.workdir, "mnist_energy", config, **described),
+        pytest.raises(ValueError, match="is in use by another run"),
+    ):
+        mnist_energy.run(config)
+    mnist_energy.run(config)
+    assert thesis.exists()
 
 
 def test_readme_table_is_fresh() -> None:
@@ -156,6 +179,7 @@ def test_readme_table_is_fresh() -> None:
     [
         (["--batch-size", "300"], "batch_size=300 exceeds the 256 training images"),
         (["--seeds", "0"], "seeds=0 is not accepted"),
+        (["--num-clusters", "2000"], "num_clusters=2000 exceeds the 1797 test images"),
         (["--devices", "99"], "devices=99 is not accepted"),
         (["--dataset", "nothing"], "dataset 'nothing' is unknown"),
         (

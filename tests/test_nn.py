@@ -72,9 +72,16 @@ def test_bad_checkpoints(net: EnergyNet, tmp_path: Path) -> None:
         EnergyNet.load(tmp_path / "empty")
 
 
+def test_save_keeps_what_is_not_a_checkpoint(net: EnergyNet, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        net.save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 def test_states_must_fit(net: EnergyNet) -> None:
     (states,) = net.learned_states()
-    with pytest.raises(ValueError, match="2 states, but the architecture has ConvZCA and 2"):
+    with pytest.raises(ValueError, match="holds 2 states .* the architecture has ConvZCA and 2"):
         EnergyNet(states[:2], ARCHITECTURE)
     wrong = (*states[:2], energy.KSubspacesState(jnp.ones((5, 3, 7))))
     with pytest.raises(ValueError, match=r"layer 2 have shape \(5, 3, 7\)"):

@@ -1,7 +1,10 @@
 """Inference with a learned energy network."""
 
 import os
+import shutil
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -65,7 +68,11 @@ class EnergyNet(nnx.Module):
           >>> net(images).shape
           (20, 24)
         """
-        networks = [states] if isinstance(states[0], ConvZCAState) else list(states)
+        if not states:
+            raise ValueError("states is empty: a network or a list of networks is needed")
+        # States are tuples too; a list of networks holds plain tuples of states.
+        several = not hasattr(states[0], "_fields")
+        networks = list(states) if several else [states]
         for one in networks:
             _check_states(one, architecture)
         self.architecture = nnx.static(architecture)
@@ -83,7 +90,7 @@ class EnergyNet(nnx.Module):
         Returns:
           `[batch, 4 * num_networks * num_subspaces]` of the last layer.
         """
-        return energy.pooled_codes(self.feature_maps(images), power=self.code_power)
+        return _codes(images, self.learned_states(), self.code_power, self.architecture, self.rescale)
 
     def feature_maps(self, images: Array, *, num_layers: int | None = None) -> Array:
         """Maps of an energy layer, the last by default; 0 gives the whitened images.
@@ -98,10 +105,10 @@ class EnergyNet(nnx.Module):
         depth = len(self.architecture.layers)
         if num_layers is not None and not 0 <= num_layers <= depth:
             raise ValueError(f"num_layers={num_layers} is not accepted: it must be 0 to {depth}")
-        rules = energy.network_rules(self.architecture, rescale=self.rescale)
-        used = slice(None if num_layers is None else num_layers + 1)
-        encode = stack(*rules).encode
-        return jnp.concatenate([encode(s[used], images) for s in self.learned_states()], axis=-1)
+        used = [
+            states[: (depth if num_layers is None else num_layers) + 1] for states in self.learned_states()
+        ]
+        return _maps(images, used, self.architecture, self.rescale)
 
     def predict(self, images: Array) -> Array:
         """The cluster of each image, int32 `[batch]`.
@@ -122,8 +129,14 @@ class EnergyNet(nnx.Module):
         """Writes an Orbax checkpoint folder; an existing one is replaced.
 
         Args:
-          path: the folder.
+          path: the folder, new or an earlier checkpoint of an EnergyNet.
+
+        Raises:
+          ValueError: there is something else at `path`.
         """
+        target = Path(path).absolute()
+        if target.exists():
+            _metadata(target)  # never replace what is not ours
         arrays: dict[str, Any] = {
             "networks": [
                 {"kernel": zca.kernel, "bases": [layer.bases for layer in layers]}
@@ -138,7 +151,14 @@ class EnergyNet(nnx.Module):
             "rescale": self.rescale,
             "code_power": self.code_power,
         }
-        ocp.save(os.path.abspath(path), arrays, overwrite=True, custom_metadata=metadata)
+        # Complete under another name first: there is a whole checkpoint on disk at every moment.
+        new, old = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
+        ocp.save(new, arrays, overwrite=True, custom_metadata=metadata)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
     def load(
@@ -156,19 +176,13 @@ class EnergyNet(nnx.Module):
         Raises:
           ValueError: no such checkpoint, or one of another module or architecture.
         """
-        folder = os.path.abspath(path)
-        if not os.path.isdir(folder):
-            raise ValueError(f"path={folder!r} is not a folder")
-        try:
-            stored = ocp.metadata(folder)
-        except Exception as error:  # Orbax raises several types for a folder that is not its own
-            raise ValueError(f"path={folder!r} is not a checkpoint: {error}") from None
-        metadata = stored.custom_metadata
-        if not isinstance(metadata, dict) or metadata.get("module") != "EnergyNet":
-            raise ValueError(f"path={folder!r} is not a checkpoint of an EnergyNet")
+        folder = Path(path).absolute()
+        stored, metadata = _metadata(folder)
         found = _from_json(metadata["architecture"])
         if architecture is not None and found != architecture:
-            raise ValueError(f"path={folder!r} holds another architecture: {found}, expected {architecture}")
+            raise ValueError(
+                f"path={str(folder)!r} holds another architecture: {found}, expected {architecture}"
+            )
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         arrays = ocp.load(
             folder,
@@ -189,12 +203,50 @@ class EnergyNet(nnx.Module):
         )
 
 
+# A module is called as it is: without this, every eager call would compile its loops anew.
+@partial(jax.jit, static_argnames=("architecture", "rescale"))
+def _maps(
+    images: Array,
+    networks: list[tuple[Any, ...]],
+    architecture: energy.EnergyArchitecture,
+    rescale: bool,
+) -> Array:
+    encode = stack(*energy.network_rules(architecture, rescale=rescale)).encode
+    return jnp.concatenate([encode(states, images) for states in networks], axis=-1)
+
+
+@partial(jax.jit, static_argnames=("architecture", "rescale"))
+def _codes(
+    images: Array,
+    networks: list[tuple[Any, ...]],
+    power: float,
+    architecture: energy.EnergyArchitecture,
+    rescale: bool,
+) -> Array:
+    return energy.pooled_codes(_maps(images, networks, architecture, rescale), power=power)
+
+
+def _metadata(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Orbax's description of a checkpoint of this module, and our own."""
+    if not folder.is_dir():
+        raise ValueError(f"path={str(folder)!r} is not a folder")
+    try:
+        stored = ocp.metadata(folder)
+    except Exception as error:  # Orbax raises several types for a folder that is not its own
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"path={str(folder)!r} is not a checkpoint: {first}") from None
+    metadata = stored.custom_metadata
+    if not isinstance(metadata, dict) or metadata.get("module") != "EnergyNet":
+        raise ValueError(f"path={str(folder)!r} is not a checkpoint of an EnergyNet")
+    return stored, metadata
+
+
 def _check_states(states: Sequence[Any], architecture: energy.EnergyArchitecture) -> None:
     expected = 1 + len(architecture.layers)
-    if len(states) != expected:
+    if len(states) != expected or not isinstance(states[0], ConvZCAState):
         raise ValueError(
-            f"states holds {len(states)} states, but the architecture has ConvZCA and "
-            f"{expected - 1} energy layers"
+            f"states holds {len(states)} states ({', '.join(type(s).__name__ for s in states)}), but "
+            f"the architecture has ConvZCA and {expected - 1} energy layers"
         )
     channels = states[0].kernel.shape[-1]
     for index, (state, layer) in enumerate(zip(states[1:], architecture.layers, strict=True), 1):
