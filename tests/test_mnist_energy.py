@@ -184,7 +184,7 @@ def test_readme_table_is_fresh() -> None:
         (["--dataset", "nothing"], "dataset 'nothing' is unknown"),
         (
             ["--dataset", "tiny.npz", "--batch-size", "4"],
-            "kernel_size=10 is larger than the padded",
+            "kernel_size=5 is larger than the padded",
         ),
         (["--dataset", "nan.npz"], "NaN or infinite pixels"),
         (["--workdir", "/proc/nowhere"], "workdir='/proc/nowhere' cannot be written"),
@@ -195,7 +195,7 @@ def test_bad_options_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    np.savez("tiny.npz", images=np.zeros((8, 1, 1), np.uint8))
+    np.savez("tiny.npz", images=np.zeros((12, 1, 1), np.uint8))
     np.savez("nan.npz", images=np.full((300, 28, 28), np.nan))
     defaults = ["--dataset", "digits", "--architecture", "1layer", "--num-train", "256"]
     monkeypatch.setattr(sys, "argv", ["mnist_energy", *defaults, *options])
