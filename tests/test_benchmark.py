@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from experiments import benchmark
+from experiments.benchmark import Config
+
+
+def test_benchmark_prints_ratios(tmp_path: Path) -> None:
+    text = benchmark.run(
+        Config(dataset="digits", batch_size=2, repetitions=1, growth=False, workdir=tmp_path)
+    )
+    assert "3layer, training on 60,000" in text
+    assert "scikit-learn" in text
+    assert (tmp_path / "benchmark.md").read_text() == text + "\n"
+
+
+def test_least_operations() -> None:
+    """Layer 3 of the published network: 361 million operations for an image."""
+    layer = benchmark.energy.ARCHITECTURES["3layer"].layers[2]
+    inference, step = benchmark.layer_operations(layer, (1, 23, 23, 9))
+    assert inference == pytest.approx(361e6, rel=0.01)
+    assert step / inference == pytest.approx(1 + 1 / 58)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="repetitions=0 is not accepted"):
+        benchmark.run(Config(repetitions=0))
