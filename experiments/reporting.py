@@ -258,7 +258,7 @@ ROWS: tuple[Row, ...] = (
     _energy_row("… after energy layer 3", "2.3", "layer3_clustering_error"),
     _energy_row("**… pooled 2×2: the three-layer network**", "2.1", _ERROR),
     _energy_row("**… its codes' square roots clustered²**", "–", _ERROR, " --code-power 0.5", code_power=0.5),
-    _energy_row("… its error on training images", "2.5", "train_clustering_error"),
+    _energy_row("… its error on the first 10,000 training images", "2.5", "train_clustering_error"),
     _energy_row("MNIST, 1 layer", "20.2", _ERROR, " --architecture 1layer", architecture="1layer"),
     _energy_row("MNIST, 2 layers", "2.9", _ERROR, " --architecture 2layer", architecture="2layer"),
     _energy_row("MNIST, 4 layers", "3.1", _ERROR, " --architecture 4layer", architecture="4layer"),
