@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_integer, check_vectors
@@ -89,7 +90,7 @@ def fit(
     check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("num_init", num_init, low=1)
     check_integer("max_iterations", max_iterations, low=1)
-    if not isinstance(inputs, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(inputs))):
+    if not isinstance(inputs, jax.core.Tracer) and not np.isfinite(np.asarray(inputs)).all():
         raise ValueError("inputs holds NaN or infinite values; all must be finite")
     _check_choice("init", init, ("k-means++", "random"))
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))

@@ -20,7 +20,9 @@ _NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests leave the user's cache alone; programs that recur are compiled once."""
     os.environ.setdefault("SUL_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    # Beside the folders of parallel workers, so that they share it.
+    shared = tmp_path_factory.getbasetemp().parent / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(shared))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -182,14 +182,3 @@ def test_real_originals_are_verified(data_dir: Path, name: str, tmp_path: Path) 
         file.write(b"\0")
     with pytest.raises(DataError, match=first):
         data._read_originals(name, copy)
-
-
-@pytest.mark.data
-def test_mnist_comes_back_from_the_decoded_cache(data_dir: Path) -> None:
-    if not (data_dir / "mnist").is_dir():
-        pytest.skip(f"no mnist in {data_dir}")
-    first = data.load("mnist", data_dir)
-    again = data.load("mnist", data_dir)
-    np.testing.assert_array_equal(first.train_images, again.train_images)
-    assert first.train_labels is not None
-    assert first.train_labels[:5].tolist() == [5, 0, 4, 1, 9]

@@ -21,6 +21,13 @@ def mnist(data_dir: Path) -> data.Dataset:
     return data.load("mnist", data_dir)
 
 
+def test_mnist_comes_back_from_the_decoded_cache(mnist: data.Dataset, data_dir: Path) -> None:
+    again = data.load("mnist", data_dir)
+    np.testing.assert_array_equal(mnist.train_images, again.train_images)
+    assert again.train_labels is not None
+    assert again.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+
+
 def test_zca_kernel_has_the_printed_dc_ratio(mnist: data.Dataset) -> None:
     """Eq. 8 and figure 6: 0.10 for a 9×9 kernel with n = 9."""
     images = jnp.asarray(mnist.train_images[:20_000]) / 255
