@@ -109,9 +109,9 @@ class Config:
     and 1 on a CPU, where one keeps all cores busy."""
     devices: int = 1
     """Devices over which each minibatch is split."""
-    learning_curve: bool = True
+    learning_curve: bool | None = None
     """Draw the learning curve of figure 5 (a layer of its own, with its own sizes; images of at least
-    11×11 pixels)."""
+    11×11 pixels); by default on data sets of at least 10,000 images."""
     resume: bool = False
     """Continue the run in the workdir."""
     record: bool = False
@@ -656,6 +656,7 @@ def _fill_in(config: Config, name: str, num_train: int, labels: np.ndarray | Non
         dataset=name,
         batch_size=config.batch_size or min(128 if small else 512, num_train // config.networks),
         passes=config.passes or (3 if small else 1),
+        learning_curve=not small if config.learning_curve is None else config.learning_curve,
         num_clusters=config.num_clusters or (10 if labels is None else len(np.unique(labels))),
     )
 
