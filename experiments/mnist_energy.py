@@ -466,35 +466,27 @@ def evaluate(
     metrics: dict[str, float] = {}
     pixels = jax.jit(to_float)(jnp.asarray(test))
     names = ["zca", *(f"layer{i}" for i in range(1, len(rules)))]
-    encoders = [jax.jit(rule.encode) for rule in rules]
+    build = partial(EnergyNet, networks, architecture, rescale=config.rescale, code_power=config.code_power)
     each_layer = config.evaluate_layers and len(networks) == 1
     bar = tqdm(total=2 + len(names) * each_layer, desc="clustering the codes", unit="layer")
     if each_layer:
         _note(metrics, "pixels_clustering_error", cluster(pixels, test_labels).clustering_error)
-    network = EnergyNet(networks, architecture, rescale=config.rescale, code_power=config.code_power)
-    if each_layer:
         codes = pixels
-        for name, encode, state in zip(names, encoders, networks[0], strict=True):
-            codes = evaluation.map_batches(partial(encode, state), codes)
+        for name, rule, state in zip(names, rules, networks[0], strict=True):
+            codes = evaluation.map_batches(partial(jax.jit(rule.encode), state), codes)
             _note(metrics, f"{name}_clustering_error", cluster(codes, test_labels).clustering_error)
             bar.update()
         pooled = energy.pooled_codes(codes, power=config.code_power)
         del codes
     else:
-        pooled = evaluation.map_batches(network, pixels)
+        pooled = evaluation.map_batches(build(), pixels)
     found = cluster(pooled, test_labels)
     _note(metrics, "test_clustering_error", found.clustering_error)
     _note(metrics, "test_purity", found.purity)
     _note(metrics, "test_normalized_mutual_info", found.normalized_mutual_info)
     _note(metrics, "test_adjusted_rand_index", found.adjusted_rand_index)
     bar.update()
-    network = EnergyNet(
-        networks,
-        architecture,
-        rescale=config.rescale,
-        code_power=config.code_power,
-        centroids=found.centroids,
-    )
+    network = build(centroids=found.centroids)
     network.save(config.workdir / f"network-seed{seed}")
     some = train[: config.num_train_evaluated]
     if train_labels is not None and len(some):
