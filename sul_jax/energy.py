@@ -5,6 +5,7 @@ thresholded to w winners, normalised, and rescaled by the patch's own norm. Its 
 by K-Subspaces on the patches of the layer below, one layer after the other.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -137,9 +138,10 @@ def energy_layer(
     _check_bases(bases, images, kernel_size)
     _check_winners(num_winners, bases.shape[0])
     window = {"kernel_size": kernel_size, "padding": padding}
+    responses = _responses(images, bases, window)
 
     def chunk_codes(chunk: Array) -> Array:
-        maps = _threshold(k_subspaces.norms(_responses(chunk, bases, window)), num_winners)
+        maps = _threshold(k_subspaces.norms(responses(chunk)), num_winners)
         if rescale:
             size = jnp.sqrt(jnp.sum(jnp.square(maps), axis=0))
             patch_size = patches.norms(chunk, **window).ravel()
@@ -274,17 +276,19 @@ def update(
     height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
     _check_bases(state.bases, images, kernel_size)
     window = {"kernel_size": kernel_size, "padding": padding}
+    respond = _responses(images, state.bases, window)
 
     def chunk_statistics(chunk: Array) -> k_subspaces.Statistics:
+        responses = respond(chunk)
+        assignment = k_subspaces.winners(responses, warmup)
         if k_subspaces.gathers(state.bases):
             vectors = patches.extract(chunk, **window)
             flat = vectors.reshape(-1, vectors.shape[-1])
-            return k_subspaces.statistics(state, flat, warmup=warmup)
-        responses = _responses(chunk, state.bases, window)
-        assignment = k_subspaces.winners(responses, warmup)
-        own = k_subspaces.own_responses(responses, assignment)
+            scatter = k_subspaces.gathered_scatter(responses, flat, assignment)
+        else:
+            own = k_subspaces.own_responses(responses, assignment)
+            scatter = patches.back_project(chunk, own, **window)
         squares = jnp.square(patches.norms(chunk, **window).ravel())
-        scatter = patches.back_project(chunk, own, **window)
         return k_subspaces.collect(responses, assignment, squares, scatter)
 
     parts = patches.map_chunks(
@@ -387,11 +391,11 @@ def _threshold(maps: Array, num_winners: int) -> Array:
     return jnp.maximum(maps - thresholds.reshape(maps.shape[1:]), 0)
 
 
-def _responses(images: Array, bases: Array, window: dict[str, int]) -> Array:
-    """S-cells of every patch, `[num_subspaces, rank, batch * out_height * out_width]`."""
+def _responses(images: Array, bases: Array, window: dict[str, int]) -> Callable[[Array], Array]:
+    """S-cells of every patch of a chunk, `[num_subspaces, rank, chunk * out_height * out_width]`."""
     num_subspaces, rank, features = bases.shape
-    rows = patches.project(images, bases.reshape(num_subspaces * rank, features), **window)
-    return rows.reshape(num_subspaces, rank, -1)
+    project = patches.projector(images, bases.reshape(num_subspaces * rank, features), **window)
+    return lambda chunk: project(chunk).reshape(num_subspaces, rank, -1)
 
 
 def _patch_bytes(images: Array, kernel_size: int, padding: int) -> int:

@@ -228,7 +228,7 @@ def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = 
     responses = _responses(state.bases, inputs)
     assignment = winners(responses, warmup)
     if gathers(state.bases):
-        scatter = _gathered_scatter(responses, inputs, assignment)
+        scatter = gathered_scatter(responses, inputs, assignment)
     else:
         scatter = jnp.matmul(own_responses(responses, assignment), inputs, precision="highest")
     return collect(responses, assignment, jnp.sum(jnp.square(inputs), axis=1), scatter)
@@ -308,11 +308,19 @@ def _responses(bases: Array, inputs: Array) -> Array:
     return product.reshape(num_subspaces, rank, inputs.shape[0])
 
 
-def _gathered_scatter(responses: Array, inputs: Array, assignment: Array) -> Array:
+def gathered_scatter(responses: Array, inputs: Array, assignment: Array) -> Array:
     """V_k X_kᵀ X_k from each subspace's own vectors only.
 
     Vectors are ordered by subspace and cut into blocks of equal length, each filled up with zeros
     so that it belongs to one subspace: static shapes, and 1/num_subspaces of the dense product.
+
+    Args:
+      responses: `[num_subspaces, rank, batch]`.
+      inputs: `[batch, features]`.
+      assignment: `[batch]`.
+
+    Returns:
+      `[num_subspaces, rank, features]`.
     """
     num_subspaces, rank, batch = responses.shape
     own = jnp.take_along_axis(responses, assignment[None, None], axis=0)[0].T  # [batch, rank]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_images, check_integer
@@ -95,7 +96,7 @@ def norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
 
 
 def project(images: Array, kernels: Array, *, kernel_size: int, padding: int = 0) -> Array:
-    """Inner product of every patch with every kernel: a convolution, as one matrix product.
+    """Inner product of every patch with every kernel: a convolution, by matrix products.
 
     Args:
       images: `[batch, height, width, channels]`.
@@ -112,19 +113,104 @@ def project(images: Array, kernels: Array, *, kernel_size: int, padding: int = 0
       >>> patches.project(jnp.ones((2, 4, 4, 1)), jnp.ones((5, 9)), kernel_size=3).shape
       (5, 8)
     """
+    return projector(images, kernels, kernel_size=kernel_size, padding=padding)(images)
+
+
+def projector(
+    images: Array, kernels: Array, *, kernel_size: int, padding: int = 0
+) -> Callable[[Array], Array]:
+    """`project` for chunks of a batch: what depends on the kernels alone is computed once.
+
+    Args:
+      images: `[batch, height, width, channels]`; only the shape counts.
+      kernels: as in `project`.
+      kernel_size: side of the patch.
+      padding: zeros added on each side of the image.
+
+    Returns:
+      A function from `[chunk, height, width, channels]` to `[num_kernels, chunk * out_height * out_width]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import patches
+      >>> images = jnp.ones((6, 4, 4, 1))
+      >>> responses = patches.projector(images, jnp.ones((5, 9)), kernel_size=3)
+      >>> responses(images[:2]).shape
+      (5, 8)
+    """
     height, _width = check_window(images, kernel_size=kernel_size, padding=padding)
     number = kernels.shape[0]
-    if not _rows_pay(images, number, kernel_size, padding):
-        vectors = extract(images, kernel_size=kernel_size, padding=padding)
+    if _spectra_pay(images, number, kernel_size, padding):
+        return _spectral_projector(images, kernels, kernel_size, padding)
+
+    def by_patches(chunk: Array) -> Array:
+        vectors = extract(chunk, kernel_size=kernel_size, padding=padding)
         flat = vectors.reshape(-1, vectors.shape[-1])
         return jnp.matmul(kernels, flat.T, precision="highest")
-    rows = _rows(images, kernel_size, padding)
-    by_row = kernels.reshape(number, kernel_size, rows.shape[-1]).swapaxes(0, 1)
-    products = jnp.matmul(
-        by_row.reshape(-1, rows.shape[-1]), rows.reshape(-1, rows.shape[-1]).T, precision="highest"
-    ).reshape(kernel_size, number, *rows.shape[:3])
-    shifted = (products[i, :, :, i : i + height] for i in range(kernel_size))
-    return sum(shifted, jnp.zeros((), products.dtype)).reshape(number, -1)
+
+    def by_rows(chunk: Array) -> Array:
+        rows = _rows(chunk, kernel_size, padding)
+        by_row = kernels.reshape(number, kernel_size, rows.shape[-1]).swapaxes(0, 1)
+        products = jnp.matmul(
+            by_row.reshape(-1, rows.shape[-1]), rows.reshape(-1, rows.shape[-1]).T, precision="highest"
+        ).reshape(kernel_size, number, *rows.shape[:3])
+        shifted = (products[i, :, :, i : i + height] for i in range(kernel_size))
+        return sum(shifted, jnp.zeros((), products.dtype)).reshape(number, -1)
+
+    return by_rows if _rows_pay(images, number, kernel_size, padding) else by_patches
+
+
+def _spectral_projector(
+    images: Array, kernels: Array, kernel_size: int, padding: int
+) -> Callable[[Array], Array]:
+    """Projection by the spectra of image rows: a product for every frequency instead of every shift.
+
+    With out_width shifts of a kernel_size-wide kernel, out_width · kernel_size products become
+    4 · (padded_width / 2 + 1) real ones.
+    """
+    number, channels = kernels.shape[0], images.shape[3]
+    tall, wide = (size + 2 * padding for size in images.shape[1:3])
+    height, width = tall - kernel_size + 1, wide - kernel_size + 1
+    frequencies = np.arange(wide // 2 + 1)
+    angles = 2 * np.pi * np.outer(frequencies, np.arange(wide)) / wide
+    twice = np.where((frequencies == 0) | (2 * frequencies == wide), 1, 2)[:, None]
+    # Real and imaginary part as an axis: X = Σ x e^(-iωx), and back at the first `width` shifts.
+    forth = np.stack([np.cos(angles), -np.sin(angles)], axis=1).astype(kernels.dtype)
+    back = np.stack([np.cos(angles), -np.sin(angles)], axis=1)[..., :width] * twice[..., None] / wide
+    grid = kernels.reshape(number, kernel_size, kernel_size, channels)
+    spectra = jnp.einsum("nijc,fpj->fpnic", grid, forth[..., :kernel_size], precision="highest")
+    real, imaginary = spectra[:, 0], -spectra[:, 1]  # correlation takes the conjugate
+    matrices = jnp.stack(
+        [jnp.stack([real, -imaginary], axis=3), jnp.stack([imaginary, real], axis=3)], axis=1
+    ).reshape(len(frequencies), 2 * number, -1)
+
+    def project_spectra(chunk: Array) -> Array:
+        rows = jnp.einsum("bhwc,fpw->fbhpc", _pad(chunk, padding), forth, precision="highest")
+        rows = rows.reshape(len(frequencies), chunk.shape[0], tall, 2 * channels)
+        rows = jnp.concatenate([rows[:, :, i : i + height] for i in range(kernel_size)], axis=-1)
+        rows = rows.reshape(len(frequencies), chunk.shape[0] * height, -1)
+
+        def term(matrix: Array, row: Array, weights: Array) -> Array:
+            both = jnp.matmul(matrix, row.T, precision="highest").reshape(2, number, -1)
+            return both[0] * weights[0, :, None, None] + both[1] * weights[1, :, None, None]
+
+        def add(total: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
+            return total + term(*one), None
+
+        parts = (matrices, rows, jnp.asarray(back, kernels.dtype))
+        first, rest = (part[0] for part in parts), tuple(part[1:] for part in parts)
+        total, _ = lax.scan(add, term(*first), rest)  # [width, number, chunk * height]
+        return jnp.moveaxis(total, 0, -1).reshape(number, -1)
+
+    return project_spectra
+
+
+def _spectra_pay(images: Array, number: int, kernel_size: int, padding: int) -> bool:
+    """Whether the products saved outweigh the larger intermediate results (measured on CPUs only)."""
+    wide = images.shape[2] + 2 * padding
+    products = 4 * (wide // 2 + 1)
+    direct = (wide - kernel_size + 1) * kernel_size
+    return jax.default_backend() == "cpu" and number >= 256 and 2 * products < direct
 
 
 def back_project(images: Array, weights: Array, *, kernel_size: int, padding: int = 0) -> Array:

@@ -37,10 +37,13 @@ def test_patches_against_loop(size: int, padding: int) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [1, 50])  # by patch rows, by whole patches
-@pytest.mark.parametrize(("size", "padding"), [(5, 1), (4, 2), (1, 0)])
+# By patch rows, by whole patches, by the spectra of rows.
+@pytest.mark.parametrize("number", [1, 50, 300])
+@pytest.mark.parametrize(("size", "padding"), [(5, 1), (4, 2), (1, 0), (13, 1), (12, 2)])
 def test_products_with_all_patches(number: int, size: int, padding: int) -> None:
-    x = images(shape=(3, 9, 8, 7))
+    x = images(shape=(3, 22, 23, 7))
+    if size > 10:
+        assert patches._spectra_pay(x, number, size, padding) == (number == 300)
     window = {"kernel_size": size, "padding": padding}
     vectors = patches.extract(x, **window).reshape(-1, size**2 * 7)
     kernels = jax.random.normal(jax.random.key(1), (number, vectors.shape[1]))
