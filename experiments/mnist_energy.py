@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from experiments import data, evaluation, figures
 from experiments.reporting import (
+    CHECKPOINT_SECONDS,
+    Checkpoints,
     ConfigError,
     Workdir,
     command_line,
@@ -41,7 +42,6 @@ from sul_jax.learning_rule import scan_updates
 from sul_jax.nn import EnergyNet
 
 EXPERIMENT = "mnist_energy"
-CHECKPOINT_SECONDS = 20.0
 # Test clustering error in percent: table 2 for the layers of the three-layer network, table 5 for depth.
 PAPER_LAYERS = {"pixels": 46.2, "zca": 50.0, "layer1": 22.7, "layer2": 22.2, "layer3": 2.3}
 # (architecture, ablations): test and training error. The paper searched new sizes for each ablation;
@@ -284,9 +284,15 @@ def train_group(
     together = len(members) > 1
     over_members: Callable[..., Any] = jax.vmap if together else lambda function, **_: function
     name = "-".join(map(str, members[0]))
-    checkpoints = _Checkpoints(config.workdir / f"checkpoints-{name}")
-    layers, energies, (current, done), seconds = checkpoints.newest()
-    clock = time.monotonic() - seconds
+    checkpoints = Checkpoints(config.workdir / f"checkpoints-{name}")
+    layers: list[k_subspaces.KSubspacesState] = []
+    energies: list[np.ndarray] = []
+    (current, done), stored = checkpoints.newest() or ((0, 0), None)
+    clock = time.monotonic()
+    if stored is not None:
+        layers = [k_subspaces.KSubspacesState(jnp.asarray(bases)) for bases in stored["bases"]]
+        energies = [np.asarray(curve) for curve in stored["energies"]]
+        clock -= float(stored["seconds"])
 
     def stacked(values: list[Any]) -> Any:
         return jnp.stack(values) if together else values[0]
@@ -321,7 +327,14 @@ def train_group(
             bar.set_postfix(energy=f"{found.mean():.4g}")
             done = end
             if time.monotonic() - last_saved >= CHECKPOINT_SECONDS or done == steps:
-                checkpoints.save(layers, energies, (index, done), time.monotonic() - clock)
+                checkpoints.save(
+                    (index, done),
+                    {
+                        "bases": [layer.bases for layer in layers],
+                        "energies": energies,
+                        "seconds": np.float64(time.monotonic() - clock),
+                    },
+                )
                 last_saved = time.monotonic()
         bar.close()
         for place, member in enumerate(members):
@@ -408,45 +421,6 @@ def _compiled_steps(
 
 def _mesh(config: Config) -> Mesh:
     return Mesh(np.array(jax.devices()[: config.devices]), ("batch",))
-
-
-class _Checkpoints:
-    """Orbax checkpoints of a group of seeds; a new one is complete before the old one goes."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
-
-    def newest(
-        self,
-    ) -> tuple[list[k_subspaces.KSubspacesState], list[np.ndarray], tuple[int, int], float]:
-        """Layers, their energies, (the layer in training, its steps done), seconds so far."""
-        for path in self._complete():
-            arrays = ocp.load(path)
-            layers = [k_subspaces.KSubspacesState(jnp.asarray(b)) for b in arrays["bases"]]
-            index, done = (int(part) for part in path.name.split("-"))
-            energies = [np.asarray(e) for e in arrays["energies"]]
-            return layers, energies, (index, done), float(arrays["seconds"])
-        return [], [], (0, 0), 0.0
-
-    def save(
-        self,
-        layers: Sequence[k_subspaces.KSubspacesState],
-        energies: Sequence[np.ndarray],
-        position: tuple[int, int],
-        seconds: float,
-    ) -> None:
-        old = self._complete()
-        path = self.folder / f"{position[0]:02d}-{position[1]:06d}"
-        bases = [layer.bases for layer in layers]
-        ocp.save(path, {"bases": bases, "energies": list(energies), "seconds": np.float64(seconds)})
-        for obsolete in old:
-            ocp.delete(obsolete)
-
-    def _complete(self) -> list[Path]:
-        if not self.folder.exists():
-            return []
-        found = [p for p in self.folder.iterdir() if ocp.is_orbax_checkpoint(p)]
-        return sorted((p for p in found if "tmp" not in p.name), reverse=True)
 
 
 def evaluate(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import tyro
+from orbax.checkpoint import v1 as ocp
 
 from experiments.data import Dataset, atomic_path
 
@@ -26,6 +27,10 @@ README = Path(__file__).parent.parent / "README.md"
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 # Fields of a config that say where and how a run was made, not what it computed.
 _NOT_RECORDED = ("workdir", "data_dir", "resume", "record", "seeds", "seed")
+
+
+# Time between two checkpoints of a training run.
+CHECKPOINT_SECONDS = 20.0
 
 
 class ConfigError(ValueError):
@@ -146,6 +151,32 @@ class Workdir:
         for pattern in (*self._FILES, "config.json"):
             for entry in sorted(self.path.glob(pattern)):
                 shutil.move(entry, old / entry.name)
+
+
+class Checkpoints:
+    """Orbax checkpoints of a training run; a new one is complete before the old one goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+
+    def newest(self) -> tuple[tuple[int, ...], Any] | None:
+        """Position and tree of the last complete checkpoint, as nested dicts and lists of arrays."""
+        for path in self._complete():
+            return tuple(int(part) for part in path.name.split("-")), ocp.load(path)
+        return None
+
+    def save(self, position: tuple[int, ...], tree: Any) -> None:
+        """Writes a tree of arrays under a position that grows, such as (layer, step)."""
+        old = self._complete()
+        ocp.save(self.folder / "-".join(f"{number:06d}" for number in position), tree)
+        for obsolete in old:
+            ocp.delete(obsolete)
+
+    def _complete(self) -> list[Path]:
+        if not self.folder.exists():
+            return []
+        found = [p for p in self.folder.iterdir() if ocp.is_orbax_checkpoint(p)]
+        return sorted((p for p in found if "tmp" not in p.name), reverse=True)
 
 
 def write_json(path: Path, content: Any) -> None:
