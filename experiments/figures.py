@@ -171,3 +171,41 @@ def confusion(labels: np.ndarray, clusters: np.ndarray, path: Path) -> None:
     axes.set_yticks(range(len(classes)), [str(k) for k in classes])
     axes.set(xlabel="cluster, by its matched class", ylabel="class")
     _save(figure, path)
+
+
+def manifolds(
+    points: np.ndarray,
+    labels: np.ndarray,
+    states: Sequence[tuple[int, np.ndarray, np.ndarray]],
+    path: Path,
+    *,
+    shown: int = 1500,
+) -> None:
+    """Points of the plane and their embedding (its first three principal components) while learning.
+
+    Args:
+      points: `[num, 2]`.
+      labels: `[num]`, true clusters; wrong ones are marked in the plane.
+      states: for every column (step, features `[num, features]`, clusters `[num]`).
+      path: where the figure goes.
+      shown: points drawn.
+    """
+    chosen = np.random.default_rng(0).permutation(len(points))[:shown]
+    figure = Figure(figsize=(2.4 * len(states), 4.9))
+    for column, (step, features, clusters) in enumerate(states, 1):
+        matched = metrics.match_clusters(labels, clusters)
+        classes = np.array([matched.get(int(c), -1) for c in clusters])
+        colors = np.array(["tab:blue", "tab:orange", "0.5"])[classes][chosen]
+        plane = figure.add_subplot(2, len(states), column)
+        x, y = points[chosen].T
+        plane.scatter(x, y, c=colors, s=2)
+        plane.set_aspect("equal")
+        plane.set_axis_off()
+        plane.set_title(f"step {step}: {np.mean(classes == labels):.1%}")
+        centred = features - features.mean(0)
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+        space = figure.add_subplot(2, len(states), len(states) + column, projection="3d")
+        x, y, z = (centred[chosen] @ axes.T).T
+        space.scatter(x, y, z, c=colors, s=2)  # type: ignore[misc]
+        space.set(xticklabels=[], yticklabels=[], zticklabels=[])
+    _save(figure, path)

@@ -3,8 +3,18 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sul_jax import energy, k_means, k_subspaces, learning_rule, metrics, patches, whitening
-from sul_jax.learning_rule import LearningRule, stack
+from sul_jax import (
+    augment,
+    coding_rate,
+    energy,
+    k_means,
+    k_subspaces,
+    learning_rule,
+    metrics,
+    patches,
+    whitening,
+)
+from sul_jax.learning_rule import LearningRule, from_loss, stack
 
 if TYPE_CHECKING:
     from sul_jax import nn as nn
@@ -12,7 +22,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LearningRule",
+    "augment",
+    "coding_rate",
     "energy",
+    "from_loss",
     "k_means",
     "k_subspaces",
     "learning_rule",

@@ -11,10 +11,13 @@ sums its sufficient statistics over the axis, so that a sharded step is the step
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax import Array, lax
+
+if TYPE_CHECKING:
+    import optax
 
 
 class LearningRule(NamedTuple):
@@ -121,6 +124,86 @@ def stack(*rules: LearningRule) -> LearningRule:
             raise ValueError(f"got {len(states)} states for a stack of {len(rules)} rules")
 
     return LearningRule(init, update, encode)
+
+
+class LossState(NamedTuple):
+    """State of a rule that descends a loss.
+
+    Attributes:
+      params: what `init` gave, changed by the optimizer.
+      optimizer: the optimizer's own state.
+    """
+
+    params: Any
+    optimizer: Any
+
+
+class LossInfo(NamedTuple):
+    """The loss before the step."""
+
+    loss: Array
+
+
+def from_loss(
+    loss: Callable[..., Array],
+    init: Callable[[Array, Array], Any],
+    apply: Callable[[Any, Array], Any],
+    optimizer: "optax.GradientTransformation",
+) -> LearningRule:
+    """A rule that takes an optimizer's step down a loss, so that it can sit in a `stack`.
+
+    Args:
+      loss: `loss(activations, *, axis_name=None, **hyperparameters) -> scalar`, global under
+        `axis_name` as those of `coding_rate` are.
+      init: `init(key, inputs) -> params`, any tree of arrays.
+      apply: `apply(params, inputs) -> activations`; also the rule's `encode`.
+      optimizer: from optax.
+
+    Returns:
+      A `LearningRule` with a `LossState`; its update hands keyword arguments on to the loss.
+
+    Example:
+      >>> import jax
+      >>> import optax
+      >>> from sul_jax import coding_rate
+      >>> from sul_jax.learning_rule import from_loss
+      >>> def loss(features, *, axis_name=None):  # spread the features over all directions
+      ...     unit = coding_rate.normalize(features)
+      ...     return -coding_rate.coding_rate(unit, eps_squared=0.1, axis_name=axis_name)
+      >>> def init(key, inputs):
+      ...     return jax.random.normal(key, (inputs.shape[1], 3))
+      >>> rule = from_loss(loss, init, lambda params, inputs: inputs @ params, optax.adam(0.1))
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> state = rule.init(jax.random.key(1), inputs)
+      >>> state, first = rule.update(state, inputs)
+      >>> state, second = rule.update(state, inputs)
+      >>> bool(second.loss < first.loss)
+      True
+    """
+
+    from optax import apply_updates  # whoever has an optimizer has imported it already
+
+    def begin(key: Array, inputs: Array) -> LossState:
+        params = init(key, inputs)
+        return LossState(params, optimizer.init(params))
+
+    def update(
+        state: LossState, inputs: Array, *, axis_name: str | None = None, **hyperparameters: Any
+    ) -> tuple[LossState, LossInfo]:
+        def of_params(params: Any) -> Array:
+            return loss(apply(params, inputs), axis_name=axis_name, **hyperparameters)
+
+        value, gradients = jax.value_and_grad(of_params)(state.params)
+        if axis_name is not None:
+            # The loss is the global one: what each shard sees of its gradient averages to the whole.
+            gradients = lax.pmean(gradients, axis_name)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        return LossState(apply_updates(state.params, updates), optimizer_state), LossInfo(value)
+
+    def encode(state: LossState, inputs: Array) -> Array:
+        return apply(state.params, inputs)
+
+    return LearningRule(begin, update, encode)
 
 
 def scan_updates(

@@ -1,0 +1,350 @@
+"""Two intertwined spirals, told apart without labels (paper 003, figure 1).
+
+    python -m experiments.nmce_spiral              # no data needed
+    python -m experiments.nmce_spiral --seeds 5
+
+A small MLP learns features and soft clusters by the NMCE loss (eq. 4) from fresh points in every
+step; a second view of a point is the point with a little noise. The paper shows the embedding
+(figure 1) and trains on 4,096 points for 30,000 steps; ours takes fewer points and steps, with the
+learning rate annealed; README.md lists what it gives, with seeds, device and time.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array, lax
+from tqdm import tqdm
+
+from experiments import figures, reporting
+from experiments.data import Dataset
+from experiments.reporting import (
+    Checkpoints,
+    ConfigError,
+    Workdir,
+    command_line,
+    format_table,
+    record,
+    write_json,
+)
+from sul_jax import LearningRule, coding_rate, from_loss, metrics
+from sul_jax.nn import MLP, NMCE
+
+EXPERIMENT = "nmce_spiral"
+_STRIDE = 50  # steps in one compiled call
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the experiment."""
+
+    workdir: Path = Path("runs/nmce_spiral")
+    """Where everything is written; an earlier run there is set aside, not lost."""
+    steps: int = 4000
+    """Training steps; the paper's 30,000."""
+    batch_size: int = 1024
+    """Points in a step, half of them on each spiral; the paper's 4096."""
+    learning_rate: float = 2e-3
+    """Adam's learning rate at the start, annealed to 0 by a cosine; the paper's constant 1e-3."""
+    weight_decay: float = 1e-6
+    """L2 penalty added to the gradients."""
+    noise: float = 0.05
+    """Standard deviation of the points around the spirals, whose radius is 14."""
+    augmentation_noise: float = 0.05
+    """Standard deviation of the noise that makes a second view."""
+    num_features: int = 6
+    """Dimensions of the embedding."""
+    hidden_size: int = 128
+    """Units of each hidden layer."""
+    num_layers: int = 5
+    """Hidden layers."""
+    eps_squared: float = 0.01
+    """Squared distortion of the coding rates."""
+    invariance_weight: float = 4000.0
+    """Weight λ of the views' similarity."""
+    temperature: float = 0.2
+    """Temperature of the Gumbel softmax."""
+    tcr_steps: int = 0
+    """First steps, with the total coding rate alone (eq. 5): features before clusters."""
+    num_test: int = 4000
+    """Points for evaluation."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
+    resume: bool = False
+    """Continue the run in the workdir."""
+    record: bool = False
+    """Append the results to experiments/results/nmce_spiral.json."""
+
+
+Sampler = Callable[[Array], tuple[Array, Array]]
+"""From a key to fresh points `[batch, num_inputs]` and their labels."""
+
+
+class SeedResult(NamedTuple):
+    """What one seed gave: the network and its metrics (accuracy in percent)."""
+
+    seed: int
+    network: NMCE
+    metrics: dict[str, float]
+
+
+def spirals(key: Array, *, num_points: int, noise: float | Array) -> tuple[Array, Array]:
+    """Points on two spirals, one the other's mirror image through the origin.
+
+    Args:
+      key: `jax.random.key`.
+      num_points: how many; the first half lies on the first spiral.
+      noise: standard deviation of the Gaussian noise.
+
+    Returns:
+      Points `[num_points, 2]` with radii of about 5 to 14, labels `[num_points]`.
+
+    Example:
+      >>> import jax
+      >>> from experiments.nmce_spiral import spirals
+      >>> points, labels = spirals(jax.random.key(0), num_points=10, noise=0.05)
+      >>> points.shape, labels.tolist()
+      ((10, 2), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    """
+    place, around = jax.random.split(key)
+    angle = 1.5 * jnp.pi * (1 + 2 * jax.random.uniform(place, (num_points,)))
+    labels = (jnp.arange(num_points) >= num_points // 2).astype(jnp.int32)
+    side = 1 - 2 * labels
+    points = (side * angle)[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+    return points + noise * jax.random.normal(around, points.shape), labels
+
+
+def run(config: Config) -> list[SeedResult]:
+    """Trains and evaluates; see the module's docstring.
+
+    Args:
+      config: the options.
+
+    Returns:
+      One `SeedResult` a seed.
+
+    Raises:
+      ValueError: options that cannot be used.
+    """
+    check(config)
+    results = []
+    with Workdir(config.workdir, EXPERIMENT, config, resume=config.resume, data={}) as workdir:
+        for seed in range(config.seed, config.seed + config.seeds):
+            sample = partial(spirals, num_points=config.batch_size, noise=config.noise)
+            params, snapshots, seconds = train(config, seed, workdir, sample)
+            test_key = jax.random.fold_in(jax.random.key(seed), 2**31)
+            points, labels = jax.device_get(spirals(test_key, num_points=config.num_test, noise=config.noise))
+            result, found = evaluate(config, seed, params, points, labels)
+            result.metrics["training_seconds"] = round(seconds, 1)
+            workdir.log(seed=seed, **result.metrics)
+            if config.record:
+                source = "generated anew in every step"
+                dataset = Dataset("spiral", points, labels, points, labels, source)
+                record(
+                    EXPERIMENT, config, seed=seed, dataset=dataset,
+                    num_train=config.steps * config.batch_size, num_test=config.num_test,
+                    metrics=result.metrics, paper={}, seconds=seconds,
+                )  # fmt: skip
+            if seed == config.seed:
+                draw(config, snapshots, points, labels, found)
+            results.append(result)
+        write_json(config.workdir / "results.json", [{"seed": r.seed, "metrics": r.metrics} for r in results])
+    print_table(results)
+    print(f"\nfigures, checkpoints and results: {config.workdir}")
+    return results
+
+
+def build(config: Config, seed: int, num_inputs: int) -> NMCE:
+    """The untrained network."""
+    rngs = nnx.Rngs(seed)
+    backbone = MLP(num_inputs, config.hidden_size, num_layers=config.num_layers, rngs=rngs)
+    return NMCE(backbone, config.hidden_size, num_features=config.num_features, num_clusters=2, rngs=rngs)
+
+
+def learning_rule(config: Config, seed: int, num_inputs: int) -> LearningRule:
+    """Adam on the NMCE loss of two views; inputs are `[2 * batch, num_inputs]`, view after view."""
+    graph, params = nnx.split(build(config, seed, num_inputs))
+
+    def apply(params: Any, inputs: Array) -> tuple[Array, Array]:
+        features, logits = nnx.merge(graph, params)(inputs)
+        return features, logits
+
+    def loss(
+        activations: tuple[Array, Array],
+        *,
+        key: Array,
+        compression_weight: Array,
+        axis_name: str | None = None,
+    ) -> Array:
+        features, logits = (values.reshape(2, -1, values.shape[-1]) for values in activations)
+        memberships = coding_rate.gumbel_softmax(key, logits, temperature=config.temperature)
+        return coding_rate.nmce_loss(
+            features,
+            memberships,
+            eps_squared=config.eps_squared,
+            invariance_weight=config.invariance_weight,
+            compression_weight=compression_weight,
+            axis_name=axis_name,
+        )
+
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps), b2=0.99),
+    )
+    return from_loss(loss, lambda key, inputs: params, apply, optimizer)
+
+
+def train(
+    config: Config, seed: int, workdir: Workdir, sample: Sampler
+) -> tuple[Any, list[tuple[int, Any]], float]:
+    """The parameters after all steps, snapshots (step, params) on the way, seconds of training."""
+    num_inputs = jax.eval_shape(sample, jax.random.key(0))[0].shape[1]
+    rule = learning_rule(config, seed, num_inputs)
+    state = rule.init(jax.random.key(seed), jnp.zeros((2, num_inputs)))
+    tree = jax.tree.structure(state)
+    checkpoints = Checkpoints(config.workdir / f"checkpoints-{seed}")
+    (done,), stored = checkpoints.newest() or ((0,), None)
+    snapshots: list[tuple[int, Any]] = []
+    clock = time.monotonic()
+    if stored is not None:
+        state = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in stored["state"]])
+        params_tree = jax.tree.structure(state.params)
+        snapshots = [
+            (int(step), jax.tree.unflatten(params_tree, params))
+            for step, params in zip(stored["steps"], stored["snapshots"], strict=True)
+        ]
+        clock -= float(stored["seconds"])
+
+    def step(state: Any, index: Array) -> tuple[Any, Any]:
+        data_key, view_key, gumbel_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
+        points, _ = sample(data_key)
+        noise = jax.random.normal(view_key, (2, *points.shape))
+        views = points + config.augmentation_noise * noise
+        compress = jnp.where(index < config.tcr_steps, 0.0, 1.0)
+        return rule.update(state, views.reshape(-1, num_inputs), key=gumbel_key, compression_weight=compress)
+
+    advance = jax.jit(lambda state, indices: lax.scan(step, state, indices), donate_argnums=0)
+    drawn = {round(share * config.steps) for share in (0, 0.01, 0.03, 0.1, 0.3, 1)}
+    bar = tqdm(total=config.steps, initial=done, desc=f"seed {seed}", unit="step")
+    last_saved = time.monotonic()
+    if not snapshots:
+        snapshots.append((0, jax.device_get(state.params)))
+    while done < config.steps:
+        end = min([done + _STRIDE, config.steps, *(n for n in drawn if n > done)])
+        state, info = advance(state, jnp.arange(done, end))
+        losses = np.asarray(info.loss)
+        if not np.all(np.isfinite(losses)):
+            raise ConfigError(f"the loss is not finite at step {done}; lower the learning_rate")
+        bar.update(end - done)
+        bar.set_postfix(loss=f"{losses.mean():.4g}")
+        done = end
+        if done in drawn:
+            snapshots.append((done, jax.device_get(state.params)))
+        if time.monotonic() - last_saved >= reporting.CHECKPOINT_SECONDS or done == config.steps:
+            checkpoints.save(
+                (done,),
+                {
+                    "state": jax.tree.leaves(state),
+                    "steps": np.array([number for number, _ in snapshots]),
+                    "snapshots": [jax.tree.leaves(params) for _, params in snapshots],
+                    "seconds": np.float64(time.monotonic() - clock),
+                },
+            )
+            last_saved = time.monotonic()
+            workdir.log(seed=seed, step=done, loss=float(losses[-1]))
+    bar.close()
+    return state.params, snapshots, time.monotonic() - clock
+
+
+def evaluate(
+    config: Config, seed: int, params: Any, points: np.ndarray, labels: np.ndarray
+) -> tuple[SeedResult, np.ndarray]:
+    """Accuracy and mean |cosine| between and within clusters, and the clusters found."""
+    network = build(config, seed, points.shape[1])
+    nnx.update(network, params)
+    features, logits = jax.device_get(nnx.jit(lambda net, x: net(x))(network, points))
+    found = np.argmax(logits, axis=1)
+    values = {"clustering_accuracy": 100 * metrics.clustering_accuracy(labels, found)}
+    values |= cosines(features, labels, found)
+    return SeedResult(seed, network, {k: round(float(v), 4) for k, v in values.items()}), found
+
+
+def cosines(features: np.ndarray, labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Table A.1's columns: mean |cosine| of pairs from different true or found clusters, and within one.
+
+    Args:
+      features: `[num, features]` of unit norm.
+      labels: `[num]`, the true clusters 0 and 1.
+      found: `[num]`, the clusters found.
+    """
+
+    def between(clusters: np.ndarray) -> float:
+        parts = [features[clusters == c] for c in np.unique(clusters)]
+        return float(np.mean(np.abs(parts[0] @ parts[1].T))) if len(parts) == 2 else float("nan")
+
+    within = [np.mean(np.abs(part @ part.T)) for c in np.unique(found) for part in [features[found == c]]]
+    return {
+        "cosine_true_clusters": between(labels),
+        "cosine_found_clusters": between(found),
+        "cosine_within_cluster": float(np.mean(within)),
+    }
+
+
+def draw(
+    config: Config,
+    snapshots: Sequence[tuple[int, Any]],
+    points: np.ndarray,
+    labels: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Figure 1: the clusters in the plane and the embedding, while learning."""
+    network = build(config, config.seed, points.shape[1])
+    states = []
+    for step, params in snapshots:
+        nnx.update(network, params)
+        features, logits = jax.device_get(nnx.jit(lambda net, x: net(x))(network, points))
+        states.append((step, np.asarray(features), np.argmax(logits, axis=1)))
+    figures.manifolds(points, labels, states, config.workdir / "figure1_spiral.png")
+
+
+def print_table(results: Sequence[SeedResult]) -> None:
+    """The metrics of every seed."""
+    names = list(results[0].metrics)
+    rows = [
+        [name.replace("_", " "), *(f"{value:.3f}" for value in [*values, np.mean(values)])]
+        for name in names
+        for values in [[r.metrics[name] for r in results]]
+    ]
+    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean"], rows))
+
+
+def check(config: Config) -> None:
+    """Raises where an option is out of range."""
+    for name, low in {
+        "tcr_steps": 0, "steps": 1, "batch_size": 2, "num_test": 2, "seeds": 1, "seed": 0, "num_layers": 1,
+        "hidden_size": 1, "num_features": 1,
+    }.items():  # fmt: skip
+        if getattr(config, name) < low:
+            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at least {low}")
+    for name in ("learning_rate", "eps_squared", "temperature"):
+        if not 0 < getattr(config, name) < float("inf"):
+            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be positive")
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""Coding-rate objectives (Li, Chen, LeCun & Sommer 2022; Yu et al. 2020).
+
+The coding rate R(Z, ε) of vectors on the unit sphere is the number of nats a vector takes up to a
+distortion ε: large for a set that fills its space, small for one in a low-dimensional subspace. Neural
+manifold clustering spreads all features, compresses those of each cluster, and keeps two views of one
+image together.
+
+Every function is global under `axis_name`: Gram matrices are summed over the axis before their
+determinants. The papers' tables list ε² under the name ε; so it is called `eps_squared` here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sul_jax._check import check_array, check_vectors
+
+_TINY = 1e-8
+
+
+def coding_rate(features: Array, *, eps_squared: float | Array, axis_name: str | None = None) -> Array:
+    """R(Z, ε) = ½ log det(I + d/(n ε²) ZᵀZ) in nats (eq. 2).
+
+    The determinant is taken on the smaller side, d×d or n×n.
+
+    Args:
+      features: `[batch, features]`, usually of unit norm.
+      eps_squared: ε², positive.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      ValueError: wrong rank, or `eps_squared` not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> round(coding_rate.coding_rate(jnp.eye(2), eps_squared=1.0).item(), 4)  # log det(2 I) / 2
+      0.6931
+    """
+    check_vectors("features", features)
+    _check_positive("eps_squared", eps_squared)
+    batch, dimension = features.shape
+    if axis_name is None and batch < dimension:
+        gram = jnp.matmul(features, features.T, precision="highest")
+        total: Array | int = batch
+    else:
+        gram = _sum(jnp.matmul(features.T, features, precision="highest"), axis_name)
+        total = batch * _axis_size(axis_name)
+    return 0.5 * _log_det_shifted(gram * (dimension / (total * eps_squared)))
+
+
+def class_coding_rate(
+    features: Array,
+    memberships: Array,
+    *,
+    eps_squared: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    """Coding rates of the clusters, each weighted by its share of the batch.
+
+    R_c = Σ_k tr(Π_k)/(2n) log det(I + d/(tr(Π_k) ε²) Zᵀ Π_k Z). Eq. 3 and 4 omit the weights tr(Π_k)/n;
+    without them an even spread over clusters would cost as many full rates.
+
+    Args:
+      features: `[batch, features]`, usually of unit norm.
+      memberships: `[batch, num_clusters]`, non-negative, rows sum to one.
+      eps_squared: ε², positive.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      ValueError: shapes that do not fit, `eps_squared` not positive, or (outside jit) rows that do
+        not sum to one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> z = jnp.eye(2)  # two vectors, each a cluster of its own: log(1 + 2) / 2 on average
+      >>> round(coding_rate.class_coding_rate(z, jnp.eye(2), eps_squared=1.0).item(), 4)
+      0.5493
+    """
+    check_vectors("features", features)
+    _check_positive("eps_squared", eps_squared)
+    _check_memberships(memberships, features.shape[0])
+    dimension, clusters = features.shape[1], memberships.shape[1]
+    weighted = features[:, None] * memberships[:, :, None]  # [batch, clusters, features]
+    grams = jnp.matmul(weighted.reshape(-1, clusters * dimension).T, features, precision="highest")
+    grams = _sum(grams, axis_name).reshape(clusters, dimension, dimension)
+    masses = _sum(jnp.sum(memberships, axis=0), axis_name)
+    scale = dimension / ((masses + _TINY) * eps_squared)
+    rates = _log_det_shifted(grams * scale[:, None, None])
+    return jnp.sum(masses * rates) / (2 * features.shape[0] * _axis_size(axis_name))
+
+
+def coding_rate_reduction(
+    features: Array,
+    memberships: Array,
+    *,
+    eps_squared: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    """ΔR = R − R_c (eq. 3, MCR²): what knowing the clusters saves; to be maximised.
+
+    Args:
+      features: `[batch, features]`, usually of unit norm.
+      memberships: `[batch, num_clusters]`, rows sum to one.
+      eps_squared: ε², positive.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar, at least 0 up to rounding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> round(coding_rate.coding_rate_reduction(jnp.eye(2), jnp.eye(2), eps_squared=1.0).item(), 4)
+      0.1438
+    """
+    whole = coding_rate(features, eps_squared=eps_squared, axis_name=axis_name)
+    return whole - class_coding_rate(features, memberships, eps_squared=eps_squared, axis_name=axis_name)
+
+
+def view_similarity(features: Array, *, axis_name: str | None = None) -> Array:
+    """Mean cosine between the first view of each example and its other views (D of eq. 4 is its negative).
+
+    Args:
+      features: `[views, batch, features]`, at least two views.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar between −1 and 1.
+
+    Raises:
+      ValueError: fewer than two views.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> z = jnp.array([[1.0, 0.0]])
+      >>> coding_rate.view_similarity(jnp.stack([z, z, -z])).item()
+      0.0
+    """
+    _check_views("features", features)
+    unit = normalize(features)
+    mean = jnp.mean(jnp.sum(unit[:1] * unit[1:], axis=-1))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def normalize(features: Array) -> Array:
+    """Rows of unit norm; a zero row stays zero, and its gradient is finite.
+
+    Args:
+      features: `[..., features]`.
+
+    Returns:
+      An array of the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> coding_rate.normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    squares = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+    return features * lax.rsqrt(jnp.maximum(squares, _TINY**2))
+
+
+def tcr_loss(
+    features: Array,
+    *,
+    eps_squared: float | Array,
+    invariance_weight: float | Array = 1.0,
+    average_views: bool = True,
+    axis_name: str | None = None,
+) -> Array:
+    """Total coding rate: −R(Z̄, ε) − λ · similarity of views (eq. 5).
+
+    Args:
+      features: `[views, batch, features]`; rows need not be normalised.
+      eps_squared: ε², positive.
+      invariance_weight: λ.
+      average_views: the rate of the re-normalised mean of the views, as for COIL and in NMCE; False
+        takes the mean of the views' rates, as for CIFAR's first stage.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: fewer than two views, or `eps_squared` not positive.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import coding_rate
+      >>> z = jax.random.normal(jax.random.key(0), (2, 50, 8))
+      >>> loss = coding_rate.tcr_loss(z, eps_squared=0.1, invariance_weight=20.0)
+    """
+    _check_views("features", features)
+    unit = normalize(features)
+    if average_views:
+        rate = coding_rate(_mean_view(unit), eps_squared=eps_squared, axis_name=axis_name)
+    else:
+        rates = [coding_rate(view, eps_squared=eps_squared, axis_name=axis_name) for view in unit]
+        rate = jnp.mean(jnp.stack(rates))
+    return -rate - invariance_weight * view_similarity(unit, axis_name=axis_name)
+
+
+def nmce_loss(
+    features: Array,
+    memberships: Array,
+    *,
+    eps_squared: float | Array,
+    invariance_weight: float | Array = 1.0,
+    compression_weight: float | Array = 1.0,
+    axis_name: str | None = None,
+) -> Array:
+    """Neural manifold clustering and embedding: γ R_c − R − λ · similarity of views (eq. 4).
+
+    Features are averaged over views and normalised again, memberships are averaged.
+
+    Args:
+      features: `[views, batch, features]`; rows need not be normalised.
+      memberships: `[views, batch, num_clusters]`, rows sum to one; see `gumbel_softmax`.
+      eps_squared: ε², positive.
+      invariance_weight: λ.
+      compression_weight: γ, 1 in the paper.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: fewer than two views, shapes that do not fit, `eps_squared` not positive, or (outside
+        jit) memberships that do not sum to one.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import coding_rate
+      >>> z = jax.random.normal(jax.random.key(0), (2, 50, 8))
+      >>> memberships = jax.nn.softmax(jax.random.normal(jax.random.key(1), (2, 50, 3)))
+      >>> loss = coding_rate.nmce_loss(z, memberships, eps_squared=0.1)
+    """
+    _check_views("features", features)
+    _check_views("memberships", memberships)
+    if memberships.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"memberships has {memberships.shape[0]} views (shape {tuple(memberships.shape)}), but "
+            f"features has {features.shape[0]}"
+        )
+    unit = normalize(features)
+    mean = _mean_view(unit)
+    soft = jnp.mean(memberships, axis=0)
+    compressed = class_coding_rate(mean, soft, eps_squared=eps_squared, axis_name=axis_name)
+    spread = coding_rate(mean, eps_squared=eps_squared, axis_name=axis_name)
+    similarity = view_similarity(unit, axis_name=axis_name)
+    return compression_weight * compressed - spread - invariance_weight * similarity
+
+
+def gumbel_softmax(key: Array, logits: Array, *, temperature: float | Array = 1.0) -> Array:
+    """Noisy memberships softmax((log softmax(logits) + g)/τ), g standard Gumbel.
+
+    The noise lets every example try other clusters; a low temperature makes the choice nearly hard.
+
+    Args:
+      key: `jax.random.key`.
+      logits: `[..., num_clusters]`.
+      temperature: τ, positive.
+
+    Returns:
+      An array of the same shape; the last axis sums to one.
+
+    Raises:
+      ValueError: `temperature` not positive.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> coding_rate.gumbel_softmax(jax.random.key(0), jnp.zeros((5, 3))).shape
+      (5, 3)
+    """
+    _check_positive("temperature", temperature)
+    noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+    return jax.nn.softmax((jax.nn.log_softmax(logits) + noise) / temperature)
+
+
+def _mean_view(unit: Array) -> Array:
+    return normalize(jnp.mean(unit, axis=0))
+
+
+@jax.custom_jvp
+def _log_det_shifted(gram: Array) -> Array:
+    """log det(I + G) of symmetric positive semi-definite `[..., d, d]` by Cholesky."""
+    return _log_det_and_factor(gram)[0]
+
+
+@_log_det_shifted.defjvp
+def _log_det_shifted_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # d log det A = tr(A⁻¹ dA): one triangular inverse instead of differentiating the factorisation.
+    (gram,), (change,) = primals, tangents
+    value, factor = _log_det_and_factor(gram)
+    eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    half = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+    inverse = jnp.matmul(half.mT, half, precision="highest")
+    return value, jnp.sum(inverse * change, axis=(-2, -1))
+
+
+def _log_det_and_factor(gram: Array) -> tuple[Array, Array]:
+    factor = lax.linalg.cholesky(gram + jnp.eye(gram.shape[-1], dtype=gram.dtype), symmetrize_input=False)
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1), factor
+
+
+def _sum(values: Array, axis_name: str | None) -> Array:
+    return values if axis_name is None else lax.psum(values, axis_name)
+
+
+def _axis_size(axis_name: str | None) -> int:
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def _check_positive(name: str, value: float | Array) -> None:
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"{name}={value} is not accepted: it must be positive")
+
+
+def _check_views(name: str, values: Array) -> None:
+    last = "features" if name == "features" else "num_clusters"
+    check_array(name, values, ndim=3, axes=f"[views, batch, {last}]")
+    if values.shape[0] < 2:
+        raise ValueError(
+            f"{name} has {values.shape[0]} view (shape {tuple(values.shape)}); at least 2 needed"
+        )
+
+
+def _check_memberships(memberships: Array, batch: int) -> None:
+    check_array("memberships", memberships, ndim=2, axes="[batch, num_clusters]")
+    if memberships.shape[0] != batch:
+        raise ValueError(
+            f"memberships holds {memberships.shape[0]} rows (shape {tuple(memberships.shape)}), but "
+            f"features holds {batch}"
+        )
+    if isinstance(memberships, jax.core.Tracer):
+        return
+    values = np.asarray(memberships)
+    sums = values.sum(axis=1)
+    if not (np.all(values >= 0) and np.allclose(sums, 1, atol=1e-3)):
+        raise ValueError(
+            "memberships must be non-negative rows that sum to one, got sums between "
+            f"{sums.min():.4g} and {sums.max():.4g} and a smallest value of {values.min():.4g}"
+        )
