@@ -9,6 +9,7 @@ The data directory is `data_dir` or `$SUL_JAX_DATA`; it is never written to. The
 `$SUL_JAX_CACHE`, by default `~/.cache/sul_jax`.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import http.client
@@ -121,17 +122,20 @@ ORIGINALS = {
         },
     ),
 }
-NAMES = ("auto", *ORIGINALS, "digits")
+# Columbia's object images, gray, 64×64: all of them serve as training and as test images.
+COIL = {"coil20": "coil20_64.npz", "coil100": "coil100_gray64.npz"}
+NAMES = ("auto", *ORIGINALS, *COIL, "digits")
 
 
 def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
     """Loads a data set by name, or a user's own `.npz` file.
 
     Args:
-      name: `mnist`, `fashion_mnist`, `digits` (scikit-learn's bundled 8×8 digits, enlarged to 28×28;
-        all 1,797 serve as training and as test images), a path that ends in `.npz` (`images`
-        `[num, height, width]` or `[num, height, width, channels]`, uint8 or floating; optionally
-        `labels` `[num]`), or `auto`: MNIST if it is on disk or can be fetched within seconds,
+      name: `mnist`, `fashion_mnist`, `coil20`, `coil100` (gray 64×64 images of objects: the data directory's
+        `coil20/coil20_64.npz` and `coil100/coil100_gray64.npz`), `digits` (scikit-learn's bundled 8×8 digits,
+        enlarged to 28×28; all 1,797 serve as training and as test images), a path that ends in `.npz`
+        (`images` `[num, height, width]` or `[num, height, width, channels]`, uint8 or floating;
+        optionally `labels` `[num]`), or `auto`: MNIST if it is on disk or can be fetched within seconds,
         otherwise `digits`, which is said in one line. A name is never replaced by another data set.
       data_dir: folder of data sets: tfds's own, or `<name>/` with the original files.
 
@@ -155,6 +159,8 @@ def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
     directory = data_dir if data_dir is not None else os.environ.get("SUL_JAX_DATA")
     if directory is not None and not Path(directory).is_dir():
         raise DataError(f"data_dir={str(directory)!r} is not a folder")
+    if name in COIL:
+        return _coil(name, directory)
     if name == "auto":
         try:
             return _from_tfds("mnist", directory, patience=10.0)
@@ -428,6 +434,16 @@ def _digits() -> Dataset:
     labels = digits.target.astype(np.int32)
     source = "scikit-learn's bundled 8×8 digits, bicubic to 28×28; all of them for training and test"
     return Dataset("digits", images, labels, images, labels, source)
+
+
+def _coil(name: str, directory: str | Path | None) -> Dataset:
+    path = None if directory is None else Path(directory) / name / COIL[name]
+    if path is None or not path.exists():
+        raise _NotFoundError(
+            f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA), which would hold "
+            f"{name}/{COIL[name]} with arrays images [num, 64, 64] and labels [num]"
+        )
+    return dataclasses.replace(_load_npz(path), name=name, source=COIL[name])
 
 
 def _load_npz(path: Path) -> Dataset:

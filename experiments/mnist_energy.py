@@ -42,6 +42,7 @@ from sul_jax.learning_rule import scan_updates
 from sul_jax.nn import EnergyNet
 
 EXPERIMENT = "mnist_energy"
+_WHITENED_COMPONENTS = 60
 # Test clustering error in percent: table 2 for the layers of the three-layer network, table 5 for depth.
 PAPER_LAYERS = {"pixels": 46.2, "zca": 50.0, "layer1": 22.7, "layer2": 22.2, "layer3": 2.3}
 # (architecture, ablations): test and training error. The paper searched new sizes for each ablation;
@@ -86,10 +87,13 @@ class Config:
     warmup_steps: int = 10
     """First steps of each layer, in which vectors are assigned by one direction of each subspace."""
     networks: int = 1
-    """Networks trained independently whose codes are put side by side; they share out the training
-    images, so that all together see each image once."""
+    """Networks trained independently, each in passes of its own, whose codes are put side by side. A run
+    resumed with more networks trains those that are missing."""
     code_power: float = 1.0
     """Power of the pooled codes before clustering; 0.5 takes the square root."""
+    code_whitening: float = 0.0
+    """If positive, codes are normalised and their 60 leading principal components divided by their
+    variance to this power before clustering; 0.5 would be full whitening."""
     num_train: int | None = None
     """Use only the first training images."""
     num_test: int | None = None
@@ -120,7 +124,8 @@ class Config:
 
 # Options that a resumed run may change: its networks are evaluated again.
 EVALUATION = (
-    "num_test", "num_train_evaluated", "evaluate_layers", "num_clusters", "code_power", "learning_curve"
+    "networks", "num_test", "num_train_evaluated", "evaluate_layers", "num_clusters", "code_power",
+    "code_whitening", "learning_curve",
 )  # fmt: skip
 
 
@@ -200,10 +205,13 @@ def _run_seeds(
     if config.devices > 1:
         images, zca = jax.device_put((images, zca), NamedSharding(_mesh(config), PartitionSpec()))
     seeds = range(config.seed, config.seed + config.seeds)
-    members = [Member(seed, network) for seed in seeds for network in range(config.networks)]
     assert config.seeds_together is not None
     size = config.seeds_together
-    groups = [members[start : start + size] for start in range(0, len(members), size)]
+    groups = [
+        [Member(seed, network) for seed in seeds[start : start + size]]
+        for network in range(config.networks)
+        for start in range(0, len(seeds), size)
+    ]
     trained: dict[Member, Trained] = {}
     results: list[SeedResult] = []
     for seed in seeds:
@@ -215,7 +223,7 @@ def _run_seeds(
             result = SeedResult(seed, network, finished["metrics"])
         else:
             stored.unlink(missing_ok=True)  # or its metrics would stand beside another network
-            own = [member for member in members if member.seed == seed]
+            own = [Member(seed, network) for network in range(config.networks)]
             for group in groups:
                 if any(member in own and member not in trained for member in group):
                     trained |= train_group(config, rules, zca, images, group, workdir)
@@ -436,7 +444,8 @@ def evaluate(
     """Clusters pixels, every layer's codes (of a single network) and the pooled codes."""
     rules = energy.network_rules(architecture, rescale=config.rescale)
     assert config.num_clusters is not None
-    cluster = partial(evaluation.cluster, jax.random.key(seed), num_clusters=config.num_clusters)
+    key = jax.random.key(seed)
+    cluster = partial(evaluation.cluster, key, num_clusters=config.num_clusters)
     metrics: dict[str, float] = {}
     pixels = jax.jit(to_float)(jnp.asarray(test))
     names = ["zca", *(f"layer{i}" for i in range(1, len(rules)))]
@@ -454,23 +463,39 @@ def evaluate(
         del codes
     else:
         pooled = evaluation.map_batches(build(), pixels)
-    found = cluster(pooled, test_labels)
+    found, whitening_state = cluster_codes(config, key, pooled, test_labels)
     _note(metrics, "test_clustering_error", found.clustering_error)
     _note(metrics, "test_purity", found.purity)
     _note(metrics, "test_normalized_mutual_info", found.normalized_mutual_info)
     _note(metrics, "test_adjusted_rand_index", found.adjusted_rand_index)
     bar.update()
-    network = build(centroids=found.centroids)
+    network = build(whitening=whitening_state, centroids=found.centroids)
     network.save(config.workdir / f"network-seed{seed}")
     some = train[: config.num_train_evaluated]
     if train_labels is not None and len(some):
-        train_codes = evaluation.map_batches(lambda batch: network(to_float(batch)), some)
-        error = cluster(train_codes, train_labels[: len(some)]).clustering_error
-        _note(metrics, "train_clustering_error", error)
+        plain = build()
+        train_codes = evaluation.map_batches(lambda batch: plain(to_float(batch)), some)
+        on_train, _ = cluster_codes(config, key, train_codes, train_labels[: len(some)])
+        _note(metrics, "train_clustering_error", on_train.clustering_error)
     bar.update()
     bar.close()
     metrics["zca_dc_ratio"] = float(whitening.dc_ratio(networks[0][0].kernel))
     return SeedResult(seed, network, metrics), found
+
+
+def cluster_codes(
+    config: Config, key: Array, codes: Array, labels: np.ndarray | None
+) -> tuple[evaluation.Clustering, whitening.PCAState | None]:
+    """k-means on pooled codes, and the whitening that they went through."""
+    assert config.num_clusters is not None
+    state = None
+    if config.code_whitening:
+        codes = whitening.normalize(codes)
+        components = min(_WHITENED_COMPONENTS, codes.shape[1])
+        fit = jax.jit(partial(whitening.pca, num_components=components, exponent=config.code_whitening))
+        state = fit(codes)
+        codes = whitening.pca_whiten(codes, state)
+    return evaluation.cluster(key, codes, labels, num_clusters=config.num_clusters), state
 
 
 def _note(metrics: dict[str, float], name: str, value: float | None) -> None:
@@ -524,7 +549,7 @@ def learning_curve(
     net = stack(zca, rule)
     images = jnp.asarray(train)
     batch_size = min(256, len(train))
-    order = _order(len(train), batch_size, passes=-(-60 * batch_size // len(train)), seed=config.seed)
+    order = _order(len(train), batch_size, passes=-(-60 * batch_size // len(train)), entropy=(config.seed, 0))
     below = jax.jit(lambda images: zca.init(jax.random.key(0), to_float(images)))(images)
     whiten = jax.jit(lambda images: net.encode((below,), to_float(images)))
     state = jax.jit(rule.init)(jax.random.key(config.seed), whiten(images[order[0]]))
@@ -578,15 +603,12 @@ def _minibatches(config: Config, num_images: int, member: Member, layer: int) ->
     """Image indices of each step, `[num_steps, batch_size]`; a last partial minibatch is dropped."""
     assert config.batch_size is not None
     assert config.passes is not None
-    share = np.arange(num_images)
-    if config.networks > 1:
-        share = np.random.default_rng(member.seed).permutation(share)[member.network :: config.networks]
-    order = _order(len(share), config.batch_size, passes=config.passes, seed=member.seed, layer=layer)
-    return jnp.asarray(share, jnp.int32)[order]
+    entropy = [*member] if member.network else [member.seed]  # a first network has that of a single one
+    return _order(num_images, config.batch_size, passes=config.passes, entropy=(*entropy, layer))
 
 
-def _order(num_images: int, batch_size: int, *, passes: int, seed: int, layer: int = 0) -> Array:
-    generator = np.random.default_rng([seed, layer])
+def _order(num_images: int, batch_size: int, *, passes: int, entropy: Sequence[int]) -> Array:
+    generator = np.random.default_rng(entropy)
     per_pass = num_images // batch_size
     used = per_pass * batch_size
     order = [generator.permutation(num_images)[:used] for _ in range(passes)]
@@ -604,6 +626,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{name}={value} is not accepted: it must be at least {low}")
     if not 0 < config.code_power < float("inf"):
         raise ConfigError(f"code_power={config.code_power} is not accepted: it must be positive")
+    if not 0 <= config.code_whitening <= 0.5:
+        raise ConfigError(f"code_whitening={config.code_whitening} is not accepted: it must be 0 to 0.5")
     if config.architecture not in energy.ARCHITECTURES:
         raise ConfigError(
             f"architecture={config.architecture!r} is unknown; accepted: {', '.join(energy.ARCHITECTURES)}"
@@ -620,7 +644,7 @@ def _fill_in(config: Config, name: str, num_train: int, labels: np.ndarray | Non
     return replace(
         config,
         dataset=name,
-        batch_size=config.batch_size or min(128 if small else 512, num_train // config.networks),
+        batch_size=config.batch_size or min(128 if small else 512, num_train),
         passes=config.passes or (3 if small else 1),
         learning_curve=not small if config.learning_curve is None else config.learning_curve,
         num_clusters=config.num_clusters or (10 if labels is None else len(np.unique(labels))),
@@ -634,10 +658,8 @@ def _check_sizes(config: Config, rules: Sequence[LearningRule], train: np.ndarra
         if 0 < number < config.num_clusters:
             raise ConfigError(f"num_clusters={config.num_clusters} exceeds the {number} {what} images")
     assert config.batch_size is not None
-    share = len(train) // config.networks
-    if config.batch_size > share:
-        each = f" of each of {config.networks} networks" if config.networks > 1 else ""
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {share} training images{each}")
+    if config.batch_size > len(train):
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train)} training images")
     if config.batch_size % config.devices:
         raise ConfigError(f"batch_size={config.batch_size} cannot be split over devices={config.devices}")
     batch = jax.ShapeDtypeStruct((config.batch_size, *train.shape[1:]), jnp.float32)

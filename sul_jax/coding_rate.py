@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_array, check_vectors
+from sul_jax.whitening import normalize
 
 _TINY = 1e-8
 
@@ -150,25 +151,6 @@ def view_similarity(features: Array, *, axis_name: str | None = None) -> Array:
     unit = normalize(features)
     mean = jnp.mean(jnp.sum(unit[:1] * unit[1:], axis=-1))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-
-def normalize(features: Array) -> Array:
-    """Rows of unit norm; a zero row stays zero, and its gradient is finite.
-
-    Args:
-      features: `[..., features]`.
-
-    Returns:
-      An array of the same shape.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sul_jax import coding_rate
-      >>> coding_rate.normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    """
-    squares = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
-    return features * lax.rsqrt(jnp.maximum(squares, _TINY**2))
 
 
 def tcr_loss(

@@ -165,10 +165,9 @@ def from_loss(
     Example:
       >>> import jax
       >>> import optax
-      >>> from sul_jax import coding_rate
-      >>> from sul_jax.learning_rule import from_loss
+      >>> from sul_jax import coding_rate, from_loss, whitening
       >>> def loss(features, *, axis_name=None):  # spread the features over all directions
-      ...     unit = coding_rate.normalize(features)
+      ...     unit = whitening.normalize(features)
       ...     return -coding_rate.coding_rate(unit, eps_squared=0.1, axis_name=axis_name)
       >>> def init(key, inputs):
       ...     return jax.random.normal(key, (inputs.shape[1], 3))

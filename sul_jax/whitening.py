@@ -1,4 +1,4 @@
-"""Convolutional ZCA whitening (Luther & Seung 2022, sections 3 and D)."""
+"""Whitening: convolutional ZCA (Luther & Seung 2022, sections 3 and D), PCA, unit norm."""
 
 from typing import Any, NamedTuple
 
@@ -7,8 +7,11 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax import patches
-from sul_jax._check import check_images, check_integer
+from sul_jax._check import check_images, check_integer, check_vectors
 from sul_jax.learning_rule import LearningRule
+
+# Squared norm below which a vector counts as zero; small enough for any data, safe in float32.
+_TINY = 1e-16
 
 
 class ConvZCAState(NamedTuple):
@@ -164,3 +167,102 @@ def conv_zca_rule(*, kernel_size: int, num_components: int) -> LearningRule:
         return conv_zca(images, state.kernel)
 
     return LearningRule(init, update, encode)
+
+
+class PCAState(NamedTuple):
+    """A learned projection onto principal components, to be used by `pca_whiten`.
+
+    Attributes:
+      mean: `[features]`.
+      components: `[features, num_components]`, scaled, the one of largest variance first.
+    """
+
+    mean: Array
+    components: Array
+
+
+def pca(
+    inputs: Array, *, num_components: int, exponent: float | Array = 0.5, axis_name: str | None = None
+) -> PCAState:
+    """Principal components, each divided by its variance to the power of `exponent`.
+
+    Args:
+      inputs: `[batch, features]`.
+      num_components: from 1 to the number of features.
+      exponent: 0.5 whitens; 0 only rotates; between them large components are damped.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A `PCAState`. Components without variance are zero.
+
+    Raises:
+      ValueError: `num_components` out of range.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import whitening
+      >>> inputs = jax.random.normal(jax.random.key(0), (500, 4)) * jax.numpy.arange(1.0, 5.0)
+      >>> white = whitening.pca_whiten(inputs, whitening.pca(inputs, num_components=2))
+      >>> [round(v, 3) for v in white.std(axis=0).tolist()]
+      [1.0, 1.0]
+    """
+    check_vectors("inputs", inputs)
+    features = inputs.shape[1]
+    check_integer(
+        "num_components", num_components, low=1, high=features, why=f": inputs has {features} features"
+    )
+    mean = jnp.mean(inputs, axis=0)
+    mean = mean if axis_name is None else lax.pmean(mean, axis_name)
+    centred = inputs - mean
+    covariance = jnp.matmul(centred.T, centred, precision="highest") / inputs.shape[0]
+    covariance = covariance if axis_name is None else lax.pmean(covariance, axis_name)
+    values, vectors = jnp.linalg.eigh(covariance)
+    values, vectors = values[::-1][:num_components], vectors[:, ::-1][:, :num_components]
+    # Below this, a variance is rounding noise that must not be blown up.
+    floor = values[0] * features * float(np.finfo(values.dtype).eps)
+    kept = values > floor
+    gains = jnp.where(kept, jnp.where(kept, values, 1) ** -jnp.asarray(exponent), 0)
+    return PCAState(mean, vectors * gains)
+
+
+def pca_whiten(inputs: Array, state: PCAState) -> Array:
+    """Coordinates along the components of `pca`.
+
+    Args:
+      inputs: `[batch, features]`.
+      state: from `pca`.
+
+    Returns:
+      `[batch, num_components]`.
+
+    Raises:
+      ValueError: `inputs` does not have the state's number of features.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import whitening
+      >>> state = whitening.PCAState(mean=jnp.ones(2), components=jnp.array([[2.0], [0.0]]))
+      >>> whitening.pca_whiten(jnp.array([[3.0, 5.0]]), state).tolist()
+      [[4.0]]
+    """
+    check_vectors("inputs", inputs, features=state.mean.shape[0])
+    return jnp.matmul(inputs - state.mean, state.components, precision="highest")
+
+
+def normalize(inputs: Array) -> Array:
+    """Vectors of unit norm; a zero vector stays zero, and its gradient is finite.
+
+    Args:
+      inputs: `[..., features]`.
+
+    Returns:
+      An array of the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import whitening
+      >>> whitening.normalize(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+    """
+    squares = jnp.sum(jnp.square(inputs), axis=-1, keepdims=True)
+    return inputs * lax.rsqrt(jnp.maximum(squares, _TINY))

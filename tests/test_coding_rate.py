@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sul_jax import coding_rate
+from sul_jax import coding_rate, whitening
 
 
 def unit(key: int, *shape: int) -> jax.Array:
-    return coding_rate.normalize(jax.random.normal(jax.random.key(key), shape))
+    return whitening.normalize(jax.random.normal(jax.random.key(key), shape))
 
 
 def soft(key: int, *shape: int) -> jax.Array:
@@ -55,7 +55,7 @@ def test_golden_values_of_the_published_code() -> None:
     Its `eps` is ε². Vectors sin(1 + i + j²/2), i < 12, j < 5, normalised; clusters i mod 3.
     """
     i, j = np.meshgrid(np.arange(12), np.arange(5), indexing="ij")
-    z = coding_rate.normalize(jnp.sin(1.0 + i + 0.5 * j**2))
+    z = whitening.normalize(jnp.sin(1.0 + i + 0.5 * j**2))
     memberships = jax.nn.one_hot(np.arange(12) % 3, 3)
     np.testing.assert_allclose(coding_rate.coding_rate(z, eps_squared=0.5), 1.79073592, rtol=1e-5)
     of_classes = coding_rate.class_coding_rate(z, memberships, eps_squared=0.5)
@@ -121,7 +121,7 @@ def test_a_collapsed_batch_is_finite(average_views: bool) -> None:
 
 def test_terms_add_up() -> None:
     views, memberships = unit(0, 3, 30, 5), soft(1, 3, 30, 4)
-    mean = coding_rate.normalize(views.mean(0))
+    mean = whitening.normalize(views.mean(0))
     rate = coding_rate.coding_rate(mean, eps_squared=0.1)
     similarity = coding_rate.view_similarity(views)
     np.testing.assert_allclose(

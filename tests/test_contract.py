@@ -9,11 +9,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sul_jax import LearningRule, energy, k_subspaces, stack, whitening
+from sul_jax import LearningRule, coding_rate, energy, from_loss, k_subspaces, stack, whitening
 
 
 class Case(NamedTuple):
@@ -28,6 +29,16 @@ def vectors() -> jax.Array:
 
 def images() -> jax.Array:
     return jax.random.uniform(jax.random.key(0), (16, 8, 8, 2))
+
+
+def spread(features: jax.Array, *, warmup: Any = False, axis_name: str | None = None) -> jax.Array:
+    """A loss with a hyperparameter, global under `axis_name`."""
+    unit = whitening.normalize(features)
+    memberships = jax.nn.softmax(features)
+    weight = jnp.where(jnp.asarray(warmup), 0.5, 1.0)
+    rates = (coding_rate.coding_rate, coding_rate.class_coding_rate)
+    whole = rates[0](unit, eps_squared=0.1, axis_name=axis_name)
+    return weight * rates[1](unit, memberships, eps_squared=0.1, axis_name=axis_name) - whole
 
 
 LAYER = energy.EnergyLayer(num_subspaces=5, rank=2, num_winners=3, kernel_size=3, padding=1)
@@ -51,6 +62,15 @@ CASES = {
         k_subspaces,
     ),
     "energy layer": Case(energy.layer_rule(LAYER), images, energy),
+    "from_loss": Case(
+        from_loss(
+            spread,
+            lambda key, inputs: jax.random.normal(key, (inputs.shape[1], 5)),
+            lambda params, inputs: jnp.tanh(inputs @ params),
+            optax.sgd(0.1),
+        ),
+        vectors,
+    ),
     "conv_zca": Case(whitening.conv_zca_rule(kernel_size=3, num_components=4), images),
     "stack": Case(
         stack(

@@ -69,16 +69,15 @@ def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
         assert np.abs(projectors[0] - projectors[1]).mean() < 1e-3
 
 
-def test_networks_share_out_the_images(config: Config) -> None:
-    config = replace(config, networks=3, code_power=0.5)
-    (result,) = mnist_energy.run(config)
-    assert len(result.network.learned_states()) == 3
-    shares = [
-        set(np.asarray(mnist_energy._minibatches(config, 256, mnist_energy.Member(0, n), 1)).ravel().tolist())
-        for n in range(3)
-    ]
-    assert not shares[0] & shares[1]
-    assert not shares[1] & shares[2]
+def test_networks_side_by_side(config: Config) -> None:
+    """A run resumed with a second network keeps its first; codes are clustered together."""
+    (one,) = mnist_energy.run(config)
+    (both,) = mnist_energy.run(replace(config, networks=2, code_whitening=0.3, resume=True))
+    (first, second) = both.network.learned_states()
+    np.testing.assert_array_equal(np.asarray(first[1].bases), bases(one))
+    assert not np.allclose(first[1].bases, second[1].bases)
+    assert both.network.centroids is not None
+    assert both.network.centroids[...].shape == (10, 60)
 
 
 def test_devices_split_the_batch(config: Config) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sul_jax import energy, k_means, stack
+from sul_jax import energy, k_means, stack, whitening
 from sul_jax.nn import EnergyNet
 
 ARCHITECTURE = energy.EnergyArchitecture(
@@ -61,6 +61,16 @@ def test_networks_side_by_side(images: jax.Array, tmp_path: Path) -> None:
     np.testing.assert_allclose(both(images) ** 2, energy.pooled_codes(both.feature_maps(images)), rtol=1e-4)
     both.save(tmp_path / "both")
     np.testing.assert_array_equal(EnergyNet.load(tmp_path / "both")(images), both(images))
+
+
+def test_whitened_codes(images: jax.Array, tmp_path: Path) -> None:
+    states = stack(*energy.network_rules(ARCHITECTURE)).init(jax.random.key(1), images)
+    codes = whitening.normalize(EnergyNet(states, ARCHITECTURE)(images))
+    state = whitening.pca(codes, num_components=4, exponent=0.3)
+    net = EnergyNet(states, ARCHITECTURE, whitening=state, centroids=jnp.ones((2, 4)))
+    np.testing.assert_allclose(net(images), whitening.pca_whiten(codes, state), rtol=1e-4, atol=1e-5)
+    net.save(tmp_path / "net")
+    np.testing.assert_array_equal(EnergyNet.load(tmp_path / "net").predict(images), net.predict(images))
 
 
 def test_bad_checkpoints(net: EnergyNet, tmp_path: Path) -> None:

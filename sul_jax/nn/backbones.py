@@ -2,10 +2,15 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+
+# Blocks in each of the four stages.
+RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 class MLP(nnx.Module):
@@ -55,3 +60,120 @@ class MLP(nnx.Module):
         for layer in self.layers:
             inputs = self.activation(layer(inputs))
         return inputs
+
+
+class ResNet(nnx.Module):
+    """ResNet-10, -18 or -34 with the stems of Li et al. (2022), ending in pre-features.
+
+    Statistics of batch normalisation change while `train()` is in effect and are used after `eval()`,
+    in which an answer does not depend on the batch.
+
+    Attributes:
+      num_features: size of the output.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        channels: int = 3,
+        num_filters: int = 64,
+        stem: Literal["3x3", "5x5"] = "3x3",
+        num_pre_features: int | None = 4096,
+        rngs: nnx.Rngs,
+    ):
+        """Random weights.
+
+        Args:
+          depth: 10 (one block a stage), 18 or 34.
+          channels: of the images.
+          num_filters: of the first stage; doubled in each further one.
+          stem: `"3x3"` keeps the size, as for CIFAR; `"5x5"` halves it twice, by stride and by max
+            pooling.
+          num_pre_features: size of a linear layer with batch normalisation and ReLU on top of the
+            average pooling; None leaves it out.
+          rngs: Flax's random number streams.
+
+        Raises:
+          ValueError: unknown `depth` or `stem`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from flax import nnx
+          >>> from sul_jax import nn
+          >>> net = nn.ResNet(10, num_filters=4, num_pre_features=32, rngs=nnx.Rngs(0))
+          >>> net.eval()
+          >>> net(jnp.ones((2, 8, 8, 3))).shape
+          (2, 32)
+        """
+        if depth not in RESNET_BLOCKS:
+            raise ValueError(f"depth={depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")
+        if stem not in ("3x3", "5x5"):
+            raise ValueError(f"stem={stem!r} is not accepted: it must be '3x3' or '5x5'")
+        self.pools = stem == "5x5"
+        size, strides = (5, 2) if self.pools else (3, 1)
+        self.stem = _convolution(channels, num_filters, size, strides, rngs)
+        self.stem_norm = _batch_norm(num_filters, rngs)
+        blocks, inputs = [], num_filters
+        for stage, number in enumerate(RESNET_BLOCKS[depth]):
+            outputs = num_filters * 2**stage
+            for block in range(number):
+                blocks.append(_BasicBlock(inputs, outputs, 2 if stage and not block else 1, rngs))
+                inputs = outputs
+        self.blocks = nnx.List(blocks)
+        self.num_features = inputs
+        self.pre_features = None
+        if num_pre_features is not None:
+            self.num_features = num_pre_features
+            self.pre_features = nnx.Linear(inputs, num_pre_features, rngs=rngs)
+            self.pre_norm = _batch_norm(num_pre_features, rngs)
+
+    def __call__(self, images: Array) -> Array:
+        """`[batch, height, width, channels]` to `[batch, num_features]`."""
+        hidden = jax.nn.relu(self.stem_norm(self.stem(images)))
+        if self.pools:
+            window = {"window_shape": (3, 3), "strides": (2, 2), "padding": ((1, 1), (1, 1))}
+            hidden = nnx.max_pool(hidden, **window)  # type: ignore[no-untyped-call]
+        for block in self.blocks:
+            hidden = block(hidden)
+        pooled = jnp.mean(hidden, axis=(1, 2))
+        if self.pre_features is None:
+            return pooled
+        return jax.nn.relu(self.pre_norm(self.pre_features(pooled)))
+
+
+class _BasicBlock(nnx.Module):
+    def __init__(self, inputs: int, outputs: int, strides: int, rngs: nnx.Rngs):
+        self.first = _convolution(inputs, outputs, 3, strides, rngs)
+        self.first_norm = _batch_norm(outputs, rngs)
+        self.second = _convolution(outputs, outputs, 3, 1, rngs)
+        self.second_norm = _batch_norm(outputs, rngs)
+        self.shortcut = None
+        if inputs != outputs or strides != 1:
+            self.shortcut = _convolution(inputs, outputs, 1, strides, rngs)
+            self.shortcut_norm = _batch_norm(outputs, rngs)
+
+    def __call__(self, inputs: Array) -> Array:
+        hidden = jax.nn.relu(self.first_norm(self.first(inputs)))
+        hidden = self.second_norm(self.second(hidden))
+        if self.shortcut is not None:
+            inputs = self.shortcut_norm(self.shortcut(inputs))
+        return jax.nn.relu(hidden + inputs)
+
+
+def _convolution(inputs: int, outputs: int, size: int, strides: int, rngs: nnx.Rngs) -> nnx.Conv:
+    edge = size // 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=strides,
+        padding=((edge, edge), (edge, edge)),
+        use_bias=False,
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        rngs=rngs,
+    )
+
+
+def _batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)

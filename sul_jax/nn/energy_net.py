@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from sul_jax import energy, k_means
 from sul_jax.k_subspaces import KSubspacesState
 from sul_jax.learning_rule import stack
-from sul_jax.whitening import ConvZCAState
+from sul_jax.whitening import ConvZCAState, PCAState, normalize, pca_whiten
 
 
 class Learned(nnx.Variable):  # type: ignore[misc, type-arg]
@@ -33,6 +33,8 @@ class EnergyNet(nnx.Module):
       architecture: the sizes.
       rescale: whether the layers rescale to the norm of their input patch.
       code_power: power of the pooled codes.
+      whitening: of the codes, or None.
+      centroids: of the clusters, or None.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class EnergyNet(nnx.Module):
         *,
         rescale: bool = True,
         code_power: float = 1.0,
+        whitening: PCAState | None = None,
         centroids: Array | None = None,
     ):
         """Wraps learned states.
@@ -53,6 +56,7 @@ class EnergyNet(nnx.Module):
           architecture: the sizes that the states were learned with.
           rescale: as in `energy.energy_layer`.
           code_power: as in `energy.pooled_codes`.
+          whitening: of the normalised codes, from `whitening.pca`.
           centroids: `[num_clusters, features]` of the codes, for `predict`.
 
         Raises:
@@ -79,18 +83,22 @@ class EnergyNet(nnx.Module):
         self.rescale = rescale
         self.code_power = code_power
         self.networks = nnx.data([jax.tree.map(Learned, tuple(one)) for one in networks])
+        self.whitening = nnx.data(None if whitening is None else jax.tree.map(Learned, whitening))
         self.centroids = nnx.data(None if centroids is None else Learned(centroids))
 
     def __call__(self, images: Array) -> Array:
-        """Pooled codes.
+        """Pooled codes, whitened if the network has a whitening.
 
         Args:
           images: floating `[batch, height, width, channels]`.
 
         Returns:
-          `[batch, 4 * num_networks * num_subspaces]` of the last layer.
+          `[batch, 4 * num_networks * num_subspaces]` of the last layer, or `[batch, num_components]`.
         """
-        return _codes(images, self.learned_states(), self.code_power, self.architecture, self.rescale)
+        codes = _codes(images, self.learned_states(), self.code_power, self.architecture, self.rescale)
+        if self.whitening is None:
+            return codes
+        return pca_whiten(normalize(codes), self._arrays(self.whitening))
 
     def feature_maps(self, images: Array, *, num_layers: int | None = None) -> Array:
         """Maps of an energy layer, the last by default; 0 gives the whitened images.
@@ -122,8 +130,12 @@ class EnergyNet(nnx.Module):
 
     def learned_states(self) -> list[tuple[Any, ...]]:
         """The states of each network as the library's functions take them."""
+        return self._arrays(list(self.networks))
+
+    @staticmethod
+    def _arrays(variables: Any) -> Any:
         is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-        return jax.tree.map(lambda v: v[...], list(self.networks), is_leaf=is_variable)
+        return jax.tree.map(lambda v: v[...], variables, is_leaf=is_variable)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an Orbax checkpoint folder; an existing one is replaced.
@@ -143,6 +155,8 @@ class EnergyNet(nnx.Module):
                 for zca, *layers in self.learned_states()
             ]
         }
+        if self.whitening is not None:
+            arrays["whitening"] = self._arrays(self.whitening)._asdict()
         if self.centroids is not None:
             arrays["centroids"] = self.centroids[...]
         metadata = {
@@ -199,6 +213,7 @@ class EnergyNet(nnx.Module):
             found,
             rescale=metadata["rescale"],
             code_power=metadata["code_power"],
+            whitening=PCAState(**arrays["whitening"]) if "whitening" in arrays else None,
             centroids=arrays.get("centroids"),
         )
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from sul_jax import coding_rate
+from sul_jax import whitening
 
 
 class NMCE(nnx.Module):
@@ -54,7 +54,7 @@ class NMCE(nnx.Module):
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         """Features of unit norm `[batch, num_features]` and logits `[batch, num_clusters]`."""
         hidden = self.backbone(inputs)
-        return coding_rate.normalize(self.feature_head(hidden)), self.cluster_head(hidden)
+        return whitening.normalize(self.feature_head(hidden)), self.cluster_head(hidden)
 
     def predict(self, inputs: Array) -> Array:
         """The cluster of each input, int32 `[batch]`."""

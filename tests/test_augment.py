@@ -1,0 +1,117 @@
+import colorsys
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sul_jax import augment
+
+KEY = jax.random.key(0)
+ALL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "noise": partial(augment.gaussian_noise, scale=0.1),
+    "flip": augment.horizontal_flip,
+    "crop": augment.random_resized_crop,
+    "jitter": partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    "grayscale": partial(augment.grayscale, probability=0.5),
+    "perspective": partial(augment.random_perspective, distortion=0.5),
+}
+
+
+def images(channels: int = 3) -> jax.Array:
+    return jax.random.uniform(jax.random.key(1), (16, 12, 10, channels))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ALL)
+def test_shapes_keys_and_jit(name: str, channels: int) -> None:
+    x = images(channels)
+    changed = ALL[name](KEY, x)
+    assert changed.shape == x.shape
+    assert np.all(np.isfinite(changed))
+    np.testing.assert_allclose(jax.jit(ALL[name])(KEY, x), changed, atol=1e-5)
+    if (name, channels) != ("grayscale", 1):
+        assert not np.allclose(ALL[name](jax.random.key(9), x), changed)
+    if name != "noise":
+        assert changed.min() >= -1e-5
+        assert changed.max() <= 1 + 1e-5
+
+
+def test_flip() -> None:
+    x = images()
+    np.testing.assert_array_equal(augment.horizontal_flip(KEY, x, probability=1.0), x[:, :, ::-1])
+    np.testing.assert_array_equal(augment.horizontal_flip(KEY, x, probability=0.0), x)
+    flipped = np.all(augment.horizontal_flip(KEY, x) != x, axis=(1, 2, 3))
+    assert 0 < flipped.sum() < 16
+
+
+def test_a_whole_crop_is_the_image_and_resizing_is_pillows() -> None:
+    x = images(1)[:, :10]
+    whole = partial(augment.random_resized_crop, KEY, x, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    np.testing.assert_allclose(whole(), x, atol=1e-5)
+    for size in ((5, 5), (4, 7), (23, 17)):
+        got = whole(size=size)
+        for one, image in zip(got, np.asarray(x), strict=True):
+            expected = Image.fromarray(image[..., 0]).resize(size[::-1], Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(one[..., 0], np.asarray(expected), atol=1e-4)
+
+
+def test_jitter_without_strength_changes_nothing() -> None:
+    x = images()
+    np.testing.assert_array_equal(augment.color_jitter(KEY, x), x)
+    np.testing.assert_array_equal(augment.color_jitter(KEY, x, brightness=0.5, probability=0.0), x)
+
+
+def test_brightness_is_one_factor_an_image() -> None:
+    x = images() / 2 + 0.01
+    ratio = augment.color_jitter(KEY, x, brightness=0.9) / x
+    np.testing.assert_allclose(ratio, jnp.broadcast_to(ratio[:, :1, :1, :1], x.shape), rtol=1e-3)
+    assert np.std(ratio[:, 0, 0, 0]) > 0.1
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.1, -0.3, 0.5])
+def test_hue_is_that_of_the_standard_library(turn: float) -> None:
+    x = jnp.concatenate([images()[:2], jnp.zeros((1, 12, 10, 3)), jnp.ones((1, 12, 10, 3))])
+    got = np.asarray(augment._turn_hue(x, jnp.full((4, 1, 1), turn)))
+    for pixel, after in zip(np.asarray(x).reshape(-1, 3), got.reshape(-1, 3), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel.tolist())
+        expected = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+        np.testing.assert_allclose(after, expected, atol=1e-4)
+
+
+def test_grayscale_is_pillows() -> None:
+    pixels = (np.asarray(images()[0]) * 255).astype(np.uint8)
+    gray = augment.grayscale(KEY, jnp.asarray(pixels)[None] / 255.0)[0]
+    expected = np.asarray(Image.fromarray(pixels).convert("L"))[..., None] / 255
+    np.testing.assert_allclose(gray, np.broadcast_to(expected, gray.shape), atol=0.01)
+
+
+def test_perspective() -> None:
+    x = images()
+    same = augment.random_perspective(KEY, x, distortion=0.0, probability=1.0)
+    np.testing.assert_allclose(same, x, atol=1e-4)
+    # The four corners of the square go where the map says.
+    sources = jnp.array([[0.0, 0.0], [0.0, 9.0], [11.0, 0.0], [11.0, 9.0]])
+    targets = sources + jax.random.uniform(KEY, (4, 2))
+    matrix = augment._homography(sources, targets)
+    mapped = jnp.concatenate([sources, jnp.ones((4, 1))], 1) @ matrix.T
+    np.testing.assert_allclose(mapped[:, :2] / mapped[:, 2:], targets, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: augment.random_resized_crop(KEY, x, scale=(0.9, 0.1)), "scale=.* is not accepted"),
+        (lambda x: augment.color_jitter(KEY, x, hue=0.7), "hue=0.7 is not accepted"),
+        (lambda x: augment.color_jitter(KEY, x, contrast=-1.0), "contrast=-1.0 is not accepted"),
+        (lambda x: augment.grayscale(KEY, x[..., :2]), "images has 2 channels"),
+        (lambda x: augment.random_perspective(KEY, x, distortion=2.0), "distortion=2.0 is not accepted"),
+        (lambda x: augment.horizontal_flip(KEY, x[0]), "images must have shape"),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(images())

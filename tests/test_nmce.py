@@ -1,0 +1,148 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from experiments import nmce_manifolds, nmce_spiral, reporting
+from experiments.nmce_spiral import Config
+from sul_jax import LearningRule, coding_rate, from_loss, k_subspaces, stack, whitening
+from sul_jax.nn import MLP, NMCE
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run of seconds."""
+    return Config(
+        workdir=tmp_path / "run", steps=60, batch_size=64, hidden_size=16, num_layers=2, num_test=200
+    )
+
+
+def params(result: nmce_spiral.SeedResult) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
+
+
+def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "RESULTS", config.workdir.parent)
+    (result,) = nmce_spiral.run(replace(config, record=True))
+    assert (config.workdir / "figure1_spiral.png").stat().st_size > 1000
+    stored = json.loads((config.workdir / "results.json").read_text())
+    assert stored == [{"seed": 0, "metrics": result.metrics}]
+    (one,) = json.loads((config.workdir.parent / "nmce_spiral.json").read_text())
+    assert one["dataset"]["name"] == "spiral"
+    assert 50 <= one["metrics"]["clustering_accuracy"] <= 100
+    (again,) = nmce_spiral.run(config)
+    for first, second in zip(params(result), params(again), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_stopped_and_resumed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = nmce_spiral.run(config)
+    monkeypatch.setattr(reporting, "CHECKPOINT_SECONDS", 0.0)
+    stopped = replace(config, workdir=config.workdir.with_name("stopped"))
+    save = reporting.Checkpoints.save
+
+    def save_and_stop(self: reporting.Checkpoints, position: tuple[int, ...], tree: object) -> None:
+        save(self, position, tree)
+        if position[0] < config.steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reporting.Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        nmce_spiral.run(stopped)
+    monkeypatch.setattr(reporting.Checkpoints, "save", save)
+    (resumed,) = nmce_spiral.run(replace(stopped, resume=True))
+    for first, second in zip(params(whole), params(resumed), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_spirals_are_mirror_images() -> None:
+    points, labels = nmce_spiral.spirals(jax.random.key(0), num_points=2000, noise=0.0)
+    radius = jnp.linalg.norm(points, axis=1)
+    assert 4.7 < radius.min() < 4.9
+    assert 14.0 < radius.max() < 14.2
+    side = 1 - 2 * labels
+    np.testing.assert_allclose(points[:, 0] * side, radius * jnp.cos(radius), atol=1e-3)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_manifolds(tmp_path: Path, biases: bool) -> None:
+    config = nmce_manifolds.Config(
+        workdir=tmp_path, steps=20, tcr_steps=10, batch_size=64, hidden_size=16, num_layers=1, num_test=100,
+        biases=biases,
+    )  # fmt: skip
+    (result,) = nmce_manifolds.run(config)
+    assert 50 <= result.metrics["clustering_accuracy"] <= 100
+    points, labels = nmce_manifolds.manifolds(
+        *jax.random.split(jax.random.key(0)),
+        num_points=400, num_dimensions=20, num_layers=1, biases=biases,
+    )  # fmt: skip
+    for cluster, rank in ((0, 3), (1, 6)):
+        own = points[labels == cluster]
+        own = own - own.mean(0) if biases else own
+        assert jnp.linalg.matrix_rank(own, rtol=1e-4) == rank
+    assert bool(jnp.linalg.norm(points.mean(0)) > 2) == biases
+
+
+def test_cosines_of_orthogonal_clusters() -> None:
+    features = np.repeat(np.eye(2), 5, axis=0)
+    labels = np.repeat([0, 1], 5)
+    found = nmce_spiral.cosines(features, labels, labels)
+    assert found == {"cosine_true_clusters": 0, "cosine_found_clusters": 0, "cosine_within_cluster": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps_squared": 0.0}, "eps_squared=0.0 is not accepted"),
+        ({"steps": 0}, "steps=0 is not accepted"),
+        ({"learning_rate": 1e30}, "the loss is not finite"),
+    ],
+)
+def test_bad_options(config: Config, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nmce_spiral.run(replace(config, **change))
+
+
+def test_module_is_normalised() -> None:
+    rngs = nnx.Rngs(0)
+    net = NMCE(MLP(3, 8, num_layers=2, rngs=rngs), 8, num_features=4, num_clusters=3, rngs=rngs)
+    x = jax.random.normal(jax.random.key(0), (10, 3))
+    features, logits = net(x)
+    np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(net.predict(x), jnp.argmax(logits, axis=1))
+    with pytest.raises(ValueError, match="num_layers=0 is not accepted"):
+        MLP(3, 8, num_layers=0, rngs=rngs)
+
+
+def test_a_coding_rate_layer_on_top_of_k_subspaces() -> None:
+    """from_loss in a stack, on views of the same vectors, greedy and all at once."""
+
+    def loss(features: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+        views = features.reshape(-1, 2, features.shape[-1]).swapaxes(0, 1)
+        return coding_rate.tcr_loss(views, eps_squared=0.1, invariance_weight=5.0, axis_name=axis_name)
+
+    def init(key: jax.Array, inputs: jax.Array) -> jax.Array:
+        return jax.random.normal(key, (inputs.shape[1], 3))
+
+    below = LearningRule(
+        lambda key, inputs: k_subspaces.init(key, inputs, num_subspaces=6, rank=2),
+        k_subspaces.update,
+        k_subspaces.encode,
+    )
+    net = stack(below, from_loss(loss, init, lambda params, inputs: inputs @ params, optax.adam(0.02)))
+    clean = jax.random.normal(jax.random.key(0), (40, 1, 8))
+    inputs = (clean + 0.05 * jax.random.normal(jax.random.key(1), (40, 2, 8))).reshape(80, 8)
+    states = net.init(jax.random.key(2), inputs)
+    losses = []
+    update = jax.jit(net.update, static_argnames="layer")
+    for _ in range(30):
+        states, info = update(states, inputs, layer=1)
+        losses.append(float(info.loss))
+    assert losses[-1] < losses[0] - 1
+    assert whitening.normalize(net.encode(states, inputs)).shape == (80, 3)

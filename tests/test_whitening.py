@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from sul_jax import whitening
+
+
+def inputs() -> jax.Array:
+    mixed = jax.random.normal(jax.random.key(0), (300, 6)) @ jax.random.normal(jax.random.key(1), (6, 9))
+    return mixed + 0.1 * jax.random.normal(jax.random.key(2), mixed.shape) + 3
+
+
+def test_pca_is_that_of_scikit_learn() -> None:
+    x = inputs()
+    expected = PCA(5, whiten=True, svd_solver="full").fit_transform(np.float64(x))
+    got = whitening.pca_whiten(x, whitening.pca(x, num_components=5))
+    # scikit-learn divides by n − 1; signs are open.
+    np.testing.assert_allclose(np.abs(got), np.abs(expected) * np.sqrt(300 / 299), atol=2e-3)
+
+
+def test_exponent_between_rotation_and_whitening() -> None:
+    x = inputs()
+    variances = [
+        np.var(whitening.pca_whiten(x, whitening.pca(x, num_components=4, exponent=e)), axis=0)
+        for e in (0.0, 0.25, 0.5)
+    ]
+    np.testing.assert_allclose(variances[1], np.sqrt(variances[0]), rtol=1e-3)
+    np.testing.assert_allclose(variances[2], 1, rtol=1e-3)
+
+
+def test_components_without_variance_are_zero() -> None:
+    x = jnp.concatenate([inputs(), jnp.ones((300, 3))], axis=1)
+    white = whitening.pca_whiten(x, whitening.pca(x, num_components=12))
+    assert np.all(np.isfinite(white))
+    np.testing.assert_allclose(np.var(white, axis=0)[9:], 0, atol=1e-6)
+
+
+def test_sharded_pca_is_that_of_the_whole() -> None:
+    x = inputs()[:296]
+    whole = whitening.pca(x, num_components=3)
+    parts = jax.vmap(
+        lambda part: whitening.pca(part, num_components=3, axis_name="batch"), axis_name="batch"
+    )(x.reshape(8, 37, 9))
+    np.testing.assert_allclose(np.abs(parts.components[0]), np.abs(whole.components), atol=1e-4)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="num_components=10 is not accepted.*9 features"):
+        whitening.pca(inputs(), num_components=10)
+    state = whitening.pca(inputs(), num_components=2)
+    with pytest.raises(ValueError, match="8 features .* made for 9"):
+        whitening.pca_whiten(inputs()[:, :8], state)
