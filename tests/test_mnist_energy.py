@@ -77,7 +77,7 @@ def test_networks_side_by_side(config: Config) -> None:
     np.testing.assert_array_equal(np.asarray(first[1].bases), bases(one))
     assert not np.allclose(first[1].bases, second[1].bases)
     assert both.network.centroids is not None
-    assert both.network.centroids[...].shape == (10, 60)
+    assert both.network.centroids[...].shape == (10, 20)
 
 
 def test_devices_split_the_batch(config: Config) -> None:
