@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from tqdm import tqdm
 
 from sul_jax import k_means, metrics
 
 # Compiled once for each shape, however often `cluster` is called.
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
+
+
+# Rounds in which vectors may be added to those that express another one.
+_ACTIVE_SET_ROUNDS = 40
 
 
 class Clustering(NamedTuple):
@@ -77,11 +82,84 @@ def cluster(
     found = np.asarray(result.labels)
     if labels_true is None:
         return Clustering(found, result.centroids, None, None, None, None)
-    return Clustering(
-        found,
-        result.centroids,
-        clustering_error=100 * (1 - metrics.clustering_accuracy(labels_true, found)),
-        purity=100 * metrics.purity(labels_true, found),
-        normalized_mutual_info=100 * metrics.normalized_mutual_info(labels_true, found),
-        adjusted_rand_index=100 * metrics.adjusted_rand_index(labels_true, found),
-    )
+    return Clustering(found, result.centroids, **agreement(labels_true, found))
+
+
+def agreement(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Clustering error, purity, NMI and ARI in percent.
+
+    Args:
+      labels_true: `[num_examples]`.
+      found: `[num_examples]`, clusters.
+
+    Example:
+      >>> import numpy as np
+      >>> from experiments import evaluation
+      >>> evaluation.agreement(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_error"]
+      25.0
+    """
+    return {
+        "clustering_error": 100 * (1 - metrics.clustering_accuracy(labels_true, found)),
+        "purity": 100 * metrics.purity(labels_true, found),
+        "normalized_mutual_info": 100 * metrics.normalized_mutual_info(labels_true, found),
+        "adjusted_rand_index": 100 * metrics.adjusted_rand_index(labels_true, found),
+    }
+
+
+def subspace_clustering(
+    features: np.ndarray,
+    *,
+    num_clusters: int,
+    gamma: float,
+    l1_ratio: float = 1.0,
+    num_candidates: int = 100,
+    num_kept: int = 50,
+    seed: int = 0,
+) -> np.ndarray:
+    """Sparse subspace clustering: each vector from the others, then spectral clustering.
+
+    Vector x is expressed by c, the minimiser of ½‖x − cX‖² + λ (τ‖c‖₁ + ½(1 − τ)‖c‖²) over the other
+    vectors X, λ = max |⟨x, X⟩| / (γ τ) (You et al. 2016).
+
+    Args:
+      features: `[num_examples, features]`, of unit norm.
+      num_clusters: number of clusters.
+      gamma: γ; at 1 or below nothing is expressed.
+      l1_ratio: τ in (0, 1]; 1 is the lasso.
+      num_candidates: most similar vectors to start from; those that violate optimality are added.
+      num_kept: coefficients kept of each vector, the largest.
+      seed: of the spectral clustering.
+
+    Returns:
+      `[num_examples]`, clusters.
+    """
+    from sklearn.cluster import SpectralClustering
+    from sklearn.linear_model import ElasticNet, LassoLars
+
+    number, dimension = features.shape
+    features = features.astype(np.float64)
+    coefficients = np.zeros((number, number))
+    for index, x in enumerate(tqdm(features, desc="self-expression", unit="vector")):
+        similarity = np.abs(features @ x)
+        similarity[index] = 0
+        penalty = similarity.max() / (gamma * l1_ratio)
+        # scikit-learn divides the squared error by the number of rows.
+        options = {"alpha": max(penalty / dimension, 1e-12), "fit_intercept": False, "max_iter": 5000}
+        lasso = l1_ratio == 1
+        model = LassoLars(**options) if lasso else ElasticNet(l1_ratio=l1_ratio, tol=1e-6, **options)
+        support = np.argsort(-similarity)[: min(num_candidates, number - 1)]
+        for _ in range(_ACTIVE_SET_ROUNDS):
+            fitted, found = support, model.fit(features[support].T, x).coef_
+            violation = np.abs(features @ (x - found @ features[support]))
+            violation[[index, *support]] = 0
+            missing = np.flatnonzero(violation > 1.01 * penalty * l1_ratio)
+            if not missing.size:
+                break
+            used = support[found != 0]
+            support = np.concatenate([used, missing[np.argsort(-violation[missing])][:num_candidates]])
+        largest = np.argsort(-np.abs(found))[:num_kept]
+        coefficients[index, fitted[largest]] = np.abs(found[largest])
+    norms = np.linalg.norm(coefficients, axis=1, keepdims=True)
+    coefficients /= np.where(norms > 0, norms, 1)
+    spectral = SpectralClustering(num_clusters, affinity="precomputed", n_init=20, random_state=seed)
+    return np.asarray(spectral.fit_predict((coefficients + coefficients.T) / 2))

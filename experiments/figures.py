@@ -205,7 +205,20 @@ def manifolds(
         centred = features - features.mean(0)
         axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
         space = figure.add_subplot(2, len(states), len(states) + column, projection="3d")
-        x, y, z = (centred[chosen] @ axes.T).T
+        embedded = centred[chosen] @ axes.T
+        x, y, z = np.pad(embedded, ((0, 0), (0, 3 - embedded.shape[1]))).T
         space.scatter(x, y, z, c=colors, s=2)  # type: ignore[misc]
         space.set(xticklabels=[], yticklabels=[], zticklabels=[])
+    _save(figure, path)
+
+
+def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> None:
+    """Figure A.3: singular values of each cluster's features; how many stand out is its dimension."""
+    figure = Figure(figsize=(4.5, 3))
+    axes = figure.add_subplot()
+    for label in np.unique(labels):
+        values = np.linalg.svd(features[labels == label], compute_uv=False)
+        axes.plot(np.arange(1, len(values) + 1), values / values[0], alpha=0.5, linewidth=0.8)
+    axes.set(xlabel="index", ylabel="singular value, of the largest", yscale="log", ylim=(1e-4, 1.2))
+    axes.set_title(f"{len(np.unique(labels))} clusters")
     _save(figure, path)

@@ -149,19 +149,20 @@ def run(config: Config) -> list[SeedResult]:
             result, _ = evaluate(config, seed, params, points, labels)
             result.metrics["training_seconds"] = round(seconds, 1)
             workdir.log(seed=seed, **result.metrics)
-            if config.record:
-                dataset = Dataset("manifolds", points, labels, points, labels, "generated anew in every step")
-                record(
-                    EXPERIMENT,
-                    config,
-                    seed=seed,
-                    dataset=dataset,
-                    num_train=config.steps * config.batch_size,
-                    num_test=config.num_test,
-                    metrics=result.metrics,
-                    paper=paper,
-                    seconds=seconds,
-                )
+            dataset = Dataset("manifolds", points, labels, points, labels, "generated anew in every step")
+            keep = partial(
+                record,
+                EXPERIMENT,
+                config,
+                seed=seed,
+                dataset=dataset,
+                num_train=config.steps * config.batch_size,
+                num_test=config.num_test,
+                metrics=result.metrics,
+                paper=paper,
+                seconds=seconds,
+            )
+            workdir.finish(seed, result.metrics, keep if config.record else None)
             results.append(result)
         write_json(config.workdir / "results.json", [{"seed": r.seed, "metrics": r.metrics} for r in results])
     print_table(results)

@@ -100,8 +100,8 @@ def random_resized_crop(
     rows = _resize_weights(top, tall, height, out_height, images.dtype)
     columns = _resize_weights(left, wide, width, out_width, images.dtype)
     # Two small products an image instead of a gather: fast on CPUs and GPUs alike.
-    stretched = jnp.einsum("boh,bhwc->bowc", rows, images)
-    return jnp.einsum("bpw,bowc->bopc", columns, stretched)
+    stretched = jnp.einsum("boh,bhwc->bowc", rows, images, precision="highest")
+    return jnp.einsum("bpw,bowc->bopc", columns, stretched, precision="highest")
 
 
 def color_jitter(
@@ -166,7 +166,7 @@ def color_jitter(
     if hue and images.shape[-1] == 3:
         turn = jax.random.uniform(keys[3], (images.shape[0], 1, 1), minval=-hue, maxval=hue)
         changed = _turn_hue(changed, turn)
-    return jnp.where(_chosen(keys[4], images, probability), changed, images)
+    return jnp.where(_chosen(keys[4], images, probability), changed, images).astype(images.dtype)
 
 
 def grayscale(key: Array, images: Array, *, probability: float | Array = 1.0) -> Array:
@@ -227,11 +227,11 @@ def random_perspective(
     homogeneous = jnp.concatenate([positions, jnp.ones((height, width, 1))], -1).reshape(-1, 3)
 
     def warp(image: Array, target: Array) -> Array:
-        source = homogeneous @ _homography(target, corners * extent).T
+        source = jnp.matmul(homogeneous, _homography(target, corners * extent).T, precision="highest")
         return _bilinear(image, source[:, :2] / source[:, 2:]).reshape(image.shape)
 
     warped = jax.vmap(warp)(images, targets)
-    return jnp.where(_chosen(chosen_key, images, probability), warped, images)
+    return jnp.where(_chosen(chosen_key, images, probability), warped, images).astype(images.dtype)
 
 
 def _chosen(key: Array, images: Array, probability: float | Array) -> Array:

@@ -148,9 +148,7 @@ def view_similarity(features: Array, *, axis_name: str | None = None) -> Array:
       0.0
     """
     _check_views("features", features)
-    unit = normalize(features)
-    mean = jnp.mean(jnp.sum(unit[:1] * unit[1:], axis=-1))
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+    return _similarity(normalize(features), axis_name)
 
 
 def tcr_loss(
@@ -190,7 +188,7 @@ def tcr_loss(
     else:
         rates = [coding_rate(view, eps_squared=eps_squared, axis_name=axis_name) for view in unit]
         rate = jnp.mean(jnp.stack(rates))
-    return -rate - invariance_weight * view_similarity(unit, axis_name=axis_name)
+    return -rate - invariance_weight * _similarity(unit, axis_name)
 
 
 def nmce_loss(
@@ -240,7 +238,7 @@ def nmce_loss(
     soft = jnp.mean(memberships, axis=0)
     compressed = class_coding_rate(mean, soft, eps_squared=eps_squared, axis_name=axis_name)
     spread = coding_rate(mean, eps_squared=eps_squared, axis_name=axis_name)
-    similarity = view_similarity(unit, axis_name=axis_name)
+    similarity = _similarity(unit, axis_name)
     return compression_weight * compressed - spread - invariance_weight * similarity
 
 
@@ -270,6 +268,11 @@ def gumbel_softmax(key: Array, logits: Array, *, temperature: float | Array = 1.
     _check_positive("temperature", temperature)
     noise = jax.random.gumbel(key, logits.shape, logits.dtype)
     return jax.nn.softmax((jax.nn.log_softmax(logits) + noise) / temperature)
+
+
+def _similarity(unit: Array, axis_name: str | None) -> Array:
+    mean = jnp.mean(jnp.sum(unit[:1] * unit[1:], axis=-1))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
 def _mean_view(unit: Array) -> Array:

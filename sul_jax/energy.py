@@ -277,30 +277,34 @@ def update(
     _check_bases(state.bases, images, kernel_size)
     window = {"kernel_size": kernel_size, "padding": padding}
     respond = _responses(images, state.bases, window)
+    gathers = k_subspaces.gathers(state.bases)
 
-    def chunk_statistics(chunk: Array) -> k_subspaces.Statistics:
+    def of_chunk(chunk: Array) -> tuple[Array, Array, Array]:
         responses = respond(chunk)
         assignment = k_subspaces.winners(responses, warmup)
-        if k_subspaces.gathers(state.bases):
-            vectors = patches.extract(chunk, **window)
-            flat = vectors.reshape(-1, vectors.shape[-1])
-            scatter = k_subspaces.gathered_scatter(responses, flat, assignment)
-        else:
-            own = k_subspaces.own_responses(responses, assignment)
-            scatter = patches.back_project(chunk, own, **window)
-        squares = jnp.square(patches.norms(chunk, **window).ravel())
-        return k_subspaces.collect(responses, assignment, squares, scatter)
+        own = k_subspaces.own_responses(responses, assignment)
+        if gathers:
+            return assignment, own, jnp.zeros((0,), own.dtype)
+        weights = k_subspaces.masked_responses(responses, assignment)
+        return assignment, own, patches.back_project(chunk, weights, **window)
 
-    parts = patches.map_chunks(
-        chunk_statistics,
-        images,
-        bytes_per_image=_patch_bytes(images, kernel_size, padding),
-        # Blocks of each subspace's vectors fill up only in larger chunks.
-        max_bytes=max(2**27, patches.chunk_bytes()) if k_subspaces.gathers(state.bases) else None,
-    )
-    total = jax.tree.map(lambda part: jnp.sum(part, axis=0), parts)
+    bytes_per_image = _patch_bytes(images, kernel_size, padding)
+    assignments, owns, scatters = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
     # Blank images that filled the last chunk are no patches of the batch.
-    total = total._replace(total=jnp.asarray(images.shape[0] * height * width, jnp.int32))
+    assignment = assignments.ravel()[: images.shape[0] * height * width]
+    own = owns.reshape(-1, owns.shape[-1])[: len(assignment)]
+    if gathers:
+        scatter = k_subspaces.gathered_scatter(
+            own,
+            assignment,
+            patches.taker(images, **window),
+            num_subspaces=state.bases.shape[0],
+            max_vectors=height * width * patches.chunk_bytes() // bytes_per_image,
+        )
+    else:
+        scatter = jnp.sum(scatters, axis=0).reshape(state.bases.shape)
+    squares = jnp.square(patches.norms(images, **window).ravel())
+    total = k_subspaces.collect(own, assignment, squares, scatter)
     return k_subspaces.apply(state, total, axis_name=axis_name)
 
 

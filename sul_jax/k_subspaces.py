@@ -8,6 +8,7 @@ A step assigns each vector to the subspace with the smallest residual, then turn
 one orthogonal power iteration with the vectors that it won.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -225,13 +226,16 @@ def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = 
       >>> state, info = k_subspaces.apply(state, jax.tree.map(jnp.add, *parts))
     """
     _check_inputs(state, inputs)
+    inputs = jnp.asarray(inputs)
     responses = _responses(state.bases, inputs)
     assignment = winners(responses, warmup)
+    own = own_responses(responses, assignment)
     if gathers(state.bases):
-        scatter = gathered_scatter(responses, inputs, assignment)
+        scatter = gathered_scatter(own, assignment, inputs.__getitem__, num_subspaces=state.bases.shape[0])
     else:
-        scatter = jnp.matmul(own_responses(responses, assignment), inputs, precision="highest")
-    return collect(responses, assignment, jnp.sum(jnp.square(inputs), axis=1), scatter)
+        weights = masked_responses(responses, assignment)
+        scatter = jnp.matmul(weights, inputs, precision="highest")
+    return collect(own, assignment, jnp.sum(jnp.square(inputs), axis=1), scatter.reshape(state.bases.shape))
 
 
 def gathers(bases: Array) -> bool:
@@ -240,29 +244,48 @@ def gathers(bases: Array) -> bool:
 
 
 def own_responses(responses: Array, assignment: Array) -> Array:
-    """Responses of the winning subspace, zero elsewhere, `[num_subspaces * rank, batch]`."""
+    """S-cells of the winning subspace.
+
+    Args:
+      responses: `[num_subspaces, rank, batch]`.
+      assignment: `[batch]`.
+
+    Returns:
+      `[batch, rank]`.
+    """
+    return jnp.take_along_axis(responses, assignment[None, None], axis=0)[0].T
+
+
+def masked_responses(responses: Array, assignment: Array) -> Array:
+    """S-cells of the winning subspace, zero elsewhere.
+
+    Args:
+      responses: `[num_subspaces, rank, batch]`.
+      assignment: `[batch]`.
+
+    Returns:
+      `[num_subspaces * rank, batch]`.
+    """
     num_subspaces, rank, batch = responses.shape
     won = assignment == jnp.arange(num_subspaces)[:, None]
     return jnp.where(won[:, None], responses, 0).reshape(num_subspaces * rank, batch)
 
 
-def collect(responses: Array, assignment: Array, squares: Array, scatter: Array) -> Statistics:
+def collect(own: Array, assignment: Array, squares: Array, scatter: Array) -> Statistics:
     """`Statistics` from what `statistics` computes of the vectors.
 
     Args:
-      responses: `[num_subspaces, rank, batch]`.
+      own: `[batch, rank]`, from `own_responses`.
       assignment: `[batch]`.
       squares: `[batch]`, squared norms of the vectors.
-      scatter: `[num_subspaces * rank, features]` or with separate axes.
+      scatter: `[num_subspaces, rank, features]`.
     """
-    num_subspaces, rank, batch = responses.shape
-    won = assignment == jnp.arange(num_subspaces)[:, None]
-    captured = jnp.where(won, jnp.sum(jnp.square(responses), axis=1), 0)
+    won = assignment == jnp.arange(scatter.shape[0])[:, None]
     return Statistics(
-        scatter=scatter.reshape(num_subspaces, rank, -1),
-        residual=jnp.sum(squares) - jnp.sum(captured),
+        scatter=scatter,
+        residual=jnp.sum(squares) - jnp.sum(jnp.square(own)),
         counts=jnp.sum(won & (squares > 0), axis=1, dtype=jnp.int32),
-        total=jnp.asarray(batch, jnp.int32),
+        total=jnp.asarray(len(assignment), jnp.int32),
     )
 
 
@@ -308,39 +331,57 @@ def _responses(bases: Array, inputs: Array) -> Array:
     return product.reshape(num_subspaces, rank, inputs.shape[0])
 
 
-def gathered_scatter(responses: Array, inputs: Array, assignment: Array) -> Array:
+def gathered_scatter(
+    own: Array,
+    assignment: Array,
+    take: Callable[[Array], Array],
+    *,
+    num_subspaces: int,
+    max_vectors: int | None = None,
+) -> Array:
     """V_k X_kᵀ X_k from each subspace's own vectors only.
 
     Vectors are ordered by subspace and cut into blocks of equal length, each filled up with zeros
     so that it belongs to one subspace: static shapes, and 1/num_subspaces of the dense product.
 
     Args:
-      responses: `[num_subspaces, rank, batch]`.
-      inputs: `[batch, features]`.
+      own: `[batch, rank]`, from `own_responses`.
       assignment: `[batch]`.
+      take: from indices `[num]` to the vectors `[num, features]`.
+      num_subspaces: k.
+      max_vectors: bound on the vectors taken at a time.
 
     Returns:
       `[num_subspaces, rank, features]`.
     """
-    num_subspaces, rank, batch = responses.shape
-    own = jnp.take_along_axis(responses, assignment[None, None], axis=0)[0].T  # [batch, rank]
+    batch, rank = own.shape
     order = jnp.argsort(assignment)
     counts = jnp.sum(assignment == jnp.arange(num_subspaces)[:, None], axis=1, dtype=jnp.int32)
     blocks = -(-counts // _GATHER_BLOCK)
     last_block = jnp.cumsum(blocks)
     num_blocks = batch // _GATHER_BLOCK + num_subspaces  # the most that any assignment needs
-    block = jnp.arange(num_blocks)
-    owner = jnp.sum(block[:, None] >= last_block, axis=1)
-    owner = jnp.minimum(owner, num_subspaces - 1)
+    group = num_blocks if max_vectors is None else min(num_blocks, max(1, max_vectors // _GATHER_BLOCK))
+    num_groups = -(-num_blocks // group)
+    block = jnp.arange(num_groups * group)
+    owner = jnp.minimum(jnp.sum(block[:, None] >= last_block, axis=1), num_subspaces - 1)
     start = (block - (last_block - blocks)[owner]) * _GATHER_BLOCK
     place = start[:, None] + jnp.arange(_GATHER_BLOCK)
     valid = (place < counts[owner][:, None]) & (block < last_block[-1])[:, None]
     first = (jnp.cumsum(counts) - counts)[owner][:, None]
     members = order[jnp.where(valid, first + place, 0)]
-    blockwise = jnp.einsum(
-        "nbr,nbd->nrd", jnp.where(valid[..., None], own[members], 0), inputs[members],
-        precision="highest",
-    )  # fmt: skip
-    owned = (owner == jnp.arange(num_subspaces)[:, None]).astype(inputs.dtype)
-    total = jnp.matmul(owned, blockwise.reshape(num_blocks, -1), precision="highest")
-    return total.reshape(num_subspaces, rank, inputs.shape[1])
+
+    def of_group(owner: Array, members: Array, valid: Array) -> Array:
+        weights = jnp.where(valid[..., None], own[members], 0)
+        vectors = take(members.ravel()).reshape(group, _GATHER_BLOCK, -1)
+        blockwise = jnp.einsum("nbr,nbd->nrd", weights, vectors, precision="highest")
+        owned = (owner == jnp.arange(num_subspaces)[:, None]).astype(own.dtype)
+        return jnp.matmul(owned, blockwise.reshape(group, -1), precision="highest")
+
+    def add(total: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
+        return total + of_group(*one), None
+
+    parts = [part.reshape(num_groups, group, *part.shape[1:]) for part in (owner, members, valid)]
+    total = of_group(*(part[0] for part in parts))
+    if num_groups > 1:
+        total, _ = lax.scan(add, total, tuple(part[1:] for part in parts))
+    return total.reshape(num_subspaces, rank, -1)

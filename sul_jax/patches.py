@@ -70,6 +70,38 @@ def extract(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
     return jnp.concatenate([rows[:, i : i + height] for i in range(kernel_size)], axis=-1)
 
 
+def taker(images: Array, *, kernel_size: int, padding: int = 0) -> Callable[[Array], Array]:
+    """Patches at given positions, without extracting the others.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      kernel_size: side of the patch in pixels.
+      padding: zeros added on each side of the image.
+
+    Returns:
+      A function from indices `[num]` into the positions, in the order of `extract`, to patches
+      `[num, kernel_size * kernel_size * channels]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import patches
+      >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
+      >>> patches.taker(image, kernel_size=2)(jnp.array([3])).tolist()
+      [[4.0, 5.0, 7.0, 8.0]]
+    """
+    height, width = check_window(images, kernel_size=kernel_size, padding=padding)
+    rows = _rows(images, kernel_size, padding)
+    flat = rows.reshape(-1, rows.shape[-1])
+
+    def take(indices: Array) -> Array:
+        image, row, column = jnp.unravel_index(indices, (images.shape[0], height, width))
+        top = (image * rows.shape[1] + row) * width + column
+        found = flat[top[:, None] + width * jnp.arange(kernel_size)]
+        return found.reshape(len(indices), -1)
+
+    return take
+
+
 def norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
     """Euclidean norm of every patch, by box sums: no patch is extracted.
 

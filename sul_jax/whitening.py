@@ -193,7 +193,8 @@ def pca(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      A `PCAState`. Components without variance are zero.
+      A `PCAState`. Components whose variance is rounding noise (below the largest times the number of
+      features times the machine epsilon) are zero.
 
     Raises:
       ValueError: `num_components` out of range.
@@ -222,7 +223,10 @@ def pca(
     floor = values[0] * features * float(np.finfo(values.dtype).eps)
     kept = values > floor
     gains = jnp.where(kept, jnp.where(kept, values, 1) ** -jnp.asarray(exponent), 0)
-    return PCAState(mean, vectors * gains)
+    # Signs are open; fixed by the entry of largest size, as in `k_subspaces`.
+    peak = jnp.argmax(jnp.abs(vectors), axis=0, keepdims=True)
+    signs = jnp.where(jnp.take_along_axis(vectors, peak, axis=0) < 0, -1, 1)
+    return PCAState(mean, vectors * signs * gains)
 
 
 def pca_whiten(inputs: Array, state: PCAState) -> Array:
@@ -250,7 +254,7 @@ def pca_whiten(inputs: Array, state: PCAState) -> Array:
 
 
 def normalize(inputs: Array) -> Array:
-    """Vectors of unit norm; a zero vector stays zero, and its gradient is finite.
+    """Vectors of unit norm; a vector shorter than 1e-8 becomes zero, with a gradient of zero.
 
     Args:
       inputs: `[..., features]`.
@@ -265,4 +269,5 @@ def normalize(inputs: Array) -> Array:
       [[0.0, 1.0], [0.0, 0.0]]
     """
     squares = jnp.sum(jnp.square(inputs), axis=-1, keepdims=True)
-    return inputs * lax.rsqrt(jnp.maximum(squares, _TINY))
+    zero = squares <= _TINY
+    return inputs * jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, squares)))

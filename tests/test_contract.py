@@ -62,6 +62,9 @@ CASES = {
         k_subspaces,
     ),
     "energy layer": Case(energy.layer_rule(LAYER), images, energy),
+    "energy layer, large kernels": Case(  # projected by spectra, gathered
+        energy.layer_rule(energy.EnergyLayer(40, 7, 3, kernel_size=8, padding=5)), images, energy
+    ),
     "from_loss": Case(
         from_loss(
             spread,

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -121,12 +121,10 @@ class ResNet(nnx.Module):
                 blocks.append(_BasicBlock(inputs, outputs, 2 if stage and not block else 1, rngs))
                 inputs = outputs
         self.blocks = nnx.List(blocks)
-        self.num_features = inputs
-        self.pre_features = None
-        if num_pre_features is not None:
-            self.num_features = num_pre_features
-            self.pre_features = nnx.Linear(inputs, num_pre_features, rngs=rngs)
-            self.pre_norm = _batch_norm(num_pre_features, rngs)
+        top = num_pre_features
+        self.num_features = inputs if top is None else top
+        self.pre_features = nnx.data(None if top is None else nnx.Linear(inputs, top, rngs=rngs))
+        self.pre_norm: Any = nnx.data(None if top is None else _batch_norm(top, rngs))
 
     def __call__(self, images: Array) -> Array:
         """`[batch, height, width, channels]` to `[batch, num_features]`."""
@@ -148,10 +146,9 @@ class _BasicBlock(nnx.Module):
         self.first_norm = _batch_norm(outputs, rngs)
         self.second = _convolution(outputs, outputs, 3, 1, rngs)
         self.second_norm = _batch_norm(outputs, rngs)
-        self.shortcut = None
-        if inputs != outputs or strides != 1:
-            self.shortcut = _convolution(inputs, outputs, 1, strides, rngs)
-            self.shortcut_norm = _batch_norm(outputs, rngs)
+        same = inputs == outputs and strides == 1
+        self.shortcut = nnx.data(None if same else _convolution(inputs, outputs, 1, strides, rngs))
+        self.shortcut_norm: Any = nnx.data(None if same else _batch_norm(outputs, rngs))
 
     def __call__(self, inputs: Array) -> Array:
         hidden = jax.nn.relu(self.first_norm(self.first(inputs)))
