@@ -280,31 +280,31 @@ def update(
     gathers = k_subspaces.gathers(state.bases)
 
     def of_chunk(chunk: Array) -> tuple[Array, Array, Array]:
+        """Assignment, summed squares captured, and responses to gather by or else the scatter."""
         responses = respond(chunk)
         assignment = k_subspaces.winners(responses, warmup)
-        own = k_subspaces.own_responses(responses, assignment)
         if gathers:
-            return assignment, own, jnp.zeros((0,), own.dtype)
+            own = k_subspaces.own_responses(responses, assignment)
+            return assignment, jnp.sum(jnp.square(own)), own
         weights = k_subspaces.masked_responses(responses, assignment)
-        return assignment, own, patches.back_project(chunk, weights, **window)
+        return assignment, jnp.sum(jnp.square(weights)), patches.back_project(chunk, weights, **window)
 
     bytes_per_image = _patch_bytes(images, kernel_size, padding)
-    assignments, owns, scatters = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
-    # Blank images that filled the last chunk are no patches of the batch.
+    assignments, captured, found = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
+    # Blank images that filled the last chunk are no patches of the batch, and capture nothing.
     assignment = assignments.ravel()[: images.shape[0] * height * width]
-    own = owns.reshape(-1, owns.shape[-1])[: len(assignment)]
     if gathers:
         scatter = k_subspaces.gathered_scatter(
-            own,
+            found.reshape(-1, found.shape[-1])[: len(assignment)],
             assignment,
             patches.taker(images, **window),
             num_subspaces=state.bases.shape[0],
             max_vectors=height * width * patches.chunk_bytes() // bytes_per_image,
         )
     else:
-        scatter = jnp.sum(scatters, axis=0).reshape(state.bases.shape)
+        scatter = jnp.sum(found, axis=0).reshape(state.bases.shape)
     squares = jnp.square(patches.norms(images, **window).ravel())
-    total = k_subspaces.collect(own, assignment, squares, scatter)
+    total = k_subspaces.collect(jnp.sum(captured), assignment, squares, scatter)
     return k_subspaces.apply(state, total, axis_name=axis_name)
 
 

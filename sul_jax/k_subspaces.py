@@ -229,13 +229,13 @@ def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = 
     inputs = jnp.asarray(inputs)
     responses = _responses(state.bases, inputs)
     assignment = winners(responses, warmup)
-    own = own_responses(responses, assignment)
     if gathers(state.bases):
+        own = own_responses(responses, assignment)
         scatter = gathered_scatter(own, assignment, inputs.__getitem__, num_subspaces=state.bases.shape[0])
     else:
-        weights = masked_responses(responses, assignment)
-        scatter = jnp.matmul(weights, inputs, precision="highest")
-    return collect(own, assignment, jnp.sum(jnp.square(inputs), axis=1), scatter.reshape(state.bases.shape))
+        own = masked_responses(responses, assignment)
+        scatter = jnp.matmul(own, inputs, precision="highest").reshape(state.bases.shape)
+    return collect(jnp.sum(jnp.square(own)), assignment, jnp.sum(jnp.square(inputs), axis=1), scatter)
 
 
 def gathers(bases: Array) -> bool:
@@ -271,11 +271,11 @@ def masked_responses(responses: Array, assignment: Array) -> Array:
     return jnp.where(won[:, None], responses, 0).reshape(num_subspaces * rank, batch)
 
 
-def collect(own: Array, assignment: Array, squares: Array, scatter: Array) -> Statistics:
+def collect(captured: Array, assignment: Array, squares: Array, scatter: Array) -> Statistics:
     """`Statistics` from what `statistics` computes of the vectors.
 
     Args:
-      own: `[batch, rank]`, from `own_responses`.
+      captured: summed squares of `own_responses`, which are those of `masked_responses` too.
       assignment: `[batch]`.
       squares: `[batch]`, squared norms of the vectors.
       scatter: `[num_subspaces, rank, features]`.
@@ -283,7 +283,7 @@ def collect(own: Array, assignment: Array, squares: Array, scatter: Array) -> St
     won = assignment == jnp.arange(scatter.shape[0])[:, None]
     return Statistics(
         scatter=scatter,
-        residual=jnp.sum(squares) - jnp.sum(jnp.square(own)),
+        residual=jnp.sum(squares) - captured,
         counts=jnp.sum(won & (squares > 0), axis=1, dtype=jnp.int32),
         total=jnp.asarray(len(assignment), jnp.int32),
     )
@@ -309,26 +309,14 @@ def apply(
     )
     size = jnp.linalg.norm(statistics.scatter, axis=(1, 2), keepdims=True)
     moved = statistics.scatter / jnp.where(size > 0, size, 1) + _SHIFT * state.bases
-    # The features are many and the rank is small: QR, then the SVD of the small factor.
-    tall, small = jnp.linalg.qr(moved.mT)
-    rotation, _, _ = jnp.linalg.svd(small)
-    bases = jnp.matmul(tall, rotation, precision="highest").mT
+    # XLA's CPU spreads a batch of factorisations over the threads that run the program, and waits for
+    # them in one of these: on few cores two such calls at a time, be it by two devices, wait for each
+    # other without end. One matrix after the other takes no longer.
+    bases = lax.map(_left_singular, moved) if jax.default_backend() == "cpu" else _left_singular(moved)
     # An SVD leaves signs open. Fixed by the entry of largest size, a sharded run gives the same rows.
     peak = jnp.argmax(jnp.abs(bases), axis=-1, keepdims=True)
     flip = jnp.take_along_axis(bases, peak, axis=-1) < 0
     return KSubspacesState(jnp.where(flip, -bases, bases)), info
-
-
-def _check_inputs(state: KSubspacesState, inputs: Array) -> None:
-    check_vectors("inputs", inputs, features=state.bases.shape[-1])
-
-
-def _responses(bases: Array, inputs: Array) -> Array:
-    """S-cells V_k x, `[num_subspaces, rank, batch]`."""
-    num_subspaces, rank, features = bases.shape
-    rows = bases.reshape(num_subspaces * rank, features)
-    product = jnp.matmul(rows, inputs.T, precision="highest")
-    return product.reshape(num_subspaces, rank, inputs.shape[0])
 
 
 def gathered_scatter(
@@ -385,3 +373,23 @@ def gathered_scatter(
     if num_groups > 1:
         total, _ = lax.scan(add, total, tuple(part[1:] for part in parts))
     return total.reshape(num_subspaces, rank, -1)
+
+
+def _check_inputs(state: KSubspacesState, inputs: Array) -> None:
+    check_vectors("inputs", inputs, features=state.bases.shape[-1])
+
+
+def _left_singular(rows: Array) -> Array:
+    """Left singular vectors of `rows.mT`, as rows: many features and a small rank, so QR comes first."""
+    tall, _ = jnp.linalg.qr(rows.mT)
+    # Not the R of `qr`: the SVD would then run beside the computation of Q (see `apply`).
+    rotation, _, _ = jnp.linalg.svd(jnp.matmul(tall.mT, rows.mT, precision="highest"))
+    return jnp.matmul(tall, rotation, precision="highest").mT
+
+
+def _responses(bases: Array, inputs: Array) -> Array:
+    """S-cells V_k x, `[num_subspaces, rank, batch]`."""
+    num_subspaces, rank, features = bases.shape
+    rows = bases.reshape(num_subspaces * rank, features)
+    product = jnp.matmul(rows, inputs.T, precision="highest")
+    return product.reshape(num_subspaces, rank, inputs.shape[0])
