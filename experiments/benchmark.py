@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments import data
 from experiments.data import atomic_path
-from experiments.reporting import ConfigError, command_line, device_name, format_table
+from experiments.reporting import check_options, command_line, device_name, format_table
 from sul_jax import coding_rate, energy, k_means, k_subspaces, patches, whitening
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 
@@ -48,9 +48,7 @@ class Config:
 
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
-    for name in ("batch_size", "repetitions"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at least 1")
+    check_options(config, at_least={"batch_size": 1, "repetitions": 1})
     timed = partial(seconds, repetitions=config.repetitions)
     rate = matmul_rate(timed)
     print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")
@@ -89,7 +87,7 @@ def matmul_rate(timed: Callable[..., float]) -> float:
 
 
 def layer_operations(layer: EnergyLayer, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Least operations of a batch of codes `shape` through a layer, and of a training step on it.
+    """Operations of a batch of codes `shape` through a layer by plain products, and of a training step.
 
     A step needs all responses, and a second product for the rows of the winning subspace alone.
     """

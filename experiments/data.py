@@ -20,7 +20,7 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,9 @@ ORIGINALS = {
 }
 # Columbia's object images, gray, 64×64: all of them serve as training and as test images.
 COIL = {"coil20": "coil20_64.npz", "coil100": "coil100_gray64.npz"}
-NAMES = ("auto", *ORIGINALS, *COIL, "digits")
+# CIFAR-10 in its original order, as losslessly compressed strips of 500 images and arrays of labels.
+CIFAR10 = {"train": 50_000, "test": 10_000}
+NAMES = ("auto", *ORIGINALS, *COIL, "cifar10", "digits")
 
 
 def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
@@ -132,9 +134,10 @@ def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
 
     Args:
       name: `mnist`, `fashion_mnist`, `coil20`, `coil100` (gray 64×64 images of objects: the data directory's
-        `coil20/coil20_64.npz` and `coil100/coil100_gray64.npz`), `digits` (scikit-learn's bundled 8×8 digits,
-        enlarged to 28×28; all 1,797 serve as training and as test images), a path that ends in `.npz`
-        (`images` `[num, height, width]` or `[num, height, width, channels]`, uint8 or floating;
+        `coil20/coil20_64.npz` and `coil100/coil100_gray64.npz`), `cifar10` (tfds's prepared data, or strips
+        of 500 images one below the other, `cifar10/train_00000.webp` …), `digits` (scikit-learn's bundled
+        8×8 digits, enlarged to 28×28; all 1,797 serve as training and as test images), a path that ends in
+        `.npz` (`images` `[num, height, width]` or `[num, height, width, channels]`, uint8 or floating;
         optionally `labels` `[num]`), or `auto`: MNIST if it is on disk or can be fetched within seconds,
         otherwise `digits`, which is said in one line. A name is never replaced by another data set.
       data_dir: folder of data sets: tfds's own, or `<name>/` with the original files.
@@ -161,6 +164,8 @@ def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
         raise DataError(f"data_dir={str(directory)!r} is not a folder")
     if name in COIL:
         return _coil(name, directory)
+    if name == "cifar10":
+        return _cifar10(directory)
     if name == "auto":
         try:
             return _from_tfds("mnist", directory, patience=10.0)
@@ -241,20 +246,30 @@ def _from_tfds(name: str, directory: str | Path | None, *, patience: float) -> D
         key = _fingerprint([raw / file for file in _file_names(original)])
     else:
         source, key = "original files, fetched, sha256 verified", "fetched"
-    cached = cache_dir() / "decoded" / f"{name}-{original.version}-{key}.npz"
+
+    def read() -> dict[str, np.ndarray]:
+        found = prepared
+        if found is None:
+            if raw is not None:
+                _read_originals(name, raw)  # corrupt files are an error even where good data are cached
+            found = _prepared_in(name, cache_dir() / "tfds")
+        if found is None:
+            found = _prepare(name, raw if raw is not None else _fetch(name, patience))
+        return _read_prepared(name, found)
+
+    return _decoded(name, f"{original.version}-{key}", source, read)
+
+
+def _decoded(name: str, key: str, source: str, read: Callable[[], dict[str, np.ndarray]]) -> Dataset:
+    """What `read` gives, kept in the cache under `key`."""
+    cached = cache_dir() / "decoded" / f"{name}-{key}.npz"
     if cached.exists():
         try:
             with np.load(cached) as arrays:
                 return Dataset(name, source=source, **{k: arrays[k] for k in arrays.files})
         except (OSError, ValueError, TypeError, zipfile.BadZipFile):
             cached.unlink(missing_ok=True)  # a damaged cache is made again
-    if prepared is None:
-        if raw is not None:
-            _read_originals(name, raw)  # corrupt files are an error even where good data are cached
-        prepared = _prepared_in(name, cache_dir() / "tfds")
-    if prepared is None:
-        prepared = _prepare(name, raw if raw is not None else _fetch(name, patience))
-    arrays = _read_prepared(name, prepared)
+    arrays = read()
     with atomic_path(cached) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
     return Dataset(name, source=source, **arrays)
@@ -444,6 +459,51 @@ def _coil(name: str, directory: str | Path | None) -> Dataset:
             f"{name}/{COIL[name]} with arrays images [num, 64, 64] and labels [num]"
         )
     return dataclasses.replace(_load_npz(path), name=name, source=COIL[name])
+
+
+def _cifar10(directory: str | Path | None) -> Dataset:
+    folder = None if directory is None else Path(directory) / "cifar10"
+    prepared = _prepared_in("cifar10", directory)
+    files = [] if folder is None else sorted([*folder.glob("*.webp"), *folder.glob("*_labels.npy")])
+    if prepared is None and not files:
+        raise _NotFoundError(
+            "cifar10 is not in the data directory (--data-dir or SUL_JAX_DATA), which would hold tfds's "
+            "prepared array_record data, or cifar10/train_00000.webp … with cifar10/train_labels.npy"
+        )
+    if prepared is not None:
+        return _decoded(
+            "cifar10", _fingerprint(sorted(prepared.iterdir())), "prepared tfds data",
+            lambda: _read_prepared("cifar10", prepared),
+        )  # fmt: skip
+
+    def read() -> dict[str, np.ndarray]:
+        assert folder is not None
+        arrays = {}
+        for split, number in CIFAR10.items():
+            strips = [_strip(path) for path in sorted(folder.glob(f"{split}_*.webp"))]
+            labels = folder / f"{split}_labels.npy"
+            if sum(map(len, strips)) != number or not labels.exists():
+                raise DataError(
+                    f"{folder} holds {sum(map(len, strips))} of the {number} {split} images, or lacks "
+                    f"{labels.name}"
+                )
+            arrays[f"{split}_images"] = np.concatenate(strips)
+            arrays[f"{split}_labels"] = np.load(labels).astype(np.int32)
+        return arrays
+
+    lossy = [len(np.load(path)) for path in sorted(folder.glob("*_lossy_indices.npy"))] if folder else []
+    source = "strips of 500 images" + (f", {sum(lossy)} images not exact (JPEG)" if sum(lossy) else "")
+    return _decoded("cifar10", _fingerprint(files), source, read)
+
+
+def _strip(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
 
 
 def _load_npz(path: Path) -> Dataset:

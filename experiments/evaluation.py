@@ -1,12 +1,13 @@
 """Clustering of codes and its agreement with labels: the same for every experiment."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+import optax
+from jax import Array, lax
 from tqdm import tqdm
 
 from sul_jax import k_means, metrics
@@ -163,3 +164,75 @@ def subspace_clustering(
     coefficients /= np.where(norms > 0, norms, 1)
     spectral = SpectralClustering(num_clusters, affinity="precomputed", n_init=20, random_state=seed)
     return np.asarray(spectral.fit_predict((coefficients + coefficients.T) / 2))
+
+
+def linear_probe(
+    key: Array,
+    train: Array,
+    train_labels: np.ndarray,
+    test: Array,
+    test_labels: np.ndarray,
+    *,
+    num_epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+) -> float:
+    """Test accuracy in percent of a linear classifier on fixed features.
+
+    Multinomial logistic regression by stochastic gradient descent, with the learning rate
+    η / √(1 + ηλt) at step t as in DeepCluster's evaluation.
+
+    Args:
+      key: `jax.random.key`, of the order of the examples.
+      train: `[num_train, features]`.
+      train_labels: `[num_train]`, from 0 on.
+      test: `[num_test, features]`.
+      test_labels: `[num_test]`.
+      num_epochs: passes over the training features.
+      batch_size: features in a minibatch; a last partial one is dropped.
+      learning_rate: η.
+      momentum: of the descent.
+      weight_decay: λ, an L2 penalty added to the gradients.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from experiments import evaluation
+      >>> codes, labels = np.repeat(np.eye(2, dtype=np.float32), 50, axis=0), np.repeat([0, 1], 50)
+      >>> evaluation.linear_probe(jax.random.key(0), codes, labels, codes, labels, batch_size=10)
+      100.0
+    """
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    batch_size = min(batch_size, len(train))
+    steps = len(train) // batch_size
+    optimizer = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(lambda t: learning_rate / jnp.sqrt(1 + learning_rate * weight_decay * t), momentum),
+    )
+
+    def loss(weights: tuple[Array, Array], codes: Array, labels: Array) -> Array:
+        logits = jnp.matmul(codes, weights[0], precision="highest") + weights[1]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    @jax.jit
+    def fit(key: Array, codes: Array, labels: Array) -> tuple[Array, Array]:
+        def epoch(index: Array, carry: Any) -> Any:
+            order = jax.random.permutation(jax.random.fold_in(key, index), len(codes))
+            order = order[: steps * batch_size].reshape(steps, batch_size)
+
+            def step(carry: Any, chosen: Array) -> tuple[Any, None]:
+                weights, memory = carry
+                gradients = jax.grad(loss)(weights, codes[chosen], labels[chosen])
+                changes, memory = optimizer.update(gradients, memory, weights)
+                return (optax.apply_updates(weights, changes), memory), None
+
+            return lax.scan(step, carry, order)[0]
+
+        weights = jnp.zeros((codes.shape[1], num_classes)), jnp.zeros(num_classes)
+        return lax.fori_loop(0, num_epochs, epoch, (weights, optimizer.init(weights)))[0]
+
+    kernel, bias = fit(key, jnp.asarray(train), jnp.asarray(train_labels))
+    found = np.argmax(np.asarray(test @ kernel + bias), axis=1)
+    return float(100 * np.mean(found == test_labels))

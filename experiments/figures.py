@@ -1,6 +1,6 @@
 """Figures, written as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -221,4 +221,48 @@ def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> Non
         axes.plot(np.arange(1, len(values) + 1), values / values[0], alpha=0.5, linewidth=0.8)
     axes.set(xlabel="index", ylabel="singular value, of the largest", yscale="log", ylim=(1e-4, 1.2))
     axes.set_title(f"{len(np.unique(labels))} clusters")
+    _save(figure, path)
+
+
+def cycles(
+    history: np.ndarray, probes: Mapping[int, float], random: float | None, halt: int | None, path: Path
+) -> None:
+    """DeepCluster over its cycles: agreement with the cycle before and the classes, and linear probes.
+
+    Args:
+      history: `[cycles, 3]`, mutual information with the cycle before and with the classes, and the loss.
+      probes: accuracy in percent after a number of cycles.
+      random: that of the untrained network.
+      halt: cycle from which on the clusters stayed.
+      path: of the PNG.
+    """
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    numbers = np.arange(1, len(history) + 1)
+    for values, name in zip(history.T[:2], ("with the cycle before", "with the classes"), strict=True):
+        left.plot(numbers, values, marker="." if len(numbers) < 40 else None, label=name)
+    left.set(xlabel="cycle", ylabel="normalised mutual information", ylim=(0, 1))
+    left.legend(frameon=False)
+    if probes:
+        right.plot([*probes], [*probes.values()], marker="o", label="after so many cycles")
+    if random is not None:
+        right.axhline(random, color="gray", linestyle="--", label="untrained network")
+    right.set(xlabel="cycle", ylabel="accuracy of the linear probe, %", xlim=(0, len(history) * 1.05))
+    if probes or random is not None:
+        right.legend(frameon=False)
+    for axes in (left, right) if halt is not None else ():
+        axes.axvline(halt, color="gray", linestyle=":")
+    _save(figure, path)
+
+
+def alignments(values: np.ndarray, title: str, paper: float | None, path: Path) -> None:
+    """Figure 6: the distribution of the initial alignment over untrained networks."""
+    figure = Figure(figsize=(4.5, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(values, bins=min(20, max(5, len(values) // 4)), color="tab:blue", alpha=0.7)
+    axes.axvline(float(values.mean()), color="tab:blue", label=f"mean {values.mean():.3f}")
+    if paper is not None:
+        axes.axvline(paper, color="black", linestyle="--", label=f"paper {paper:.3f}")
+    axes.set(xlabel="normalised mutual information with the classes", ylabel="networks", title=title)
+    axes.legend(frameon=False)
     _save(figure, path)

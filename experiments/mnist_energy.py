@@ -10,7 +10,6 @@ error on MNIST for its three-layer network, the best of 2,000 searched configura
 what ours gives, with seeds, device and time.
 """
 
-import json
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,17 +25,17 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from experiments import data, evaluation, figures
+from experiments import data, evaluation, figures, training
 from experiments.reporting import (
-    CHECKPOINT_SECONDS,
-    Checkpoints,
     ConfigError,
+    Outcome,
+    SeedResult,
     Workdir,
+    check_options,
     command_line,
     format_table,
-    record,
-    write_json,
 )
+from experiments.training import Checkpoints
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, whitening
 from sul_jax.learning_rule import scan_updates
 from sul_jax.nn import EnergyNet
@@ -129,14 +128,6 @@ EVALUATION = (
 )  # fmt: skip
 
 
-class SeedResult(NamedTuple):
-    """What one seed gave: the network and its metrics in percent."""
-
-    seed: int
-    network: EnergyNet
-    metrics: dict[str, float]
-
-
 class Member(NamedTuple):
     """One of the networks of a seed."""
 
@@ -152,7 +143,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def run(config: Config) -> list[SeedResult]:
+def run(config: Config) -> list[SeedResult[EnergyNet]]:
     """Trains and evaluates; see the module's docstring.
 
     Args:
@@ -181,8 +172,6 @@ def run(config: Config) -> list[SeedResult]:
     ) as workdir:
         print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source})")
         results = _run_seeds(config, rules, workdir, dataset, train, train_labels, test, test_labels)
-        summary = [{"seed": r.seed, "metrics": r.metrics} for r in results]
-        write_json(config.workdir / "results.json", summary)
     print_table(config, results)
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
@@ -197,7 +186,7 @@ def _run_seeds(
     train_labels: np.ndarray | None,
     test: np.ndarray,
     test_labels: np.ndarray | None,
-) -> list[SeedResult]:
+) -> list[SeedResult[EnergyNet]]:
     """Trains and evaluates seed by seed; what a finished seed left behind is read instead."""
     architecture = architecture_of(config)
     images = jnp.asarray(train)
@@ -213,53 +202,32 @@ def _run_seeds(
         for start in range(0, len(seeds), size)
     ]
     trained: dict[Member, Trained] = {}
-    results: list[SeedResult] = []
+    results: list[SeedResult[EnergyNet]] = []
+    keep = partial(
+        Outcome, dataset=dataset, num_train=len(train), num_test=len(test), paper=paper_numbers(config)
+    )
     for seed in seeds:
-        stored = config.workdir / f"seed{seed}.json"
-        finished = json.loads(stored.read_text()) if stored.exists() else {}
-        figures_due: Callable[[], None] = lambda: None  # noqa: E731
-        if finished.get("config") == workdir.described:
+        finished = workdir.finished(seed)
+        if finished is not None:
             network = EnergyNet.load(config.workdir / f"network-seed{seed}", architecture=architecture)
-            result = SeedResult(seed, network, finished["metrics"])
-        else:
-            stored.unlink(missing_ok=True)  # or its metrics would stand beside another network
-            own = [Member(seed, network) for network in range(config.networks)]
-            for group in groups:
-                if any(member in own and member not in trained for member in group):
-                    trained |= train_group(config, rules, zca, images, group, workdir)
-            start = time.perf_counter()
-            nets = [trained.pop(member) for member in own]
-            result, clustering = evaluate(
-                config, architecture, seed, [n.states for n in nets], test, test_labels, train, train_labels
-            )
-            seconds = sum(n.seconds for n in nets)
-            result.metrics["training_seconds"] = round(seconds, 1)
-            workdir.log(seed=seed, **result.metrics)
-            finished = {
-                "config": workdir.described,
-                "metrics": result.metrics,
-                "seconds": seconds + time.perf_counter() - start,
-                "recorded": False,
-            }
-            write_json(stored, finished)
-            if seed == config.seed:
-                figures_due = partial(
-                    draw, config, result.network, nets[0].energies, clustering, train, test, test_labels
-                )
-        if config.record and not finished["recorded"]:
-            record(
-                EXPERIMENT,
-                config,
-                seed=seed,
-                dataset=dataset,
-                num_train=len(train),
-                num_test=len(test),
-                metrics=result.metrics,
-                paper=paper_numbers(config),
-                seconds=finished["seconds"],
-            )
-            write_json(stored, finished | {"recorded": True})
-        figures_due()
+            workdir.finish(seed, keep(finished["metrics"], seconds=finished["seconds"]))
+            results.append(SeedResult(seed, network, finished["metrics"]))
+            continue
+        workdir.discard(seed)
+        own = [Member(seed, network) for network in range(config.networks)]
+        for group in groups:
+            if any(member in own and member not in trained for member in group):
+                trained |= train_group(config, rules, zca, images, group, workdir)
+        start = time.perf_counter()
+        nets = [trained.pop(member) for member in own]
+        result, clustering = evaluate(
+            config, architecture, seed, [n.states for n in nets], test, test_labels, train, train_labels
+        )
+        seconds = sum(n.seconds for n in nets)
+        result.metrics["training_seconds"] = round(seconds, 1)
+        workdir.finish(seed, keep(result.metrics, seconds=seconds + time.perf_counter() - start))
+        if seed == config.seed:
+            draw(config, result.network, nets[0].energies, clustering, train, test, test_labels)
         results.append(result)
     return results
 
@@ -334,7 +302,7 @@ def train_group(
             bar.update(end - done)
             bar.set_postfix(energy=f"{found.mean():.4g}")
             done = end
-            if time.monotonic() - last_saved >= CHECKPOINT_SECONDS or done == steps:
+            if time.monotonic() - last_saved >= training.CHECKPOINT_SECONDS or done == steps:
                 checkpoints.save(
                     (index, done),
                     {
@@ -440,7 +408,7 @@ def evaluate(
     test_labels: np.ndarray | None,
     train: np.ndarray,
     train_labels: np.ndarray | None,
-) -> tuple[SeedResult, evaluation.Clustering]:
+) -> tuple[SeedResult[EnergyNet], evaluation.Clustering]:
     """Clusters pixels, every layer's codes (of a single network) and the pooled codes."""
     rules = energy.network_rules(architecture, rescale=config.rescale)
     assert config.num_clusters is not None
@@ -581,7 +549,7 @@ def paper_numbers(config: Config) -> dict[str, float]:
     return numbers
 
 
-def print_table(config: Config, results: Sequence[SeedResult]) -> None:
+def print_table(config: Config, results: Sequence[SeedResult[EnergyNet]]) -> None:
     """Clustering errors of every representation beside the paper's."""
     paper = paper_numbers(config)
     names = [name for name in results[0].metrics if name.endswith("clustering_error")]
@@ -617,17 +585,16 @@ def _order(num_images: int, batch_size: int, *, passes: int, entropy: Sequence[i
 
 
 def _check(config: Config) -> None:
-    for name, low in {
-        "batch_size": 1, "passes": 1, "warmup_steps": 0, "num_train": 1, "num_test": 1,
-        "num_train_evaluated": 0, "num_clusters": 1, "seeds": 1, "seeds_together": 1, "devices": 1,
-        "networks": 1, "seed": 0,
-    }.items():  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < low:
-            raise ConfigError(f"{name}={value} is not accepted: it must be at least {low}")
-    if not 0 < config.code_power < float("inf"):
-        raise ConfigError(f"code_power={config.code_power} is not accepted: it must be positive")
-    if not 0 <= config.code_whitening <= 0.5:
+    check_options(
+        config,
+        at_least={
+            "batch_size": 1, "passes": 1, "warmup_steps": 0, "num_train": 1, "num_test": 1,
+            "num_train_evaluated": 0, "num_clusters": 1, "seeds": 1, "seeds_together": 1, "devices": 1,
+            "networks": 1, "seed": 0, "code_whitening": 0,
+        },
+        above={"code_power": 0},
+    )  # fmt: skip
+    if config.code_whitening > 0.5:
         raise ConfigError(f"code_whitening={config.code_whitening} is not accepted: it must be 0 to 0.5")
     if config.architecture not in energy.ARCHITECTURES:
         raise ConfigError(

@@ -14,11 +14,10 @@ lists what ours gives, with seeds, device and time.
 
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +25,11 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array, lax
-from tqdm import tqdm
 
-from experiments import data, evaluation, figures, reporting
-from experiments.reporting import (
-    Checkpoints,
-    ConfigError,
-    Workdir,
-    command_line,
-    format_table,
-    record,
-    write_json,
-)
+from experiments import data, evaluation, figures
+from experiments.nmce_spiral import print_table
+from experiments.reporting import ConfigError, Outcome, SeedResult, Workdir, check_options, command_line
+from experiments.training import run_steps
 from sul_jax import augment, coding_rate
 from sul_jax.nn import NMCE, ResNet
 from sul_jax.nn.backbones import RESNET_BLOCKS
@@ -95,15 +87,7 @@ class Config:
     """Append the results to experiments/results/nmce_coil.json."""
 
 
-class SeedResult(NamedTuple):
-    """What one seed gave: the network and its metrics in percent."""
-
-    seed: int
-    network: NMCE
-    metrics: dict[str, float]
-
-
-def run(config: Config) -> list[SeedResult]:
+def run(config: Config) -> list[SeedResult[NMCE]]:
     """Trains and evaluates; see the module's docstring.
 
     Args:
@@ -126,7 +110,8 @@ def run(config: Config) -> list[SeedResult]:
     if num_clusters > len(images):
         raise ConfigError(f"num_clusters={num_clusters} exceeds the {len(images)} images")
     config = replace(config, dataset=dataset.name)
-    paper = None if config.num_images else PAPER.get((dataset.name, num_clusters))
+    published = None if config.num_images else PAPER.get((dataset.name, num_clusters))
+    paper = {} if published is None else {"clustering_error": published}
     results = []
     told_apart = {"shape": images.shape, "crc32": zlib.crc32(images.tobytes())}
     with Workdir(
@@ -138,34 +123,18 @@ def run(config: Config) -> list[SeedResult]:
             network, seconds = train(config, seed, jnp.asarray(images), workdir)
             start = time.perf_counter()
             features = encode(network, images)
-            values: dict[str, float] = {}
             found = evaluation.subspace_clustering(
                 features, num_clusters=num_clusters, gamma=config.gamma, l1_ratio=config.l1_ratio, seed=seed
             )
-            if labels is not None:
-                values = evaluation.agreement(labels, found)
-            values["training_seconds"] = round(seconds, 1)
-            workdir.log(seed=seed, **values)
-            keep = partial(
-                record,
-                EXPERIMENT,
-                config,
-                seed=seed,
-                dataset=dataset,
-                num_train=len(images),
-                num_test=len(images),
-                metrics=values | {"num_clusters": num_clusters},
-                paper={} if paper is None else {"clustering_error": paper},
-                seconds=seconds + time.perf_counter() - start,
-            )
-            workdir.finish(seed, values, keep if config.record else None)
+            values: dict[str, float] = {} if labels is None else evaluation.agreement(labels, found)
+            values |= {"num_clusters": num_clusters, "training_seconds": round(seconds, 1)}
+            seconds += time.perf_counter() - start
+            workdir.finish(seed, Outcome(values, dataset, len(images), len(images), seconds, paper))
             if seed == config.seed:
                 clusters = found if labels is None else labels
                 figures.singular_values(features, clusters, config.workdir / "figure_a3_singular_values.png")
                 figures.gallery(images, found, labels, config.workdir / "clusters.png")
             results.append(SeedResult(seed, network, values))
-        summary = [{"seed": r.seed, "metrics": r.metrics} for r in results]
-        write_json(config.workdir / "results.json", summary)
     print_table(results, paper)
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
@@ -216,8 +185,6 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
         optax.add_decayed_weights(config.weight_decay),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps), b2=0.99),
     )
-    state: Any = (params, statistics, optimizer.init(params))
-    tree = jax.tree.structure(state)
 
     def loss(params: Any, statistics: Any, images: Array) -> tuple[Array, Any]:
         net = nnx.merge(graph, params, statistics, copy=True)  # statistics change at this trace level
@@ -238,37 +205,26 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
         changes, memory = optimizer.update(gradients, memory, params)
         return (optax.apply_updates(params, changes), statistics, memory), value
 
+    # Bounds that are traced: one compilation, however long a stretch is.
     @partial(jax.jit, donate_argnums=0)
-    def advance(state: Any, indices: Array, images: Array) -> tuple[Any, Array]:
-        return lax.scan(lambda state, index: step(state, index, images), state, indices)
+    def compiled(state: Any, start: int, end: int, images: Array) -> tuple[Any, Array]:
+        def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+            return step(carry[0], index, images)
 
-    checkpoints = Checkpoints(config.workdir / f"checkpoints-{seed}")
-    (done,), stored = checkpoints.newest() or ((0,), None)
-    clock = time.monotonic()
-    if stored is not None:
-        state = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in stored["state"]])
-        clock -= float(stored["seconds"])
-    stride = 1 if jax.default_backend() == "cpu" else 20
-    bar = tqdm(total=config.steps, initial=done, desc=f"seed {seed}", unit="step")
-    last_saved = time.monotonic()
-    while done < config.steps:
-        end = min(done + stride, config.steps)
-        state, losses = advance(state, jnp.arange(done, end), images)
-        value = float(losses[-1])
-        if not np.isfinite(value):
-            raise ConfigError(f"the loss is not finite at step {done}; lower the learning_rate")
-        bar.update(end - done)
-        bar.set_postfix(loss=f"{value:.4g}")
-        done = end
-        if time.monotonic() - last_saved >= reporting.CHECKPOINT_SECONDS or done == config.steps:
-            seconds = np.float64(time.monotonic() - clock)
-            checkpoints.save((done,), {"state": jax.tree.leaves(state), "seconds": seconds})
-            last_saved = time.monotonic()
-            workdir.log(seed=seed, step=done, loss=value)
-    bar.close()
-    nnx.update(network, state[0], state[1])
+        return lax.fori_loop(start, end, body, (state, jnp.zeros(())))
+
+    trained = run_steps(
+        lambda state, start, end: compiled(state, start, end, images),
+        (params, statistics, optimizer.init(params)),
+        steps=config.steps,
+        stride=1 if jax.default_backend() == "cpu" else 20,
+        folder=config.workdir / f"checkpoints-{seed}",
+        title=f"seed {seed}",
+        log=partial(workdir.log, seed=seed),
+    )
+    nnx.update(network, trained.state[0], trained.state[1])
     network.eval()  # type: ignore[no-untyped-call]
-    return network, time.monotonic() - clock
+    return network, trained.seconds
 
 
 def encode(network: NMCE, images: np.ndarray) -> np.ndarray:
@@ -278,32 +234,19 @@ def encode(network: NMCE, images: np.ndarray) -> np.ndarray:
     return np.asarray(evaluation.map_batches(partial(apply, state), images))
 
 
-def print_table(results: Sequence[SeedResult], paper: float | None) -> None:
-    """The metrics of every seed, the error beside the paper's."""
-    rows = []
-    for name in results[0].metrics:
-        values = [r.metrics[name] for r in results]
-        beside = f"{paper:.2f}" if paper is not None and name == "clustering_error" else "–"
-        rows.append(
-            [name.replace("_", " "), *(f"{value:.2f}" for value in [*values, np.mean(values)]), beside]
-        )
-    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))
-
-
 def _check(config: Config) -> None:
-    for name, low in {
-        "image_size": 1, "num_filters": 1, "num_pre_features": 1, "num_features": 1, "steps": 1, "seeds": 1,
-        "seed": 0, "num_images": 2, "num_clusters": 1,
-    }.items():  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < low:
-            raise ConfigError(f"{name}={value} is not accepted: it must be at least {low}")
+    check_options(
+        config,
+        at_least={
+            "image_size": 1, "num_filters": 1, "num_pre_features": 1, "num_features": 1, "steps": 1,
+            "seeds": 1, "seed": 0, "num_images": 2, "num_clusters": 1, "weight_decay": 0,
+            "invariance_weight": 0,
+        },
+        above={"learning_rate": 0, "eps_squared": 0, "gamma": 1, "l1_ratio": 0},
+    )  # fmt: skip
     if config.depth not in RESNET_BLOCKS:
         raise ConfigError(f"depth={config.depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")
-    for name, least in {"learning_rate": 0, "eps_squared": 0, "gamma": 1}.items():
-        if not least < getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be above {least}")
-    if not 0 < config.l1_ratio <= 1:
+    if config.l1_ratio > 1:
         raise ConfigError(f"l1_ratio={config.l1_ratio} is not accepted: it must be in (0, 1]")
 
 

@@ -9,7 +9,6 @@ space, which are ours here. README.md lists what ours gives, with seeds, device 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from experiments import nmce_spiral
-from experiments.data import Dataset
-from experiments.nmce_spiral import SeedResult, evaluate, print_table, train
-from experiments.reporting import ConfigError, Workdir, command_line, record, write_json
+from experiments.nmce_spiral import Sampler, run_seeds
+from experiments.reporting import SeedResult, check_options, command_line
+from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_manifolds"
 # Accuracy in percent and mean |cosine|: table A.1, identifiable and not.
@@ -114,7 +113,7 @@ def manifolds(
     return points, jnp.repeat(jnp.arange(2), jnp.array(sizes), total_repeat_length=num_points)
 
 
-def run(config: Config) -> list[SeedResult]:
+def run(config: Config) -> list[SeedResult[NMCE]]:
     """Trains and evaluates; see the module's docstring.
 
     Args:
@@ -127,48 +126,25 @@ def run(config: Config) -> list[SeedResult]:
       ValueError: options that cannot be used.
     """
     nmce_spiral.check(config)
-    for name in ("num_dimensions", "num_data_layers"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at least 1")
-    names = ("clustering_accuracy", "cosine_true_clusters", "cosine_found_clusters", "cosine_within_cluster")
-    paper = dict(zip(names, PAPER[config.biases], strict=True))
-    results = []
-    with Workdir(config.workdir, EXPERIMENT, config, resume=config.resume, data={}) as workdir:
-        for seed in range(config.seed, config.seed + config.seeds):
-            draw = partial(
-                manifolds,
+    check_options(config, at_least={"num_dimensions": 1, "num_data_layers": 1})
+
+    def sampler(seed: int) -> Sampler:
+        def sample(key: Array, number: int) -> tuple[Array, Array]:
+            return manifolds(
                 jax.random.fold_in(jax.random.key(seed), 2**31 + 1),
+                key,
+                num_points=number,
                 num_dimensions=config.num_dimensions,
                 num_layers=config.num_data_layers,
                 biases=config.biases,
                 noise=config.noise,
             )
-            params, _, seconds = train(config, seed, workdir, partial(draw, num_points=config.batch_size))
-            test_key = jax.random.fold_in(jax.random.key(seed), 2**31)
-            points, labels = jax.device_get(draw(test_key, num_points=config.num_test))
-            result, _ = evaluate(config, seed, params, points, labels)
-            result.metrics["training_seconds"] = round(seconds, 1)
-            workdir.log(seed=seed, **result.metrics)
-            dataset = Dataset("manifolds", points, labels, points, labels, "generated anew in every step")
-            keep = partial(
-                record,
-                EXPERIMENT,
-                config,
-                seed=seed,
-                dataset=dataset,
-                num_train=config.steps * config.batch_size,
-                num_test=config.num_test,
-                metrics=result.metrics,
-                paper=paper,
-                seconds=seconds,
-            )
-            workdir.finish(seed, result.metrics, keep if config.record else None)
-            results.append(result)
-        write_json(config.workdir / "results.json", [{"seed": r.seed, "metrics": r.metrics} for r in results])
-    print_table(results)
-    print("the paper: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in paper.items()))
-    print(f"\ncheckpoints and results: {config.workdir}")
-    return results
+
+        return sample
+
+    names = ("clustering_accuracy", "cosine_true_clusters", "cosine_found_clusters", "cosine_within_cluster")
+    paper = dict(zip(names, PAPER[config.biases], strict=True))
+    return run_seeds(config, EXPERIMENT, "manifolds", sampler, paper)
 
 
 def main() -> None:

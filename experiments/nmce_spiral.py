@@ -10,12 +10,11 @@ rate annealed, and these defaults do not separate the spirals yet: a first run, 
 README.md lists what recorded runs give.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +22,19 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array, lax
-from tqdm import tqdm
 
-from experiments import figures, reporting
+from experiments import figures
 from experiments.data import Dataset
 from experiments.reporting import (
-    Checkpoints,
     ConfigError,
+    Outcome,
+    SeedResult,
     Workdir,
+    check_options,
     command_line,
     format_table,
-    record,
-    write_json,
 )
+from experiments.training import Trained, run_steps
 from sul_jax import LearningRule, coding_rate, from_loss, metrics
 from sul_jax.nn import MLP, NMCE
 
@@ -87,16 +86,10 @@ class Config:
     """Append the results to experiments/results/nmce_spiral.json."""
 
 
-Sampler = Callable[[Array], tuple[Array, Array]]
-"""From a key to fresh points `[batch, num_inputs]` and their labels."""
-
-
-class SeedResult(NamedTuple):
-    """What one seed gave: the network and its metrics (accuracy in percent)."""
-
-    seed: int
-    network: NMCE
-    metrics: dict[str, float]
+Sampler = Callable[[Array, int], tuple[Array, Array]]
+"""From a key and a number to fresh points `[number, num_inputs]` and their labels."""
+Figures = Callable[[Trained, np.ndarray, np.ndarray, np.ndarray], None]
+"""Draws what training went through: with test points, their labels, the clusters found."""
 
 
 def spirals(key: Array, *, num_points: int, noise: float | Array) -> tuple[Array, Array]:
@@ -125,7 +118,7 @@ def spirals(key: Array, *, num_points: int, noise: float | Array) -> tuple[Array
     return points + noise * jax.random.normal(around, points.shape), labels
 
 
-def run(config: Config) -> list[SeedResult]:
+def run(config: Config) -> list[SeedResult[NMCE]]:
     """Trains and evaluates; see the module's docstring.
 
     Args:
@@ -138,35 +131,48 @@ def run(config: Config) -> list[SeedResult]:
       ValueError: options that cannot be used.
     """
     check(config)
+
+    def sample(key: Array, number: int) -> tuple[Array, Array]:
+        return spirals(key, num_points=number, noise=config.noise)
+
+    return run_seeds(config, EXPERIMENT, "spiral", lambda seed: sample, {}, partial(draw, config))
+
+
+def run_seeds(
+    config: Config,
+    experiment: str,
+    name: str,
+    sampler: Callable[[int], Sampler],
+    paper: Mapping[str, float],
+    figures: Figures | None = None,
+) -> list[SeedResult[NMCE]]:
+    """Trains and evaluates on generated data, seed by seed.
+
+    Args:
+      config: the options.
+      experiment: its name.
+      name: that of the data.
+      sampler: the data of a seed.
+      paper: what the paper reports.
+      figures: drawn for the first seed.
+    """
     results = []
-    with Workdir(config.workdir, EXPERIMENT, config, resume=config.resume, data={}) as workdir:
+    with Workdir(config.workdir, experiment, config, resume=config.resume, data={}) as workdir:
         for seed in range(config.seed, config.seed + config.seeds):
-            sample = partial(spirals, num_points=config.batch_size, noise=config.noise)
-            params, snapshots, seconds = train(config, seed, workdir, sample)
+            sample = sampler(seed)
+            trained = train(config, seed, workdir, sample)
             test_key = jax.random.fold_in(jax.random.key(seed), 2**31)
-            points, labels = jax.device_get(spirals(test_key, num_points=config.num_test, noise=config.noise))
-            result, found = evaluate(config, seed, params, points, labels)
-            result.metrics["training_seconds"] = round(seconds, 1)
-            workdir.log(seed=seed, **result.metrics)
-            dataset = Dataset("spiral", points, labels, points, labels, "generated anew in every step")
-            keep = partial(
-                record,
-                EXPERIMENT,
-                config,
-                seed=seed,
-                dataset=dataset,
-                num_train=config.steps * config.batch_size,
-                num_test=config.num_test,
-                metrics=result.metrics,
-                paper={},
-                seconds=seconds,
-            )
-            workdir.finish(seed, result.metrics, keep if config.record else None)
-            if seed == config.seed:
-                draw(config, snapshots, points, labels, found)
+            points, labels = jax.device_get(sample(test_key, config.num_test))
+            result, found = evaluate(config, seed, trained.state.params, points, labels)
+            result.metrics["training_seconds"] = round(trained.seconds, 1)
+            dataset = Dataset(name, points, labels, points, labels, "generated anew in every step")
+            seen = config.steps * config.batch_size
+            outcome = Outcome(result.metrics, dataset, seen, config.num_test, trained.seconds, paper)
+            workdir.finish(seed, outcome)
+            if figures is not None and seed == config.seed:
+                figures(trained, points, labels, found)
             results.append(result)
-        write_json(config.workdir / "results.json", [{"seed": r.seed, "metrics": r.metrics} for r in results])
-    print_table(results)
+    print_table(results, paper)
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
 
@@ -218,30 +224,15 @@ def learning_rule(config: Config, seed: int, num_inputs: int) -> LearningRule:
     return from_loss(loss, init, apply, optimizer)
 
 
-def train(
-    config: Config, seed: int, workdir: Workdir, sample: Sampler
-) -> tuple[Any, list[tuple[int, Any]], float]:
-    """The parameters after all steps, snapshots (step, params) on the way, seconds of training."""
-    num_inputs = jax.eval_shape(sample, jax.random.key(0))[0].shape[1]
+def train(config: Config, seed: int, workdir: Workdir, sample: Sampler) -> Trained:
+    """The rule's state after all steps, with snapshots of its parameters on the way."""
+    points = jax.eval_shape(lambda key: sample(key, config.batch_size)[0], jax.random.key(0))
+    num_inputs = points.shape[1]
     rule = learning_rule(config, seed, num_inputs)
-    state = rule.init(jax.random.key(seed), jnp.zeros((1, 2, num_inputs)))
-    tree = jax.tree.structure(state)
-    checkpoints = Checkpoints(config.workdir / f"checkpoints-{seed}")
-    (done,), stored = checkpoints.newest() or ((0,), None)
-    snapshots: list[tuple[int, Any]] = []
-    clock = time.monotonic()
-    if stored is not None:
-        state = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in stored["state"]])
-        params_tree = jax.tree.structure(state.params)
-        snapshots = [
-            (int(step), jax.tree.unflatten(params_tree, params))
-            for step, params in zip(stored["steps"], stored["snapshots"], strict=True)
-        ]
-        clock -= float(stored["seconds"])
 
     def step(state: Any, index: Array) -> tuple[Any, Any]:
         data_key, view_key, gumbel_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
-        points, _ = sample(data_key)
+        points, _ = sample(data_key, config.batch_size)
         noise = jax.random.normal(view_key, (len(points), 2, num_inputs))
         views = points[:, None] + config.augmentation_noise * noise
         compress = jnp.where(index < config.tcr_steps, 0.0, 1.0)
@@ -256,41 +247,22 @@ def train(
 
         return lax.fori_loop(start, end, body, (state, jnp.zeros(())))
 
-    drawn = {round(share * config.steps) for share in (0, 0.01, 0.03, 0.1, 0.3, 1)}
-    bar = tqdm(total=config.steps, initial=done, desc=f"seed {seed}", unit="step")
-    last_saved = time.monotonic()
-    if not snapshots:
-        snapshots.append((0, jax.device_get(state.params)))
-    while done < config.steps:
-        end = min([done + _STRIDE, config.steps, *(n for n in drawn if n > done)])
-        state, value = advance(state, done, end)
-        loss = float(value)
-        if not np.isfinite(loss):
-            raise ConfigError(f"the loss is not finite at step {done}; lower the learning_rate")
-        bar.update(end - done)
-        bar.set_postfix(loss=f"{loss:.4g}")
-        done = end
-        if done in drawn:
-            snapshots.append((done, jax.device_get(state.params)))
-        if time.monotonic() - last_saved >= reporting.CHECKPOINT_SECONDS or done == config.steps:
-            checkpoints.save(
-                (done,),
-                {
-                    "state": jax.tree.leaves(state),
-                    "steps": np.array([number for number, _ in snapshots]),
-                    "snapshots": [jax.tree.leaves(params) for _, params in snapshots],
-                    "seconds": np.float64(time.monotonic() - clock),
-                },
-            )
-            last_saved = time.monotonic()
-            workdir.log(seed=seed, step=done, loss=loss)
-    bar.close()
-    return state.params, snapshots, time.monotonic() - clock
+    return run_steps(
+        advance,
+        rule.init(jax.random.key(seed), jnp.zeros((1, 2, num_inputs))),
+        steps=config.steps,
+        stride=_STRIDE,
+        folder=config.workdir / f"checkpoints-{seed}",
+        title=f"seed {seed}",
+        log=partial(workdir.log, seed=seed),
+        snapshot_at={round(share * config.steps) for share in (0, 0.01, 0.03, 0.1, 0.3, 1)},
+        snapshot=lambda state: state.params,
+    )
 
 
 def evaluate(
     config: Config, seed: int, params: Any, points: np.ndarray, labels: np.ndarray
-) -> tuple[SeedResult, np.ndarray]:
+) -> tuple[SeedResult[NMCE], np.ndarray]:
     """Accuracy and mean |cosine| between and within clusters, and the clusters found."""
     network = build(config, seed, points.shape[1])
     nnx.update(network, params)
@@ -311,7 +283,6 @@ def cosines(features: np.ndarray, labels: np.ndarray, found: np.ndarray) -> dict
       labels: `[num]`, the true clusters 0 and 1.
       found: `[num]`, the clusters found.
     """
-
     values = {}
     for name, clusters in {"true": labels, "found": found}.items():
         parts = [features[clusters == c] for c in np.unique(clusters)]
@@ -321,48 +292,40 @@ def cosines(features: np.ndarray, labels: np.ndarray, found: np.ndarray) -> dict
     return values | {"cosine_within_cluster": float(np.mean(within))}
 
 
-def draw(
-    config: Config,
-    snapshots: Sequence[tuple[int, Any]],
-    points: np.ndarray,
-    labels: np.ndarray,
-    found: np.ndarray,
-) -> None:
+def draw(config: Config, trained: Trained, points: np.ndarray, labels: np.ndarray, found: np.ndarray) -> None:
     """Figure 1: the clusters in the plane and the embedding, while learning."""
     network = build(config, config.seed, points.shape[1])
     states = []
-    for step, params in snapshots:
+    for step, params in trained.snapshots:
         nnx.update(network, params)
         features, logits = jax.device_get(nnx.jit(lambda net, x: net(x))(network, points))
         states.append((step, np.asarray(features), np.argmax(logits, axis=1)))
     figures.manifolds(points, labels, states, config.workdir / "figure1_spiral.png")
 
 
-def print_table(results: Sequence[SeedResult]) -> None:
-    """The metrics of every seed."""
+def print_table(results: Sequence[SeedResult[NMCE]], paper: Mapping[str, float]) -> None:
+    """The metrics of every seed beside the paper's."""
     names = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
-    rows = [
-        [name.replace("_", " "), *(f"{value:.3f}" for value in [*values, np.mean(values)])]
-        for name in names
-        for values in [[r.metrics[name] for r in results]]
-    ]
-    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean"], rows))
+    rows = []
+    for name in names:
+        values = [r.metrics[name] for r in results]
+        beside = f"{paper[name]:.3f}" if name in paper else "–"
+        cells = [f"{value:.3f}" for value in [*values, np.mean(values)]]
+        rows.append([name.replace("_", " "), *cells, beside])
+    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))
 
 
 def check(config: Config) -> None:
     """Raises where an option is out of range."""
-    for name, low in {
-        "tcr_steps": 0, "steps": 1, "batch_size": 2, "num_test": 2, "seeds": 1, "seed": 0, "num_layers": 1,
-        "hidden_size": 1, "num_features": 1,
-    }.items():  # fmt: skip
-        if getattr(config, name) < low:
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at least {low}")
-    for name in ("learning_rate", "eps_squared", "temperature"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be positive")
-    for name in ("noise", "augmentation_noise", "weight_decay", "invariance_weight"):
-        if not 0 <= getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at least 0")
+    check_options(
+        config,
+        at_least={
+            "tcr_steps": 0, "steps": 1, "batch_size": 2, "num_test": 2, "seeds": 1, "seed": 0,
+            "num_layers": 1, "hidden_size": 1, "num_features": 1, "noise": 0, "augmentation_noise": 0,
+            "weight_decay": 0, "invariance_weight": 0,
+        },
+        above={"learning_rate": 0, "eps_squared": 0, "temperature": 0},
+    )  # fmt: skip
     if config.tcr_steps >= config.steps:
         raise ConfigError(f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps to clusters")
 

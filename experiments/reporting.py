@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import tyro
-from orbax.checkpoint import v1 as ocp
 
 from experiments.data import Dataset, atomic_path
 
@@ -29,12 +29,52 @@ _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 _NOT_RECORDED = ("workdir", "data_dir", "resume", "record", "seeds", "seed")
 
 
-# Time between two checkpoints of a training run.
-CHECKPOINT_SECONDS = 20.0
-
-
 class ConfigError(ValueError):
     """A configuration that cannot run, said in one line."""
+
+
+Network = TypeVar("Network")
+
+
+class SeedResult(NamedTuple, Generic[Network]):
+    """What one seed gave: the network and its metrics (errors and accuracies in percent)."""
+
+    seed: int
+    network: Network
+    metrics: dict[str, float]
+
+
+class Outcome(NamedTuple):
+    """What is stored and recorded of one seed.
+
+    Attributes:
+      metrics: by name.
+      dataset: what the run was made on.
+      num_train: training examples seen.
+      num_test: examples of the evaluation.
+      seconds: of training and evaluation.
+      paper: the paper's numbers, by the names of the metrics.
+    """
+
+    metrics: Mapping[str, float]
+    dataset: Dataset
+    num_train: int
+    num_test: int
+    seconds: float
+    paper: Mapping[str, float] = {}
+
+
+def check_options(
+    config: Any, *, at_least: Mapping[str, float] = {}, above: Mapping[str, float] = {}
+) -> None:
+    """Raises `ConfigError` for an option out of range or infinite; one that is None is not given."""
+    for bounds, words in ((at_least, "at least"), (above, "above")):
+        for name, low in bounds.items():
+            value = getattr(config, name)
+            if value is None:
+                continue
+            if not (low <= value if words == "at least" else low < value) or value == float("inf"):
+                raise ConfigError(f"{name}={value} is not accepted: it must be {words} {low}")
 
 
 def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
@@ -52,8 +92,8 @@ def command_line(run: Callable[[Any], Any], config: type[Any], *, description: s
 class Workdir:
     """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, figures, checkpoints.
 
-    A context manager that holds a lock on the folder. A new run in a folder that holds an earlier one
-    sets that aside in `previous-…`; nothing is lost.
+    A context manager that holds a lock on the folder and at its end writes `results.json`. A new run in a
+    folder that holds an earlier one sets that aside in `previous-…`; nothing is lost.
     """
 
     _FILES = ("metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*")
@@ -83,6 +123,8 @@ class Workdir:
             run of another configuration.
         """
         self.path = path
+        self._experiment, self._config = experiment, config
+        self._results: list[dict[str, Any]] = []
         # Through JSON, so that it compares equal to what is read back.
         self.described: dict[str, Any] = json.loads(
             json.dumps(
@@ -113,7 +155,9 @@ class Workdir:
     def __enter__(self) -> "Workdir":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        if kind is None:
+            write_json(self.path / "results.json", self._results)
         self._lock.close()
 
     def log(self, **values: Any) -> None:
@@ -121,15 +165,30 @@ class Workdir:
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def finish(self, seed: int, metrics: Mapping[str, float], record: Callable[[], None] | None) -> None:
-        """Stores a seed's metrics; calls `record` unless it has been called for this very run."""
+    def finished(self, seed: int) -> dict[str, Any] | None:
+        """`metrics` and `seconds` of a seed that an earlier run of this configuration has finished."""
         path = self.path / f"seed{seed}.json"
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        recorded = stored.get("config") == self.described and stored["recorded"]
-        if record is not None and not recorded:
-            record()
-            recorded = True
-        write_json(path, {"config": self.described, "metrics": dict(metrics), "recorded": recorded})
+        stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return stored if stored.get("config") == self.described else None
+
+    def discard(self, seed: int) -> None:
+        """Forgets a seed's metrics, before what they are metrics of is replaced."""
+        (self.path / f"seed{seed}.json").unlink(missing_ok=True)
+
+    def finish(self, seed: int, outcome: Outcome) -> None:
+        """Stores what a seed gave, and records it where the run is to be and this seed has not been."""
+        path = self.path / f"seed{seed}.json"
+        earlier = self.finished(seed)
+        metrics = dict(outcome.metrics)
+        stored = {"config": self.described, "metrics": metrics, "seconds": outcome.seconds}
+        recorded = earlier is not None and earlier["recorded"]
+        write_json(path, stored | {"recorded": recorded})
+        if earlier is None:
+            self.log(seed=seed, **metrics)
+        if self._config.record and not recorded:
+            record(self._experiment, self._config, seed, outcome)
+            write_json(path, stored | {"recorded": True})
+        self._results.append({"seed": seed, "metrics": metrics})
 
     def _read(self, stored: Path, experiment: str) -> dict[str, Any]:
         try:
@@ -163,32 +222,6 @@ class Workdir:
                 shutil.move(entry, old / entry.name)
 
 
-class Checkpoints:
-    """Orbax checkpoints of a training run; a new one is complete before the old one goes."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
-
-    def newest(self) -> tuple[tuple[int, ...], Any] | None:
-        """Position and tree of the last complete checkpoint, as nested dicts and lists of arrays."""
-        for path in self._complete():
-            return tuple(int(part) for part in path.name.split("-")), ocp.load(path)
-        return None
-
-    def save(self, position: tuple[int, ...], tree: Any) -> None:
-        """Writes a tree of arrays under a position that grows, such as (layer, step)."""
-        old = self._complete()
-        ocp.save(self.folder / "-".join(f"{number:06d}" for number in position), tree)
-        for obsolete in old:
-            ocp.delete(obsolete)
-
-    def _complete(self) -> list[Path]:
-        if not self.folder.exists():
-            return []
-        found = [p for p in self.folder.iterdir() if ocp.is_orbax_checkpoint(p)]
-        return sorted((p for p in found if "tmp" not in p.name), reverse=True)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all."""
     with atomic_path(path) as temporary:
@@ -196,18 +229,7 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(text + "\n")
 
 
-def record(
-    experiment: str,
-    config: Any,
-    *,
-    seed: int,
-    dataset: Dataset,
-    num_train: int,
-    num_test: int,
-    metrics: Mapping[str, float],
-    paper: Mapping[str, float],
-    seconds: float,
-) -> None:
+def record(experiment: str, config: Any, seed: int, outcome: Outcome) -> None:
     """Appends one run to `experiments/results/<experiment>.json`."""
     path = RESULTS / f"{experiment}.json"
     records = json.loads(path.read_text()) if path.exists() else []
@@ -217,16 +239,16 @@ def record(
             "config": _recorded(config),
             "seed": seed,
             "dataset": {
-                "name": dataset.name,
-                "num_train": num_train,
-                "num_test": num_test,
-                "source": dataset.source,
+                "name": outcome.dataset.name,
+                "num_train": outcome.num_train,
+                "num_test": outcome.num_test,
+                "source": outcome.dataset.source,
             },
-            "metrics": dict(metrics),
-            "paper": dict(paper),
+            "metrics": dict(outcome.metrics),
+            "paper": dict(outcome.paper),
             "device": device_name(),
             "jax": jax.__version__,
-            "seconds": round(seconds, 1),
+            "seconds": round(outcome.seconds, 1),
             "date": datetime.date.today().isoformat(),
         }
     )

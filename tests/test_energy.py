@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sul_jax import energy, k_subspaces, patches, stack, whitening
+
+WINDOW = ("kernel_size", "padding")
+EXTRACT, NORMS, PROJECT, BACK_PROJECT = (
+    jax.jit(function, static_argnames=WINDOW)
+    for function in (patches.extract, patches.norms, patches.project, patches.back_project)
+)
+INIT = jax.jit(energy.init, static_argnames=(*WINDOW, "num_subspaces", "rank"))
+LAYER = jax.jit(energy.energy_layer, static_argnames=(*WINDOW, "num_winners", "rescale"))
+THRESHOLD = jax.jit(energy.adaptive_threshold, static_argnames="num_winners")
 
 
 def images(seed: int = 0, shape: tuple[int, ...] = (3, 7, 6, 2)) -> jax.Array:
@@ -27,10 +38,10 @@ def naive_patches(x: np.ndarray, size: int, padding: int) -> np.ndarray:
 def test_patches_against_loop(size: int, padding: int) -> None:
     x = images()
     expected = naive_patches(np.asarray(x), size, padding)
-    got = patches.extract(x, kernel_size=size, padding=padding)
+    got = EXTRACT(x, kernel_size=size, padding=padding)
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_allclose(
-        patches.norms(x, kernel_size=size, padding=padding),
+        NORMS(x, kernel_size=size, padding=padding),
         np.linalg.norm(expected, axis=-1),
         rtol=1e-4,
         atol=1e-4,
@@ -45,11 +56,11 @@ def test_products_with_all_patches(number: int, size: int, padding: int) -> None
     if size > 10:
         assert patches._spectra_pay(x, number, size, padding) == (number == 300)
     window = {"kernel_size": size, "padding": padding}
-    vectors = patches.extract(x, **window).reshape(-1, size**2 * 7)
+    vectors = EXTRACT(x, **window).reshape(-1, size**2 * 7)
     kernels = jax.random.normal(jax.random.key(1), (number, vectors.shape[1]))
     weights = jax.random.normal(jax.random.key(2), (number, vectors.shape[0]))
-    np.testing.assert_allclose(patches.project(x, kernels, **window), kernels @ vectors.T, atol=1e-3)
-    np.testing.assert_allclose(patches.back_project(x, weights, **window), weights @ vectors, atol=1e-3)
+    np.testing.assert_allclose(PROJECT(x, kernels, **window), kernels @ vectors.T, atol=1e-3)
+    np.testing.assert_allclose(BACK_PROJECT(x, weights, **window), weights @ vectors, atol=1e-3)
 
 
 @pytest.mark.parametrize("padding", [0, 2])
@@ -84,14 +95,14 @@ def test_adaptive_threshold_against_sort(num_winners: int) -> None:
     f[2, 2, :4] = 0.9  # ties across the threshold
     ordered = np.sort(f, axis=-1)[..., ::-1]
     tau = ordered[..., num_winners : num_winners + 1] if num_winners < 8 else 0
-    got = energy.adaptive_threshold(jnp.asarray(f), num_winners=num_winners)
+    got = THRESHOLD(jnp.asarray(f), num_winners=num_winners)
     np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
 
 
 def test_adaptive_threshold_of_many_features() -> None:
     f = np.random.default_rng(0).random((3, 400)).astype(np.float32)
     tau = np.sort(f, axis=-1)[:, -101, None]
-    got = energy.adaptive_threshold(jnp.asarray(f), num_winners=100)
+    got = THRESHOLD(jnp.asarray(f), num_winners=100)
     np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
 
 
@@ -111,8 +122,8 @@ def test_layer_against_loop(rescale: bool) -> None:
     x = images().at[0].set(0)
     key = jax.random.key(1)
     sizes = {"kernel_size": 3, "padding": 1}
-    bases = energy.init(key, x, num_subspaces=5, rank=2, **sizes).bases
-    got = energy.energy_layer(x, bases, num_winners=2, rescale=rescale, **sizes)
+    bases = INIT(key, x, num_subspaces=5, rank=2, **sizes).bases
+    got = LAYER(x, bases, num_winners=2, rescale=rescale, **sizes)
     vectors = naive_patches(np.asarray(x), 3, 1)
     expected = np.zeros((*vectors.shape[:3], 5))
     for index in np.ndindex(*vectors.shape[:3]):
@@ -129,11 +140,9 @@ def test_layer_against_loop(rescale: bool) -> None:
 def test_layer_is_scale_equivariant() -> None:
     x = images()
     sizes = {"kernel_size": 3, "padding": 1}
-    bases = energy.init(jax.random.key(1), x, num_subspaces=5, rank=2, **sizes).bases
-    one = energy.energy_layer(x, bases, num_winners=2, **sizes)
-    np.testing.assert_allclose(
-        energy.energy_layer(10 * x, bases, num_winners=2, **sizes), 10 * one, rtol=1e-3, atol=1e-3
-    )
+    bases = INIT(jax.random.key(1), x, num_subspaces=5, rank=2, **sizes).bases
+    one = LAYER(x, bases, num_winners=2, **sizes)
+    np.testing.assert_allclose(LAYER(10 * x, bases, num_winners=2, **sizes), 10 * one, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("num_subspaces", "rank"), [(5, 2), (20, 7)])  # the second gathers
@@ -142,13 +151,13 @@ def test_update_is_k_subspaces_on_all_patches(
 ) -> None:
     x = images(shape=(5, 7, 6, 2))
     sizes = {"kernel_size": 3, "padding": 1}
-    state = energy.init(jax.random.key(1), x, num_subspaces=num_subspaces, rank=rank, **sizes)
+    state = INIT(jax.random.key(1), x, num_subspaces=num_subspaces, rank=rank, **sizes)
     assert k_subspaces.gathers(state.bases) == (num_subspaces == 20)
     vectors = patches.extract(x, **sizes).reshape(-1, 18)
-    expected, expected_info = k_subspaces.update(state, vectors)
+    expected, expected_info = jax.jit(k_subspaces.update)(state, vectors)
     # Two images at a time: three chunks, the last one filled up.
     monkeypatch.setattr(patches, "chunk_bytes", lambda: 2 * 7 * 6 * 18 * 4)
-    got, info = energy.update(state, x, **sizes)
+    got, info = jax.jit(partial(energy.update, **sizes))(state, x)
     projectors = [np.einsum("krd,kre->kde", s.bases, s.bases) for s in (got, expected)]
     np.testing.assert_allclose(projectors[0], projectors[1], atol=1e-3)
     np.testing.assert_allclose(info.energy, expected_info.energy, rtol=1e-4)

@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def bases(result: mnist_energy.SeedResult) -> np.ndarray:
+def bases(result: reporting.SeedResult) -> np.ndarray:
     return np.asarray(result.network.learned_states()[0][1].bases)
 
 
@@ -105,7 +105,7 @@ def test_killed_and_resumed(config: Config) -> None:
     workdir = config.workdir.with_name("killed")
     code = (
         "from pathlib import Path; from experiments import mnist_energy as m\n"
-        "m.CHECKPOINT_SECONDS = 0.0\n"
+        "m.training.CHECKPOINT_SECONDS = 0.0\n"
         f"m.run(m.Config(dataset='digits', workdir=Path({str(workdir)!r}), architecture='1layer',"
         "num_train=256, num_test=200, batch_size=64, passes=10, warmup_steps=2,"
         "num_train_evaluated=100, evaluate_layers=False, learning_curve=False))"

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import data, evaluation, nmce_coil, nmce_manifolds, nmce_spiral, reporting
+from experiments import data, evaluation, nmce_coil, nmce_manifolds, nmce_spiral, reporting, training
 from experiments.nmce_spiral import Config
 from sul_jax import LearningRule, coding_rate, from_loss, k_subspaces, stack, whitening
 from sul_jax.nn import MLP, NMCE, ResNet
@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def params(result: nmce_spiral.SeedResult) -> list[np.ndarray]:
+def params(result: reporting.SeedResult) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
 
 
@@ -46,20 +46,20 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
 
 def test_stopped_and_resumed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = nmce_spiral.run(config)
-    monkeypatch.setattr(reporting, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     stopped = replace(config, workdir=config.workdir.with_name("stopped"))
-    save = reporting.Checkpoints.save
+    save = training.Checkpoints.save
 
-    def save_and_stop(self: reporting.Checkpoints, position: tuple[int, ...], tree: object) -> None:
+    def save_and_stop(self: training.Checkpoints, position: tuple[int, ...], tree: object) -> None:
         save(self, position, tree)
         if position[0] < config.steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(reporting.Checkpoints, "save", save_and_stop)
+    monkeypatch.setattr(training.Checkpoints, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         nmce_spiral.run(stopped)
     assert not (stopped.workdir / "results.json").exists()
-    monkeypatch.setattr(reporting.Checkpoints, "save", save)
+    monkeypatch.setattr(training.Checkpoints, "save", save)
     (resumed,) = nmce_spiral.run(replace(stopped, resume=True))
     for first, second in zip(params(whole), params(resumed), strict=True):
         np.testing.assert_array_equal(first, second)

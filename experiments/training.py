@@ -1,0 +1,127 @@
+"""Training that shows its progress, keeps checkpoints and goes on from them."""
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
+
+from experiments.reporting import ConfigError
+
+# Time between two checkpoints of a training run.
+CHECKPOINT_SECONDS = 20.0
+
+
+class Checkpoints:
+    """Orbax checkpoints of a training run; a new one is complete before the old one goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+
+    def newest(self) -> tuple[tuple[int, ...], Any] | None:
+        """Position and tree of the last complete checkpoint, as nested dicts and lists of arrays."""
+        for path in self._complete():
+            return tuple(int(part) for part in path.name.split("-")), ocp.load(path)
+        return None
+
+    def save(self, position: tuple[int, ...], tree: Any) -> None:
+        """Writes a tree of arrays under a position that grows, such as (layer, step)."""
+        old = self._complete()
+        ocp.save(self.folder / "-".join(f"{number:06d}" for number in position), tree)
+        for obsolete in old:
+            ocp.delete(obsolete)
+
+    def _complete(self) -> list[Path]:
+        if not self.folder.exists():
+            return []
+        found = [p for p in self.folder.iterdir() if ocp.is_orbax_checkpoint(p)]
+        return sorted((p for p in found if "tmp" not in p.name), reverse=True)
+
+
+class Trained(NamedTuple):
+    """What `run_steps` gave.
+
+    Attributes:
+      state: after all steps.
+      snapshots: (step, what `snapshot` took of the state) at the steps asked for.
+      seconds: of training, earlier parts of a resumed run included.
+    """
+
+    state: Any
+    snapshots: list[tuple[int, Any]]
+    seconds: float
+
+
+def run_steps(
+    advance: Callable[[Any, int, int], tuple[Any, Array]],
+    state: Any,
+    *,
+    steps: int,
+    stride: int,
+    folder: Path,
+    title: str,
+    unit: str = "step",
+    log: Callable[..., None] = lambda **_: None,
+    snapshot_at: Collection[int] = (),
+    snapshot: Callable[[Any], Any] = lambda state: state,
+) -> Trained:
+    """Takes steps with a progress bar; goes on from the newest checkpoint in `folder`.
+
+    Args:
+      advance: from a state and a range of steps (first, end) to the new state and the last loss.
+      state: a tree of arrays; it is not used again where `advance` donates it.
+      steps: how many.
+      stride: steps of one call of `advance`.
+      folder: of the checkpoints.
+      title: of the progress bar.
+      unit: what a step is called there.
+      log: takes `step` and `loss` at each checkpoint.
+      snapshot_at: steps at which `snapshot` looks at the state.
+      snapshot: what it keeps.
+
+    Raises:
+      ConfigError: the loss is not finite.
+    """
+    checkpoints = Checkpoints(folder)
+    (done,), stored = checkpoints.newest() or ((0,), None)
+    snapshots: list[tuple[int, Any]] = []
+    clock = time.monotonic()
+    if stored is not None:
+        state_tree, kept_tree = (jax.tree.structure(tree) for tree in (state, snapshot(state)))
+        state = jax.tree.unflatten(state_tree, [jnp.asarray(leaf) for leaf in stored["state"]])
+        taken = zip(stored.get("steps", ()), stored.get("snapshots", ()), strict=True)
+        snapshots = [(int(step), jax.tree.unflatten(kept_tree, kept)) for step, kept in taken]
+        clock -= float(stored["seconds"])
+    elif 0 in snapshot_at:
+        snapshots.append((0, jax.device_get(snapshot(state))))
+    last_saved = time.monotonic()
+    with tqdm(total=steps, initial=done, desc=title, unit=unit) as bar:
+        while done < steps:
+            end = min([done + stride, steps, *(step for step in snapshot_at if step > done)])
+            state, value = advance(state, done, end)
+            loss = float(value)
+            if not np.isfinite(loss):
+                raise ConfigError(f"the loss is not finite at step {done}; lower the learning_rate")
+            bar.update(end - done)
+            bar.set_postfix(loss=f"{loss:.4g}")
+            done = end
+            if done in snapshot_at:
+                snapshots.append((done, jax.device_get(snapshot(state))))
+            if time.monotonic() - last_saved >= CHECKPOINT_SECONDS or done == steps:
+                tree: dict[str, Any] = {
+                    "state": jax.tree.leaves(state),
+                    "seconds": np.float64(time.monotonic() - clock),
+                }
+                if snapshots:  # Orbax stores no empty arrays
+                    tree["steps"] = np.array([step for step, _ in snapshots])
+                    tree["snapshots"] = [jax.tree.leaves(kept) for _, kept in snapshots]
+                checkpoints.save((done,), tree)
+                last_saved = time.monotonic()
+                log(step=done, loss=loss)
+    return Trained(state, snapshots, time.monotonic() - clock)
