@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sul_jax import (
     augment,
     coding_rate,
+    deep_cluster,
     energy,
     k_means,
     k_subspaces,
@@ -24,6 +25,7 @@ __all__ = [
     "LearningRule",
     "augment",
     "coding_rate",
+    "deep_cluster",
     "energy",
     "from_loss",
     "k_means",

@@ -1,0 +1,494 @@
+"""DeepCluster: a network taught by the clusters of its own features (paper 004).
+
+    python -m experiments.deepcluster                                # MNIST if at hand, else bundled digits
+    python -m experiments.deepcluster --dataset fashion_mnist --data-dir DIR --seeds 3
+    python -m experiments.deepcluster --dataset cifar10 --data-dir DIR --cycles 8
+
+In every cycle the features of all images are clustered, the clusters become labels, and the network, with a
+new top layer, learns to predict them for an epoch. A linear classifier on one of its convolutions then tells
+what was learned, beside the same classifier on the untrained network. The paper prints no table of these
+accuracies, only figures; README.md lists what ours gives, with seeds, device and time.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from experiments import data, evaluation, figures
+from experiments.reporting import (
+    ConfigError,
+    Outcome,
+    SeedResult,
+    Workdir,
+    check_options,
+    command_line,
+    format_table,
+)
+from experiments.training import run_steps
+from sul_jax import augment, deep_cluster, metrics
+from sul_jax.nn import AlexNet, LeNet5
+
+EXPERIMENT = "deepcluster"
+_SIZE = 32  # side of the images that the networks see
+_SMALL = 10_000  # below, a data set is small
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the experiment; those that are not given are the paper's for the data set."""
+
+    dataset: str = "auto"
+    """mnist, fashion_mnist, cifar10, digits, FILE.npz, or auto: MNIST if at hand, else the bundled digits."""
+    data_dir: Path | None = None
+    """Folder of data sets; by default $SUL_JAX_DATA."""
+    workdir: Path = Path("runs/deepcluster")
+    """Where everything is written; an earlier run there is set aside, not lost."""
+    architecture: Literal["lenet5", "alexnet"] | None = None
+    """The network; by default alexnet (the paper's small one) for colour images, else lenet5."""
+    num_clusters: int | None = None
+    """Clusters; by default 9 on MNIST and the digits, 5 on Fashion-MNIST, 1,000 on CIFAR-10, else the number
+    of classes, or 10."""
+    num_components: int | None = None
+    """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
+    sobel: bool | None = None
+    """Sobel filters below the network; by default with alexnet."""
+    cycles: int | None = None
+    """Cycles of clustering and training; by default 50 for lenet5, 100 for alexnet, 15 on small data."""
+    halt: int | None = None
+    """Cycle from which on the clusters stay as they are; 1 clusters only once."""
+    fresh_head: bool = True
+    """A new top layer in every cycle, as in the authors' code; --no-fresh-head keeps it once clustering has
+    halted, as their text reads."""
+    augmentation: Literal["code", "text"] = "code"
+    """Of training images: one random crop for the whole minibatch (the authors' code), or a horizontal flip
+    of each (their text)."""
+    learning_rate: float = 0.1
+    """Of stochastic gradient descent."""
+    momentum: float | None = None
+    """By default 0.9 for alexnet, 0.1 for lenet5."""
+    weight_decay: float = 1e-3
+    """L2 penalty added to the gradients."""
+    batch_size: int | None = None
+    """Images in a minibatch; by default 64 for alexnet, else 128."""
+    probe_layer: str | None = None
+    """What the linear classifier sees, conv_1 … before and relu_1 … after normalisation; by default relu_5 of
+    alexnet and conv_2 of lenet5."""
+    probe_epochs: int = 20
+    """Passes of the linear classifier over the training images."""
+    probe_every: int | None = None
+    """Cycles between two linear classifiers while learning; by default only the last cycle is judged."""
+    num_train: int | None = None
+    """Use only the first training images."""
+    num_test: int | None = None
+    """Use only the first test images."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
+    resume: bool = False
+    """Continue the run in the workdir."""
+    record: bool = False
+    """Append the results to experiments/results/deepcluster.json."""
+
+
+class Learner(NamedTuple):
+    """All that a cycle changes.
+
+    Attributes:
+      params: of the network.
+      statistics: of its batch normalisation.
+      memory: of the optimiser, for the network.
+      head: kernel and bias of the top layer.
+      head_memory: of the optimiser, for the top layer.
+      labels: `[num_images]`, the clusters.
+      history: `[cycles, 3]`: normalised mutual information with the cycle before and with the classes, mean
+        loss; NaN where there is none.
+    """
+
+    params: Any
+    statistics: Any
+    memory: Any
+    head: tuple[Array, Array]
+    head_memory: Any
+    labels: Array
+    history: Array
+
+
+class Images(NamedTuple):
+    """A split of a data set on the device.
+
+    Attributes:
+      raw: `[num, height, width, channels]`, uint8 or float32.
+      seen: `[num, 32, 32, channels]`, as clustered and judged.
+      labels: int32 `[num]` or None.
+    """
+
+    raw: Array
+    seen: Array
+    labels: np.ndarray | None
+
+
+def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
+    """Trains and evaluates; see the module's docstring.
+
+    Args:
+      config: the options.
+
+    Returns:
+      One `SeedResult` a seed.
+
+    Raises:
+      ValueError: options or data that cannot be used.
+    """
+    check_options(
+        config,
+        at_least={
+            "num_clusters": 1, "num_components": 0, "cycles": 1, "halt": 1, "batch_size": 1, "seeds": 1,
+            "seed": 0, "probe_epochs": 1, "probe_every": 1, "num_train": 1, "num_test": 1, "momentum": 0,
+            "weight_decay": 0,
+        },
+        above={"learning_rate": 0},
+    )  # fmt: skip
+    dataset = data.load(config.dataset, config.data_dir)
+    train = prepare(dataset.name, dataset.train_images, dataset.train_labels, config.num_train)
+    test = prepare(dataset.name, dataset.test_images, dataset.test_labels, config.num_test)
+    config = fill_in(config, dataset, len(train.seen))
+    _check_sizes(config, train, test)
+    told_apart = {"num_train": len(train.raw), "crc32": zlib.crc32(np.asarray(train.raw).tobytes())}
+    results = []
+    with Workdir(config.workdir, EXPERIMENT, config, resume=config.resume, data=told_apart) as workdir:
+        print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
+        for seed in range(config.seed, config.seed + config.seeds):
+            results.append(_run_seed(config, seed, workdir, dataset, train, test))
+    print_table(results)
+    print(f"\nfigures, checkpoints and results: {config.workdir}")
+    return results
+
+
+def _run_seed(
+    config: Config, seed: int, workdir: Workdir, dataset: data.Dataset, train: Images, test: Images
+) -> SeedResult[LeNet5 | AlexNet]:
+    network = build(config, seed, train.seen.shape[-1])
+    assert config.cycles is not None
+    assert config.probe_layer is not None
+    values: dict[str, float] = {}
+    labelled = train.labels is not None and test.labels is not None
+    probe = partial(_probe, config, seed, train=train, test=test)
+    if labelled:
+        values["random_probe_accuracy"] = probe(network)
+    trained = learn(config, seed, network, train, workdir)
+    learner: Learner = trained.state
+    curve = {}
+    for cycle, kept in trained.snapshots if labelled else []:
+        nnx.update(network, *kept)
+        curve[cycle] = probe(network)
+        workdir.log(seed=seed, cycle=cycle, probe_accuracy=curve[cycle])
+    nnx.update(network, learner.params, learner.statistics)
+    network.eval()  # type: ignore[no-untyped-call]
+    history = np.asarray(learner.history)
+    names = ("cluster_change_nmi", "class_nmi", "loss")
+    values |= {name: float(v) for name, v in zip(names, history[-1], strict=True) if np.isfinite(v)}
+    if labelled:
+        values["initial_alignment"] = float(history[0, 1])
+        values["probe_accuracy"] = curve[config.cycles]
+    values = {name: round(value, 4) for name, value in values.items()}
+    values["training_seconds"] = round(trained.seconds, 1)
+    found = np.asarray(learner.labels)
+    workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), trained.seconds))
+    if seed == config.seed:
+        random = values.get("random_probe_accuracy")
+        figures.cycles(history, curve, random, config.halt, config.workdir / "figure5_cycles.png")
+        shown = np.flatnonzero(found < 20)
+        figures.gallery(
+            np.asarray(train.raw)[shown],
+            found[shown],
+            None if train.labels is None else train.labels[shown],
+            config.workdir / "clusters.png",
+        )
+    return SeedResult(seed, network, values)
+
+
+def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, workdir: Workdir) -> Any:
+    """All cycles, with snapshots of the network where it is to be judged."""
+    assert config.batch_size is not None
+    assert config.num_clusters is not None
+    assert config.cycles is not None
+    scale = moments(train)
+    clusters, batch_size = config.num_clusters, config.batch_size
+    network.train()  # type: ignore[no-untyped-call]
+    graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.sgd(config.learning_rate, config.momentum)
+    )
+    num_features = network.num_features
+
+    def fresh_head(key: Array) -> tuple[Array, Array]:
+        return 0.01 * jax.random.normal(key, (num_features, clusters)), jnp.zeros(clusters)
+
+    def loss(
+        weights: tuple[Any, tuple[Array, Array]], statistics: Any, images: Array, labels: Array, key: Array
+    ) -> tuple[Array, Any]:
+        params, (kernel, bias) = weights
+        net = nnx.merge(graph, params, statistics, copy=True)  # statistics change at this trace level
+        logits = jax.nn.relu(net(images, key=key)) @ kernel + bias
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return value, nnx.state(net, nnx.BatchStat)
+
+    def step(learner: Learner, batch: tuple[Array, Array], raw: Array) -> tuple[Learner, Array]:
+        chosen, key = batch
+        crop_key, dropout_key = jax.random.split(key)
+        images = (transform(config, crop_key, to_float(raw[chosen])) - scale[0]) / scale[1]
+        weights = learner.params, learner.head
+        (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
+            weights, learner.statistics, images, learner.labels[chosen], dropout_key
+        )
+        changes, memory = optimizer.update(gradients[0], learner.memory, learner.params)
+        head_changes, head_memory = optimizer.update(gradients[1], learner.head_memory, learner.head)
+        return learner._replace(
+            params=optax.apply_updates(learner.params, changes),
+            statistics=statistics,
+            memory=memory,
+            head=optax.apply_updates(learner.head, head_changes),
+            head_memory=head_memory,
+        ), value
+
+    @partial(jax.jit, donate_argnums=0)
+    def epoch(learner: Learner, key: Array, raw: Array) -> tuple[Learner, Array]:
+        order_key, steps_key = jax.random.split(key)
+        steps = max(1, len(raw) // batch_size)
+        order = deep_cluster.balanced_indices(
+            order_key, learner.labels, num_clusters=clusters, num_samples=steps * batch_size
+        )
+        batches = order.reshape(steps, batch_size), jax.random.split(steps_key, steps)
+        learner, values = jax.lax.scan(lambda one, batch: step(one, batch, raw), learner, batches)
+        return learner, jnp.mean(values)
+
+    group = jax.jit(cluster(config))
+    embed = features(config, network)
+
+    def advance(learner: Learner, cycle: int, _: int) -> tuple[Learner, Array]:
+        cycle_key = jax.random.fold_in(jax.random.key(seed), cycle)
+        keys = jax.random.split(cycle_key, 3)
+        halted = config.halt is not None and cycle >= config.halt
+        before = np.asarray(learner.labels)
+        if not halted:
+            found = embed(learner.params, learner.statistics, train.seen, scale)
+            learner = learner._replace(labels=group(keys[0], found))
+        now = np.asarray(learner.labels)
+        if not halted or config.fresh_head:
+            head = fresh_head(keys[1])
+            learner = learner._replace(head=head, head_memory=optimizer.init(head))
+        learner, value = epoch(learner, keys[2], train.raw)
+        change = metrics.normalized_mutual_info(before, now) if cycle else np.nan
+        alike = np.nan if train.labels is None else metrics.normalized_mutual_info(train.labels, now)
+        history = learner.history.at[cycle].set(jnp.array([change, alike, value]))
+        workdir.log(
+            seed=seed,
+            cycle=cycle,
+            **{
+                name: round(float(v), 5)
+                for name, v in {"cluster_change_nmi": change, "class_nmi": alike, "loss": value}.items()
+                if np.isfinite(v)
+            },
+        )
+        return learner._replace(history=history), value
+
+    head = fresh_head(jax.random.key(seed))
+    start = Learner(
+        params=params,
+        statistics=statistics,
+        memory=optimizer.init(params),
+        head=head,
+        head_memory=optimizer.init(head),
+        labels=jnp.zeros(len(train.raw), jnp.int32),
+        history=jnp.full((config.cycles, 3), jnp.nan),
+    )
+    every = config.probe_every or config.cycles
+    return run_steps(
+        advance,
+        jax.tree.map(jnp.copy, start),  # the network keeps its own arrays, these are donated
+        steps=config.cycles,
+        stride=1,
+        folder=config.workdir / f"checkpoints-{seed}",
+        title=f"seed {seed}",
+        unit="cycle",
+        snapshot_at={*range(every, config.cycles, every), config.cycles},
+        snapshot=lambda learner: (learner.params, learner.statistics),
+    )
+
+
+def prepare(name: str, images: np.ndarray, labels: np.ndarray | None, number: int | None) -> Images:
+    """The first images of a split, on the device."""
+    raw = images[:number]
+    seen = evaluation.map_batches(jax.jit(partial(middle, side=_side(name))), raw)
+    return Images(jnp.asarray(raw), seen, None if labels is None else labels[:number])
+
+
+def _side(name: str) -> int:
+    """To which the authors enlarge images before they cut out the middle."""
+    return 44 if name == "fashion_mnist" else 45
+
+
+def middle(images: Array, *, side: int) -> Array:
+    """Images in [0, 1], resized to `side` and cut to the middle 32×32 pixels."""
+    images = to_float(images)
+    resized = jax.image.resize(images, (len(images), side, side, images.shape[-1]), "bilinear")
+    edge = (side - _SIZE) // 2
+    return resized[:, edge : edge + _SIZE, edge : edge + _SIZE]
+
+
+def to_float(images: Array) -> Array:
+    """Pixels in [0, 1] from uint8; floating images stay as they are."""
+    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
+
+
+def moments(images: Images) -> tuple[Array, Array]:
+    """Mean and standard deviation of each channel, by which images are normalised."""
+    axes = (0, 1, 2)
+    return jnp.mean(images.seen, axes), jnp.maximum(jnp.std(images.seen, axes), 1e-6)
+
+
+def transform(config: Config, key: Array, images: Array) -> Array:
+    """Training images of a minibatch, 32×32."""
+    if config.augmentation == "text":
+        return augment.horizontal_flip(key, middle(images, side=_side(config.dataset)))
+    # One crop for all: the images of the minibatch are the channels of one image.
+    batch, height, width, channels = images.shape
+    one = jnp.moveaxis(images, 0, 2).reshape(1, height, width, batch * channels)
+    crop = augment.random_resized_crop(key, one, size=(_SIZE, _SIZE))
+    return jnp.moveaxis(crop.reshape(_SIZE, _SIZE, batch, channels), 2, 0)
+
+
+def build(config: Any, seed: int, channels: int) -> LeNet5 | AlexNet:
+    """The untrained network."""
+    kind = LeNet5 if config.architecture == "lenet5" else AlexNet
+    return kind(channels=channels, use_sobel=bool(config.sobel), rngs=nnx.Rngs(seed))
+
+
+def features(config: Any, network: LeNet5 | AlexNet, *, layer: str | None = None) -> Any:
+    """A function from parameters, statistics, 32×32 images in [0, 1] and their `moments` to features.
+
+    Args:
+      config: the options.
+      network: of the architecture; its values are not used.
+      layer: give the flattened values of this layer instead of the top features.
+    """
+    network.eval()  # type: ignore[no-untyped-call]
+    graph = nnx.graphdef(network)
+    network.train()  # type: ignore[no-untyped-call]
+
+    @jax.jit
+    def apply(params: Any, statistics: Any, mean: Array, deviation: Array, images: Array) -> Array:
+        net = nnx.merge(graph, params, statistics)
+        images = (images - mean) / deviation
+        found = net(images) if layer is None else net.layers(images)[layer]
+        return found.reshape(len(images), -1)
+
+    def embed(params: Any, statistics: Any, images: Array, scale: tuple[Array, Array]) -> Array:
+        return evaluation.map_batches(partial(apply, params, statistics, *scale), images, batch_size=1000)
+
+    return embed
+
+
+def cluster(config: Any) -> Any:
+    """The clustering of features, as a function of a key and the features."""
+
+    def group(key: Array, found: Array) -> Array:
+        ready = deep_cluster.preprocess(found, num_components=config.num_components or None)
+        return deep_cluster.pseudo_labels(key, ready, num_clusters=config.num_clusters)
+
+    return group
+
+
+def _probe(config: Config, seed: int, network: LeNet5 | AlexNet, *, train: Images, test: Images) -> float:
+    embed = features(config, network, layer=config.probe_layer)
+    _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    scale = moments(train)
+    codes = [embed(params, statistics, images.seen, scale) for images in (train, test)]
+    assert train.labels is not None
+    assert test.labels is not None
+    accuracy = evaluation.linear_probe(
+        jax.random.key(seed), codes[0], train.labels, codes[1], test.labels, num_epochs=config.probe_epochs
+    )
+    return round(accuracy, 4)
+
+
+def fill_in(config: Any, dataset: data.Dataset, num_train: int) -> Any:
+    """The defaults that depend on the data, and the data set's own name."""
+    colour = dataset.train_images.shape[-1] == 3
+    architecture = config.architecture or ("alexnet" if colour else "lenet5")
+    alexnet = architecture == "alexnet"
+    clusters = {"mnist": 9, "digits": 9, "fashion_mnist": 5, "cifar10": 1000}.get(dataset.name)
+    if clusters is None:
+        clusters = 10 if dataset.train_labels is None else len(np.unique(dataset.train_labels))
+    chosen = {
+        "dataset": dataset.name,
+        "architecture": architecture,
+        "num_clusters": config.num_clusters or clusters,
+        "num_components": (256 if alexnet else 0) if config.num_components is None else config.num_components,
+        "sobel": alexnet if config.sobel is None else config.sobel,
+    }
+    if isinstance(config, Config):
+        default = 15 if num_train < _SMALL else 100 if alexnet else 50
+        chosen |= {
+            "cycles": config.cycles or default,
+            "momentum": (0.9 if alexnet else 0.1) if config.momentum is None else config.momentum,
+            "batch_size": config.batch_size or min(64 if alexnet else 128, num_train),
+            "probe_layer": config.probe_layer or ("relu_5" if alexnet else "conv_2"),
+        }
+    return replace(config, **chosen)
+
+
+def check_network(config: Any, train: Images) -> None:
+    """Raises where the clustering cannot be done on this many images or features."""
+    if config.num_clusters > len(train.seen):
+        raise ConfigError(f"num_clusters={config.num_clusters} exceeds the {len(train.seen)} training images")
+    size = build(config, 0, train.seen.shape[-1]).num_features
+    if config.num_components > min(size, len(train.seen)):
+        raise ConfigError(
+            f"num_components={config.num_components} is not accepted: there are {size} features of "
+            f"{len(train.seen)} images"
+        )
+
+
+def _check_sizes(config: Config, train: Images, test: Images) -> None:
+    check_network(config, train)
+    assert config.cycles is not None
+    assert config.batch_size is not None
+    if config.halt is not None and config.halt >= config.cycles:
+        raise ConfigError(f"halt={config.halt} is not accepted: the run has {config.cycles} cycles")
+    if config.batch_size > len(train.seen):
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.seen)} training images")
+    layers = build(config, 0, train.seen.shape[-1]).layers(test.seen[:1])
+    if config.probe_layer not in layers:
+        raise ConfigError(
+            f"probe_layer={config.probe_layer!r} is unknown; accepted: {', '.join(sorted(layers))}"
+        )
+
+
+def print_table(results: Sequence[SeedResult[LeNet5 | AlexNet]]) -> None:
+    """The metrics of every seed."""
+    rows = []
+    for name in results[0].metrics:
+        values = [r.metrics[name] for r in results]
+        rows.append([name.replace("_", " "), *(f"{value:.3f}" for value in [*values, np.mean(values)])])
+    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean"], rows))
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

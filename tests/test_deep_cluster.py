@@ -1,0 +1,260 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.preprocessing import normalize
+
+from experiments import deepcluster, deepcluster_alignment, evaluation, reporting, training
+from experiments.deepcluster import Config
+from sul_jax import deep_cluster, nn
+
+BALANCED = jax.jit(deep_cluster.balanced_indices, static_argnames=("num_clusters", "num_samples"))
+
+
+def blobs(number: int = 60) -> tuple[jax.Array, np.ndarray]:
+    labels = np.arange(number) % 3
+    centres = 5 * jax.random.normal(jax.random.key(0), (3, 8))
+    return centres[labels] + 0.1 * jax.random.normal(jax.random.key(1), (number, 8)), labels
+
+
+def test_preprocess_is_that_of_scikit_learn() -> None:
+    x = jax.random.normal(jax.random.key(0), (200, 9)) @ jax.random.normal(jax.random.key(1), (9, 9))
+    expected = normalize(PCA(4, whiten=True, svd_solver="full").fit_transform(np.float64(x)))
+    got = deep_cluster.preprocess(x, num_components=4)
+    np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=2e-3)
+    np.testing.assert_allclose(deep_cluster.preprocess(x), normalize(np.asarray(x)), atol=1e-6)
+
+
+def test_preprocess_of_features_without_variance() -> None:
+    x = jnp.concatenate([blobs()[0], jnp.full((60, 2), 3.0)], axis=1)
+    ready = deep_cluster.preprocess(x, num_components=10)
+    assert np.isfinite(ready).all()
+    assert not np.any(deep_cluster.preprocess(jnp.ones((5, 3)), num_components=2))
+    assert not np.any(deep_cluster.preprocess(jnp.zeros((5, 3))))
+
+
+def test_pseudo_labels_find_blobs_and_are_those_of_the_whole_batch() -> None:
+    x, labels = blobs()
+    find = jax.jit(deep_cluster.pseudo_labels, static_argnames=("num_clusters", "axis_name"))
+    found = find(jax.random.key(0), x, num_clusters=3)
+    assert normalized_mutual_info_score(labels, found) == pytest.approx(1)
+    sharded = jax.vmap(
+        lambda part: deep_cluster.pseudo_labels(jax.random.key(0), part, num_clusters=3, axis_name="b"),
+        axis_name="b",
+    )(x.reshape(6, 10, 8))
+    np.testing.assert_array_equal(sharded.ravel(), found)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([(40, 3, 40), (40, 7, 25), (5, 9, 30)]))
+def test_balanced_indices(seed: int, sizes: tuple[int, int, int]) -> None:
+    batch, clusters, samples = sizes
+    # Uneven clusters, some of them empty.
+    weights = jax.random.normal(jax.random.key(seed), (clusters,)) * 3
+    labels = np.asarray(jax.random.categorical(jax.random.key(seed + 1), weights, shape=(batch,)))
+    indices = np.asarray(BALANCED(jax.random.key(seed), labels, num_clusters=clusters, num_samples=samples))
+    assert indices.shape == (samples,)
+    counts = np.bincount(labels[indices], minlength=clusters)
+    filled = np.bincount(labels, minlength=clusters) > 0
+    assert not counts[~filled].any()
+    assert np.ptp(counts[filled]) <= 1
+    share = -(-samples // filled.sum())
+    for cluster in np.flatnonzero(np.bincount(labels, minlength=clusters) >= share):
+        drawn = indices[labels[indices] == cluster]
+        assert len(set(drawn.tolist())) == len(drawn)
+
+
+def test_balanced_indices_are_in_random_order_and_reach_every_example() -> None:
+    labels = jnp.repeat(jnp.arange(2), 50)
+    indices = BALANCED(jax.random.key(0), labels, num_clusters=2, num_samples=100)
+    assert sorted(indices.tolist()) == list(range(100))
+    assert 0.3 < float(jnp.mean(labels[indices][:50])) < 0.7
+
+
+def test_initial_alignment() -> None:
+    x, labels = blobs()
+    assert deep_cluster.initial_alignment(jax.random.key(0), x, labels, num_clusters=3) == pytest.approx(1)
+    ready = deep_cluster.preprocess(x, num_components=3)
+    found = deep_cluster.pseudo_labels(jax.random.key(0), ready, num_clusters=5)
+    got = deep_cluster.initial_alignment(jax.random.key(0), x, labels, num_clusters=5, num_components=3)
+    assert got == pytest.approx(normalized_mutual_info_score(labels, found))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: deep_cluster.preprocess(x, num_components=9), "num_components=9 is not accepted"),
+        (lambda x: deep_cluster.preprocess(x.at[0, 0].set(jnp.nan)), "features holds NaN"),
+        (lambda x: deep_cluster.preprocess(x[0]), "features must have shape"),
+        (
+            lambda x: deep_cluster.pseudo_labels(jax.random.key(0), x, num_clusters=61),
+            "num_clusters=61 .* 60 vectors",
+        ),
+        (
+            lambda x: deep_cluster.balanced_indices(
+                jax.random.key(0), jnp.zeros(0, int), num_clusters=2, num_samples=3
+            ),
+            "labels must be a vector of at least one",
+        ),
+        (
+            lambda x: deep_cluster.balanced_indices(
+                jax.random.key(0), jnp.zeros(4, int), num_clusters=2, num_samples=0
+            ),
+            "num_samples=0",
+        ),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(blobs()[0])
+
+
+def test_sobel_is_scipys() -> None:
+    x = np.random.default_rng(0).random((2, 9, 8, 3)).astype(np.float32)
+    got = nn.sobel(jnp.asarray(x))
+    for image, found in zip(x.mean(-1), got, strict=True):
+        for axis, channel in ((1, 0), (0, 1)):
+            expected = -ndimage.sobel(image, axis=axis, mode="constant")
+            np.testing.assert_allclose(found[..., channel], expected, atol=1e-5)
+
+
+def test_networks_have_the_published_sizes() -> None:
+    lenet = nn.LeNet5(rngs=nnx.Rngs(0))
+    layers = lenet.layers(jnp.ones((1, 32, 32, 1)))
+    assert layers["conv_2"].shape == (1, 10, 10, 16)
+    # 6·25 + 16·150 weights, 400·120 and 120·84, biases and normalisation.
+    expected = 150 + 2400 + 48_000 + 10_080 + (6 + 16) * 3 + 120 + 84
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(lenet, nnx.Param))) == expected
+    alexnet = nn.AlexNet(rngs=nnx.Rngs(0))
+    assert alexnet.layers(jnp.ones((1, 32, 32, 3)))["relu_5"].shape == (1, 2, 2, 128)
+    original = nnx.eval_shape(lambda: nn.AlexNet("original", rngs=nnx.Rngs(0)))
+    assert original.hidden[0].kernel.shape == (256 * 6 * 6, 4096)
+    with pytest.raises(ValueError, match="variant='big' is not accepted"):
+        nn.AlexNet("big", rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+
+
+def test_evaluation_does_not_depend_on_the_batch_and_dropout_on_the_key() -> None:
+    net = nn.AlexNet(rngs=nnx.Rngs(0))
+    x = jax.random.uniform(jax.random.key(0), (6, 32, 32, 3))
+    net.eval()
+    np.testing.assert_allclose(net(x)[:2], net(x[:2]), atol=1e-5)
+    # Untrained statistics change nothing.
+    layers = net.layers(x)
+    np.testing.assert_allclose(layers["relu_1"], jax.nn.relu(layers["conv_1"]), rtol=1e-4, atol=1e-5)
+    one, other = (net(x, key=jax.random.key(k)) for k in (0, 1))
+    assert not np.allclose(one, other)
+
+
+def test_linear_probe_is_a_logistic_regression() -> None:
+    x, labels = blobs(300)
+    x = x + 2 * jax.random.normal(jax.random.key(2), x.shape)
+    train, test = slice(0, 200), slice(200, 300)
+    got = evaluation.linear_probe(
+        jax.random.key(0), x[train], labels[train], x[test], labels[test], num_epochs=50, batch_size=20
+    )
+    expected = LogisticRegression().fit(x[train], labels[train]).score(x[test], labels[test])
+    assert got == pytest.approx(100 * expected, abs=4)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run of seconds."""
+    return Config(
+        dataset="digits", workdir=tmp_path / "run", num_train=128, num_test=64, cycles=3, batch_size=32,
+        num_clusters=4, probe_epochs=2,
+    )  # fmt: skip
+
+
+def leaves(result: reporting.SeedResult) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
+
+
+def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "RESULTS", config.workdir.parent)
+    (result,) = deepcluster.run(replace(config, record=True, probe_every=1))
+    for name in ("figure5_cycles", "clusters"):
+        assert (config.workdir / f"{name}.png").stat().st_size > 1000
+    (one,) = json.loads((config.workdir.parent / "deepcluster.json").read_text())
+    assert one["config"]["architecture"] == "lenet5"
+    for name in ("probe_accuracy", "random_probe_accuracy"):
+        assert 0 <= one["metrics"][name] <= 100
+    # Same seed, same result, also after an interruption.
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    stopped = replace(config, workdir=config.workdir.with_name("stopped"), probe_every=1)
+    save = training.Checkpoints.save
+
+    def save_and_stop(self: training.Checkpoints, position: tuple[int, ...], tree: object) -> None:
+        save(self, position, tree)
+        if position == (2,):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        deepcluster.run(stopped)
+    monkeypatch.setattr(training.Checkpoints, "save", save)
+    (resumed,) = deepcluster.run(replace(stopped, resume=True))
+    for first, second in zip(leaves(result), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert {k: v for k, v in resumed.metrics.items() if k != "training_seconds"} == {
+        k: v for k, v in result.metrics.items() if k != "training_seconds"
+    }
+
+
+def test_halted_clusters_stay(config: Config) -> None:
+    deepcluster.run(replace(config, halt=1, fresh_head=False, augmentation="text"))
+    lines = [json.loads(line) for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    changes = [line["cluster_change_nmi"] for line in lines if "cluster_change_nmi" in line]
+    np.testing.assert_allclose(changes[:2], 1)
+
+
+def test_colour_images_take_alexnet(tmp_path: Path, config: Config) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "colour.npz", images=images)
+    (result,) = deepcluster.run(
+        replace(
+            config, dataset=str(tmp_path / "colour.npz"), num_components=5, cycles=1, batch_size=10,
+            num_train=None, num_test=None,
+        )
+    )  # fmt: skip
+    assert isinstance(result.network, nn.AlexNet)
+    assert "probe_accuracy" not in result.metrics  # there are no labels
+
+
+def test_alignment_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    config = deepcluster_alignment.Config(
+        dataset="digits", workdir=tmp_path / "run", num_networks=3, num_train=200, record=True
+    )
+    (result,) = deepcluster_alignment.run(config)
+    assert result.network.shape == (3,)
+    assert 0 < result.metrics["initial_alignment_mean"] < 1
+    assert (config.workdir / "figure6_alignment.png").stat().st_size > 1000
+    (one,) = json.loads((tmp_path / "deepcluster_alignment.json").read_text())
+    assert one["metrics"]["initial_alignment_std"] == result.metrics["initial_alignment_std"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_clusters": 129}, "num_clusters=129 exceeds the 128 training images"),
+        ({"num_components": 85}, "num_components=85 is not accepted: there are 84 features"),
+        ({"halt": 3}, "halt=3 is not accepted: the run has 3 cycles"),
+        ({"batch_size": 129}, "batch_size=129 exceeds the 128 training images"),
+        ({"probe_layer": "conv_9"}, "probe_layer='conv_9' is unknown; accepted: conv_1, conv_2"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is not accepted"),
+    ],
+)
+def test_bad_options(config: Config, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        deepcluster.run(replace(config, **change))
