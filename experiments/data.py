@@ -482,13 +482,14 @@ def _cifar10(directory: str | Path | None) -> Dataset:
         for split, number in CIFAR10.items():
             strips = [_strip(path) for path in sorted(folder.glob(f"{split}_*.webp"))]
             labels = folder / f"{split}_labels.npy"
-            if sum(map(len, strips)) != number or not labels.exists():
+            found = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
+            if (sum(map(len, strips)), found.shape) != (number, (number,)):
                 raise DataError(
-                    f"{folder} holds {sum(map(len, strips))} of the {number} {split} images, or lacks "
-                    f"{labels.name}"
+                    f"{folder} holds {sum(map(len, strips))} {split} images and {len(found)} labels, not "
+                    f"{number} of each"
                 )
             arrays[f"{split}_images"] = np.concatenate(strips)
-            arrays[f"{split}_labels"] = np.load(labels).astype(np.int32)
+            arrays[f"{split}_labels"] = found
         return arrays
 
     lossy = [len(np.load(path)) for path in sorted(folder.glob("*_lossy_indices.npy"))] if folder else []
@@ -501,6 +502,8 @@ def _strip(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
+            if image.width != 32:
+                raise ValueError(f"its width is {image.width}")
             return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None

@@ -70,8 +70,8 @@ class Config:
     """A new top layer in every cycle, as in the authors' code; --no-fresh-head keeps it once clustering has
     halted, as their text reads."""
     augmentation: Literal["code", "text"] = "code"
-    """Of training images: one random crop for the whole minibatch (the authors' code), or a horizontal flip
-    of each (their text)."""
+    """Of training images: one random crop for the whole minibatch (the authors' code, in most of its jobs),
+    or a horizontal flip of each (their text)."""
     learning_rate: float = 0.1
     """Of stochastic gradient descent."""
     momentum: float | None = None
@@ -160,13 +160,16 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         above={"learning_rate": 0},
     )  # fmt: skip
     dataset = data.load(config.dataset, config.data_dir)
-    train = prepare(dataset.name, dataset.train_images, dataset.train_labels, config.num_train)
-    test = prepare(dataset.name, dataset.test_images, dataset.test_labels, config.num_test)
+    train = prepare(dataset.train_images, dataset.train_labels, config.num_train)
+    test = prepare(dataset.test_images, dataset.test_labels, config.num_test)
     config = fill_in(config, dataset, len(train.seen))
     _check_sizes(config, train, test)
     told_apart = {"num_train": len(train.raw), "crc32": zlib.crc32(np.asarray(train.raw).tobytes())}
     results = []
-    with Workdir(config.workdir, EXPERIMENT, config, resume=config.resume, data=told_apart) as workdir:
+    with Workdir(
+        config.workdir, EXPERIMENT, config, resume=config.resume, data=told_apart,
+        may_differ=("probe_layer", "probe_epochs", "num_test"),
+    ) as workdir:  # fmt: skip
         print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
         for seed in range(config.seed, config.seed + config.seeds):
             results.append(_run_seed(config, seed, workdir, dataset, train, test))
@@ -265,7 +268,7 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, w
     @partial(jax.jit, donate_argnums=0)
     def epoch(learner: Learner, key: Array, raw: Array) -> tuple[Learner, Array]:
         order_key, steps_key = jax.random.split(key)
-        steps = max(1, len(raw) // batch_size)
+        steps = len(raw) // batch_size
         order = deep_cluster.balanced_indices(
             order_key, learner.labels, num_clusters=clusters, num_samples=steps * batch_size
         )
@@ -327,16 +330,16 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, w
     )
 
 
-def prepare(name: str, images: np.ndarray, labels: np.ndarray | None, number: int | None) -> Images:
+def prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None) -> Images:
     """The first images of a split, on the device."""
     raw = images[:number]
-    seen = evaluation.map_batches(jax.jit(partial(middle, side=_side(name))), raw)
+    seen = evaluation.map_batches(jax.jit(partial(middle, side=_side(images.shape[-1]))), raw)
     return Images(jnp.asarray(raw), seen, None if labels is None else labels[:number])
 
 
-def _side(name: str) -> int:
+def _side(channels: int) -> int:
     """To which the authors enlarge images before they cut out the middle."""
-    return 44 if name == "fashion_mnist" else 45
+    return 44 if channels == 1 else 45
 
 
 def middle(images: Array, *, side: int) -> Array:
@@ -353,15 +356,16 @@ def to_float(images: Array) -> Array:
 
 
 def moments(images: Images) -> tuple[Array, Array]:
-    """Mean and standard deviation of each channel, by which images are normalised."""
-    axes = (0, 1, 2)
-    return jnp.mean(images.seen, axes), jnp.maximum(jnp.std(images.seen, axes), 1e-6)
+    """Mean and standard deviation of each channel in the first images, by which images are normalised."""
+    raw = np.asarray(images.raw[:_SMALL]) / (255 if images.raw.dtype == jnp.uint8 else 1)
+    mean, deviation = raw.mean((0, 1, 2)), np.maximum(raw.std((0, 1, 2)), 1e-6)
+    return jnp.asarray(mean, jnp.float32), jnp.asarray(deviation, jnp.float32)
 
 
 def transform(config: Config, key: Array, images: Array) -> Array:
     """Training images of a minibatch, 32×32."""
     if config.augmentation == "text":
-        return augment.horizontal_flip(key, middle(images, side=_side(config.dataset)))
+        return augment.horizontal_flip(key, middle(images, side=_side(images.shape[-1])))
     # One crop for all: the images of the minibatch are the channels of one image.
     batch, height, width, channels = images.shape
     one = jnp.moveaxis(images, 0, 2).reshape(1, height, width, batch * channels)

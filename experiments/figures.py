@@ -255,14 +255,14 @@ def cycles(
     _save(figure, path)
 
 
-def alignments(values: np.ndarray, title: str, paper: float | None, path: Path) -> None:
+def alignments(values: np.ndarray, title: str, paper: Sequence[float], path: Path) -> None:
     """Figure 6: the distribution of the initial alignment over untrained networks."""
     figure = Figure(figsize=(4.5, 2.8), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(values, bins=min(20, max(5, len(values) // 4)), color="tab:blue", alpha=0.7)
     axes.axvline(float(values.mean()), color="tab:blue", label=f"mean {values.mean():.3f}")
-    if paper is not None:
-        axes.axvline(paper, color="black", linestyle="--", label=f"paper {paper:.3f}")
+    for bound in sorted(set(paper)):
+        axes.axvline(bound, color="black", linestyle="--", label=f"paper {bound:.3f}")
     axes.set(xlabel="normalised mutual information with the classes", ylabel="networks", title=title)
     axes.legend(frameon=False)
     _save(figure, path)

@@ -43,6 +43,8 @@ class Config(nmce_spiral.Config):
     """Layers of the networks that make the data."""
     steps: int = 3000
     """Training steps."""
+    batch_size: int = 1024
+    """Points in a step, half of them on each manifold; the paper's 4096."""
     tcr_steps: int = 1500
     """First steps, with the total coding rate alone (eq. 5): features before clusters."""
     learning_rate: float = 1e-3

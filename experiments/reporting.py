@@ -331,7 +331,11 @@ def _nmce_row(what: str, paper: str, experiment: str, dataset: str, options: str
 
 def _alignment_row(what: str, paper: str, dataset: str, num_train: int, clusters: int) -> Row:
     """A row of paper 004's initial alignment: the mean over untrained networks."""
-    where = {"num_clusters": clusters, "num_networks": 100, "num_train": None}
+    colour = dataset == "cifar10"
+    where = {
+        "num_clusters": clusters, "num_networks": 100, "num_train": None, "sobel": colour,
+        "architecture": "alexnet" if colour else "lenet5", "num_components": 256 if colour else 0,
+    }  # fmt: skip
     command = f"deepcluster_alignment --dataset {dataset}"
     metric = "initial_alignment_mean"
     return Row(what, paper, "deepcluster_alignment", metric, where, dataset, num_train, command, "", 3)
@@ -339,7 +343,11 @@ def _alignment_row(what: str, paper: str, dataset: str, num_train: int, clusters
 
 def _deepcluster_row(what: str, metric: str) -> Row:
     """A row of paper 004's Fashion-MNIST runs: accuracy of a linear probe in percent."""
-    where = {"architecture": "lenet5", "num_clusters": 5, "cycles": 50, "halt": None, "augmentation": "code"}
+    where = {
+        "architecture": "lenet5", "num_clusters": 5, "num_components": 0, "sobel": False, "cycles": 50,
+        "halt": None, "augmentation": "code", "learning_rate": 0.1, "momentum": 0.1, "weight_decay": 1e-3,
+        "batch_size": 128, "probe_layer": "conv_2", "probe_epochs": 20, "num_train": None, "num_test": None,
+    }  # fmt: skip
     command = "deepcluster --dataset fashion_mnist"
     return Row(what, "–", "deepcluster", metric, where, "fashion_mnist", 60_000, command, "higher")
 
@@ -378,7 +386,7 @@ ROWS: tuple[Row, ...] = (
         "MNIST, 3 layers, random subspaces¹", "29.4", _ERROR, " --random-subspaces", random_subspaces=True
     ),
     _nmce_row(
-        "double spiral, **accuracy**", "–", "nmce_spiral", "spiral", steps=4000, batch_size=1024, tcr_steps=0
+        "double spiral, **accuracy**", "–", "nmce_spiral", "spiral", steps=24_000, batch_size=512, tcr_steps=0
     ),
     _nmce_row(
         "two random manifolds, identifiable, **accuracy**",

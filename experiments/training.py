@@ -67,6 +67,7 @@ def run_steps(
     folder: Path,
     title: str,
     unit: str = "step",
+    value_name: str = "loss",
     log: Callable[..., None] = lambda **_: None,
     snapshot_at: Collection[int] = (),
     snapshot: Callable[[Any], Any] = lambda state: state,
@@ -81,7 +82,8 @@ def run_steps(
       folder: of the checkpoints.
       title: of the progress bar.
       unit: what a step is called there.
-      log: takes `step` and `loss` at each checkpoint.
+      value_name: what the loss is called there.
+      log: takes `step` and the loss at each checkpoint.
       snapshot_at: steps at which `snapshot` looks at the state.
       snapshot: what it keeps.
 
@@ -109,7 +111,7 @@ def run_steps(
             if not np.isfinite(loss):
                 raise ConfigError(f"the loss is not finite at step {done}; lower the learning_rate")
             bar.update(end - done)
-            bar.set_postfix(loss=f"{loss:.4g}")
+            bar.set_postfix({value_name: f"{loss:.4g}"})
             done = end
             if done in snapshot_at:
                 snapshots.append((done, jax.device_get(snapshot(state))))
@@ -123,5 +125,5 @@ def run_steps(
                     tree["snapshots"] = [jax.tree.leaves(kept) for _, kept in snapshots]
                 checkpoints.save((done,), tree)
                 last_saved = time.monotonic()
-                log(step=done, loss=loss)
+                log(step=done, **{value_name: loss})
     return Trained(state, snapshots, time.monotonic() - clock)

@@ -18,6 +18,7 @@ from sklearn.preprocessing import normalize
 from experiments import deepcluster, deepcluster_alignment, evaluation, reporting, training
 from experiments.deepcluster import Config
 from sul_jax import deep_cluster, nn
+from sul_jax.nn import convnets
 
 BALANCED = jax.jit(deep_cluster.balanced_indices, static_argnames=("num_clusters", "num_samples"))
 
@@ -258,3 +259,24 @@ def test_alignment_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_bad_options(config: Config, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         deepcluster.run(replace(config, **change))
+
+
+def test_banded_convolution_is_the_convolution() -> None:
+    net = nn.LeNet5(rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, 32, 32, 1))
+    kernel = net.convolutions[0].kernel[...]
+
+    def plain(kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+        )
+
+    def banded(kernel: jax.Array) -> jax.Array:
+        return convnets._banded(x, kernel)
+
+    np.testing.assert_allclose(net.layers(x)["conv_1"], plain(kernel), atol=1e-4)
+    for one, other in zip(jax.vjp(plain, kernel), jax.vjp(banded, kernel), strict=True):
+        if callable(one):
+            np.testing.assert_allclose(one(plain(kernel))[0], other(plain(kernel))[0], rtol=1e-3)
+        else:
+            np.testing.assert_allclose(one, other, atol=1e-4)

@@ -53,7 +53,7 @@ class MLP(nnx.Module):
         sizes = [in_features] + [num_features] * num_layers
         self.num_features = num_features
         self.activation = activation
-        self.layers = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(sizes)])
+        self.layers = nnx.List([linear(i, o, rngs) for i, o in itertools.pairwise(sizes)])
 
     def __call__(self, inputs: Array) -> Array:
         """`[batch, in_features]` to `[batch, num_features]`."""
@@ -156,6 +156,26 @@ class _BasicBlock(nnx.Module):
         if self.shortcut is not None:
             inputs = self.shortcut_norm(self.shortcut(inputs))
         return jax.nn.relu(hidden + inputs)
+
+
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with weights and biases from [−1/√inputs, 1/√inputs], uniformly.
+
+    Without biases that differ, a network of activations like ELU's starts out nearly homogeneous: it
+    tells directions apart, but not distances from the origin.
+
+    Example:
+      >>> from flax import nnx
+      >>> from sul_jax.nn import backbones
+      >>> backbones.linear(2, 5, nnx.Rngs(0)).kernel.shape
+      (2, 5)
+    """
+    uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+    def bias_init(key: Array, shape: Any, dtype: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=bias_init, rngs=rngs)
 
 
 def _convolution(inputs: int, outputs: int, size: int, strides: int, rngs: nnx.Rngs) -> nnx.Conv:

@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import whitening
+from sul_jax.nn.backbones import linear
 
 
 class NMCE(nnx.Module):
@@ -48,8 +49,8 @@ class NMCE(nnx.Module):
           ((5, 6), (5, 2))
         """
         self.backbone = backbone
-        self.feature_head = nnx.Linear(in_features, num_features, rngs=rngs)
-        self.cluster_head = nnx.Linear(in_features, num_clusters, rngs=rngs)
+        self.feature_head = linear(in_features, num_features, rngs)
+        self.cluster_head = linear(in_features, num_clusters, rngs)
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         """Features of unit norm `[batch, num_features]` and logits `[batch, num_clusters]`."""
