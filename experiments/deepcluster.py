@@ -10,8 +10,9 @@ what was learned, beside the same classifier on the untrained network. The paper
 accuracies, only figures; README.md lists what ours gives, with seeds, device and time.
 """
 
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,9 @@ from experiments.reporting import (
     Workdir,
     check_options,
     command_line,
-    format_table,
+    print_metrics,
 )
-from experiments.training import run_steps
+from experiments.training import Trained, run_steps
 from sul_jax import augment, deep_cluster, metrics
 from sul_jax.nn import AlexNet, LeNet5
 
@@ -173,7 +174,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
         for seed in range(config.seed, config.seed + config.seeds):
             results.append(_run_seed(config, seed, workdir, dataset, train, test))
-    print_table(results)
+    print_metrics(results, {})
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
 
@@ -186,20 +187,28 @@ def _run_seed(
     assert config.probe_layer is not None
     values: dict[str, float] = {}
     labelled = train.labels is not None and test.labels is not None
-    probe = partial(_probe, config, seed, train=train, test=test)
+    probe = _prober(config, seed, network, train, test)
+    began = time.perf_counter()
     if labelled:
         values["random_probe_accuracy"] = probe(network)
-    trained = learn(config, seed, network, train, workdir)
+    probing = time.perf_counter() - began
+    trained = learn(config, seed, network, train)
     learner: Learner = trained.state
     curve = {}
+    new = workdir.finished(seed) is None
+    began = time.perf_counter()
     for cycle, kept in trained.snapshots if labelled else []:
         nnx.update(network, *kept)
         curve[cycle] = probe(network)
-        workdir.log(seed=seed, cycle=cycle, probe_accuracy=curve[cycle])
     nnx.update(network, learner.params, learner.statistics)
     network.eval()  # type: ignore[no-untyped-call]
+    seconds = trained.seconds + probing + time.perf_counter() - began
     history = np.asarray(learner.history)
     names = ("cluster_change_nmi", "class_nmi", "loss")
+    for number, row in enumerate(history, 1) if new else ():
+        known = {name: round(float(v), 5) for name, v in zip(names, row, strict=True) if np.isfinite(v)}
+        probed = {"probe_accuracy": curve[number]} if number in curve else {}
+        workdir.log(seed=seed, cycle=number, **known, **probed)
     values |= {name: float(v) for name, v in zip(names, history[-1], strict=True) if np.isfinite(v)}
     if labelled:
         values["initial_alignment"] = float(history[0, 1])
@@ -207,7 +216,7 @@ def _run_seed(
     values = {name: round(value, 4) for name, value in values.items()}
     values["training_seconds"] = round(trained.seconds, 1)
     found = np.asarray(learner.labels)
-    workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), trained.seconds))
+    workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), seconds))
     if seed == config.seed:
         random = values.get("random_probe_accuracy")
         figures.cycles(history, curve, random, config.halt, config.workdir / "figure5_cycles.png")
@@ -221,7 +230,7 @@ def _run_seed(
     return SeedResult(seed, network, values)
 
 
-def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, workdir: Workdir) -> Any:
+def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -> Trained:
     """All cycles, with snapshots of the network where it is to be judged."""
     assert config.batch_size is not None
     assert config.num_clusters is not None
@@ -250,7 +259,7 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, w
     def step(learner: Learner, batch: tuple[Array, Array], raw: Array) -> tuple[Learner, Array]:
         chosen, key = batch
         crop_key, dropout_key = jax.random.split(key)
-        images = (transform(config, crop_key, to_float(raw[chosen])) - scale[0]) / scale[1]
+        images = (transform(config, crop_key, evaluation.to_float(raw[chosen])) - scale[0]) / scale[1]
         weights = learner.params, learner.head
         (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
             weights, learner.statistics, images, learner.labels[chosen], dropout_key
@@ -295,15 +304,6 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, w
         change = metrics.normalized_mutual_info(before, now) if cycle else np.nan
         alike = np.nan if train.labels is None else metrics.normalized_mutual_info(train.labels, now)
         history = learner.history.at[cycle].set(jnp.array([change, alike, value]))
-        workdir.log(
-            seed=seed,
-            cycle=cycle,
-            **{
-                name: round(float(v), 5)
-                for name, v in {"cluster_change_nmi": change, "class_nmi": alike, "loss": value}.items()
-                if np.isfinite(v)
-            },
-        )
         return learner._replace(history=history), value
 
     head = fresh_head(jax.random.key(seed))
@@ -344,15 +344,10 @@ def _side(channels: int) -> int:
 
 def middle(images: Array, *, side: int) -> Array:
     """Images in [0, 1], resized to `side` and cut to the middle 32×32 pixels."""
-    images = to_float(images)
+    images = evaluation.to_float(images)
     resized = jax.image.resize(images, (len(images), side, side, images.shape[-1]), "bilinear")
     edge = (side - _SIZE) // 2
     return resized[:, edge : edge + _SIZE, edge : edge + _SIZE]
-
-
-def to_float(images: Array) -> Array:
-    """Pixels in [0, 1] from uint8; floating images stay as they are."""
-    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
 def moments(images: Images) -> tuple[Array, Array]:
@@ -414,17 +409,24 @@ def cluster(config: Any) -> Any:
     return group
 
 
-def _probe(config: Config, seed: int, network: LeNet5 | AlexNet, *, train: Images, test: Images) -> float:
-    embed = features(config, network, layer=config.probe_layer)
-    _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
-    scale = moments(train)
-    codes = [embed(params, statistics, images.seen, scale) for images in (train, test)]
-    assert train.labels is not None
-    assert test.labels is not None
-    accuracy = evaluation.linear_probe(
-        jax.random.key(seed), codes[0], train.labels, codes[1], test.labels, num_epochs=config.probe_epochs
-    )
-    return round(accuracy, 4)
+def _prober(
+    config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, test: Images
+) -> Callable[[LeNet5 | AlexNet], float]:
+    """The linear classifier's accuracy as a function of the network."""
+    embed, scale = features(config, network, layer=config.probe_layer), moments(train)
+
+    def probe(network: LeNet5 | AlexNet) -> float:
+        _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        codes = [embed(params, statistics, images.seen, scale) for images in (train, test)]
+        assert train.labels is not None
+        assert test.labels is not None
+        key, epochs = jax.random.key(seed), config.probe_epochs
+        accuracy = evaluation.linear_probe(
+            key, codes[0], train.labels, codes[1], test.labels, num_epochs=epochs
+        )
+        return round(accuracy, 4)
+
+    return probe
 
 
 def fill_in(config: Any, dataset: data.Dataset, num_train: int) -> Any:
@@ -478,15 +480,6 @@ def _check_sizes(config: Config, train: Images, test: Images) -> None:
         raise ConfigError(
             f"probe_layer={config.probe_layer!r} is unknown; accepted: {', '.join(sorted(layers))}"
         )
-
-
-def print_table(results: Sequence[SeedResult[LeNet5 | AlexNet]]) -> None:
-    """The metrics of every seed."""
-    rows = []
-    for name in results[0].metrics:
-        values = [r.metrics[name] for r in results]
-        rows.append([name.replace("_", " "), *(f"{value:.3f}" for value in [*values, np.mean(values)])])
-    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean"], rows))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Clustering of codes and its agreement with labels: the same for every experiment."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,11 @@ class Clustering(NamedTuple):
     purity: float | None
     normalized_mutual_info: float | None
     adjusted_rand_index: float | None
+
+
+def to_float(images: Array) -> Array:
+    """Pixels in [0, 1] from uint8; floating images stay as they are."""
+    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
 def map_batches(
@@ -204,9 +210,36 @@ def linear_probe(
       >>> evaluation.linear_probe(jax.random.key(0), codes, labels, codes, labels, batch_size=10)
       100.0
     """
-    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    batch_size = min(batch_size, len(train))
-    steps = len(train) // batch_size
+    weights = _probe(
+        key,
+        jnp.asarray(train),
+        jnp.asarray(train_labels),
+        num_classes=int(max(train_labels.max(), test_labels.max())) + 1,
+        num_epochs=num_epochs,
+        batch_size=min(batch_size, len(train)),
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    found = np.argmax(np.asarray(test @ weights[0] + weights[1]), axis=1)
+    return float(100 * np.mean(found == test_labels))
+
+
+@partial(jax.jit, static_argnames=("num_classes", "num_epochs", "batch_size"))
+def _probe(
+    key: Array,
+    codes: Array,
+    labels: Array,
+    *,
+    num_classes: int,
+    num_epochs: int,
+    batch_size: int,
+    learning_rate: float | Array,
+    momentum: float | Array,
+    weight_decay: float | Array,
+) -> tuple[Array, Array]:
+    """Kernel and bias of `linear_probe`."""
+    steps = len(codes) // batch_size
     optimizer = optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(lambda t: learning_rate / jnp.sqrt(1 + learning_rate * weight_decay * t), momentum),
@@ -216,23 +249,18 @@ def linear_probe(
         logits = jnp.matmul(codes, weights[0], precision="highest") + weights[1]
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    @jax.jit
-    def fit(key: Array, codes: Array, labels: Array) -> tuple[Array, Array]:
-        def epoch(index: Array, carry: Any) -> Any:
-            order = jax.random.permutation(jax.random.fold_in(key, index), len(codes))
-            order = order[: steps * batch_size].reshape(steps, batch_size)
+    def epoch(index: Array, carry: Any) -> Any:
+        order = jax.random.permutation(jax.random.fold_in(key, index), len(codes))
 
-            def step(carry: Any, chosen: Array) -> tuple[Any, None]:
-                weights, memory = carry
-                gradients = jax.grad(loss)(weights, codes[chosen], labels[chosen])
-                changes, memory = optimizer.update(gradients, memory, weights)
-                return (optax.apply_updates(weights, changes), memory), None
+        def step(carry: Any, chosen: Array) -> tuple[Any, None]:
+            weights, memory = carry
+            gradients = jax.grad(loss)(weights, codes[chosen], labels[chosen])
+            changes, memory = optimizer.update(gradients, memory, weights)
+            return (optax.apply_updates(weights, changes), memory), None
 
-            return lax.scan(step, carry, order)[0]
+        return lax.scan(step, carry, order[: steps * batch_size].reshape(steps, batch_size))[0]
 
-        weights = jnp.zeros((codes.shape[1], num_classes)), jnp.zeros(num_classes)
-        return lax.fori_loop(0, num_epochs, epoch, (weights, optimizer.init(weights)))[0]
-
-    kernel, bias = fit(key, jnp.asarray(train), jnp.asarray(train_labels))
-    found = np.argmax(np.asarray(test @ kernel + bias), axis=1)
-    return float(100 * np.mean(found == test_labels))
+    weights = jnp.zeros((codes.shape[1], num_classes)), jnp.zeros(num_classes)
+    last: tuple[tuple[Array, Array], Any]
+    last = lax.fori_loop(0, num_epochs, epoch, (weights, optimizer.init(weights)))
+    return last[0]

@@ -190,7 +190,7 @@ def _run_seeds(
     """Trains and evaluates seed by seed; what a finished seed left behind is read instead."""
     architecture = architecture_of(config)
     images = jnp.asarray(train)
-    zca = jax.jit(lambda images: rules[0].init(jax.random.key(0), to_float(images)))(images)
+    zca = jax.jit(lambda images: rules[0].init(jax.random.key(0), evaluation.to_float(images)))(images)
     if config.devices > 1:
         images, zca = jax.device_put((images, zca), NamedSharding(_mesh(config), PartitionSpec()))
     seeds = range(config.seed, config.seed + config.seeds)
@@ -241,11 +241,6 @@ def architecture_of(config: Config) -> energy.EnergyArchitecture:
         layers = tuple(layer._replace(rank=1) for layer in architecture.layers)
         architecture = architecture._replace(layers=layers)
     return architecture
-
-
-def to_float(images: Array) -> Array:
-    """Pixels in [0, 1] from uint8; floating images stay as they are."""
-    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
 def train_group(
@@ -348,7 +343,7 @@ def _begin_layer(
     chosen: Array,
 ) -> k_subspaces.KSubspacesState:
     """The initial state of a layer from a first minibatch of the codes below."""
-    codes = stack(*rules).encode((zca, *below), to_float(images[chosen]))
+    codes = stack(*rules).encode((zca, *below), evaluation.to_float(images[chosen]))
     state: k_subspaces.KSubspacesState = rules[index].init(key, codes)
     if not config.random_subspaces:
         return state
@@ -370,7 +365,7 @@ def _compiled_steps(
     def update(
         state: Any, batch: Array, below: tuple[Any, ...], warmup: Array
     ) -> tuple[Any, k_subspaces.KSubspacesInfo]:
-        codes = net.encode(below, to_float(batch))
+        codes = net.encode(below, evaluation.to_float(batch))
         return rules[index].update(state, codes, warmup=warmup, axis_name=axis_name)
 
     if axis_name is not None:
@@ -415,7 +410,7 @@ def evaluate(
     key = jax.random.key(seed)
     cluster = partial(evaluation.cluster, key, num_clusters=config.num_clusters)
     metrics: dict[str, float] = {}
-    pixels = jax.jit(to_float)(jnp.asarray(test))
+    pixels = jax.jit(evaluation.to_float)(jnp.asarray(test))
     names = ["zca", *(f"layer{i}" for i in range(1, len(rules)))]
     build = partial(EnergyNet, networks, architecture, rescale=config.rescale, code_power=config.code_power)
     each_layer = config.evaluate_layers and len(networks) == 1
@@ -442,7 +437,7 @@ def evaluate(
     some = train[: config.num_train_evaluated]
     if train_labels is not None and len(some):
         plain = build()
-        train_codes = evaluation.map_batches(lambda batch: plain(to_float(batch)), some)
+        train_codes = evaluation.map_batches(lambda batch: plain(evaluation.to_float(batch)), some)
         on_train, _ = cluster_codes(config, key, train_codes, train_labels[: len(some)])
         _note(metrics, "train_clustering_error", on_train.clustering_error)
     bar.update()
@@ -488,7 +483,7 @@ def draw(
     figures.kernels(
         np.asarray(states[1].bases), layers[0].kernel_size, channels, folder / "figure3_kernels.png"
     )
-    first = to_float(jnp.asarray(test[:3]))
+    first = evaluation.to_float(jnp.asarray(test[:3]))
     maps = [np.asarray(network.feature_maps(first, num_layers=n)) for n in range(1, len(layers) + 1)]
     figures.feature_maps(np.asarray(first), maps, folder / "figure4_feature_maps.png")
     figures.zca_kernel(np.asarray(states[0].kernel), folder / "figure6_zca_kernel.png")
@@ -518,8 +513,8 @@ def learning_curve(
     images = jnp.asarray(train)
     batch_size = min(256, len(train))
     order = _order(len(train), batch_size, passes=-(-60 * batch_size // len(train)), entropy=(config.seed, 0))
-    below = jax.jit(lambda images: zca.init(jax.random.key(0), to_float(images)))(images)
-    whiten = jax.jit(lambda images: net.encode((below,), to_float(images)))
+    below = jax.jit(lambda images: zca.init(jax.random.key(0), evaluation.to_float(images)))(images)
+    whiten = jax.jit(lambda images: net.encode((below,), evaluation.to_float(images)))
     state = jax.jit(rule.init)(jax.random.key(config.seed), whiten(images[order[0]]))
     update = jax.jit(lambda state, images, warmup: rule.update(state, whiten(images), warmup=warmup))
     held_out = jnp.asarray(test[:1000])

@@ -27,8 +27,15 @@ from flax import nnx
 from jax import Array, lax
 
 from experiments import data, evaluation, figures
-from experiments.nmce_spiral import print_table
-from experiments.reporting import ConfigError, Outcome, SeedResult, Workdir, check_options, command_line
+from experiments.reporting import (
+    ConfigError,
+    Outcome,
+    SeedResult,
+    Workdir,
+    check_options,
+    command_line,
+    print_metrics,
+)
 from experiments.training import run_steps
 from sul_jax import augment, coding_rate
 from sul_jax.nn import NMCE, ResNet
@@ -135,7 +142,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
                 figures.singular_values(features, clusters, config.workdir / "figure_a3_singular_values.png")
                 figures.gallery(images, found, labels, config.workdir / "clusters.png")
             results.append(SeedResult(seed, network, values))
-    print_table(results, paper)
+    print_metrics(results, paper)
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
 

@@ -9,6 +9,7 @@ space, which are ours here. README.md lists what ours gives, with seeds, device 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -105,10 +106,11 @@ def manifolds(
             weight_key, bias_key = jax.random.split(jax.random.fold_in(net_key, layer))
             if layer:
                 points = jax.nn.leaky_relu(points, 0.2)
-            scale = points.shape[1] ** -0.5
-            points = points @ (scale * jax.random.normal(weight_key, (points.shape[1], num_dimensions)))
+            bound = points.shape[1] ** -0.5  # of a linear layer as it is commonly initialised
+            draw = partial(jax.random.uniform, minval=-bound, maxval=bound)
+            points = points @ draw(weight_key, (points.shape[1], num_dimensions))
             if biases:
-                points = points + jax.random.normal(bias_key, (num_dimensions,))
+                points = points + draw(bias_key, (num_dimensions,))
         parts.append(points)
     points = jnp.concatenate(parts)
     points = points + noise * jax.random.normal(jax.random.fold_in(key, 2), points.shape)

@@ -9,7 +9,7 @@ step; a second view of a point is the point with a little noise. The paper shows
 noise and the learning rate annealed. README.md lists what it gives, with seeds, device and time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from experiments.reporting import (
     Workdir,
     check_options,
     command_line,
-    format_table,
+    print_metrics,
 )
 from experiments.training import Trained, run_steps
 from sul_jax import LearningRule, coding_rate, from_loss, metrics
@@ -172,8 +172,8 @@ def run_seeds(
             if figures is not None and seed == config.seed:
                 figures(trained, points, labels, found)
             results.append(result)
-    print_table(results, paper)
-    print(f"\nfigures, checkpoints and results: {config.workdir}")
+    print_metrics(results, paper)
+    print(f"\ncheckpoints, results and figures: {config.workdir}")
     return results
 
 
@@ -301,18 +301,6 @@ def draw(config: Config, trained: Trained, points: np.ndarray, labels: np.ndarra
         features, logits = jax.device_get(nnx.jit(lambda net, x: net(x))(network, points))
         states.append((step, np.asarray(features), np.argmax(logits, axis=1)))
     figures.manifolds(points, labels, states, config.workdir / "figure1_spiral.png")
-
-
-def print_table(results: Sequence[SeedResult[NMCE]], paper: Mapping[str, float]) -> None:
-    """The metrics of every seed beside the paper's."""
-    names = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
-    rows = []
-    for name in names:
-        values = [r.metrics[name] for r in results]
-        beside = f"{paper[name]:.3f}" if name in paper else "–"
-        cells = [f"{value:.3f}" for value in [*values, np.mean(values)]]
-        rows.append([name.replace("_", " "), *cells, beside])
-    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))
 
 
 def check(config: Config) -> None:

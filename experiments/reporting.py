@@ -276,6 +276,18 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def print_metrics(results: Sequence[SeedResult[Any]], paper: Mapping[str, float]) -> None:
+    """The metrics of every seed, their mean, and the paper's numbers."""
+    names = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
+    rows = []
+    for name in names:
+        values = [r.metrics[name] for r in results]
+        beside = f"{paper[name]:.3f}" if name in paper else "–"
+        cells = [f"{value:.3f}" for value in [*values, mean(values)]]
+        rows.append([name.replace("_", " "), *cells, beside])
+    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))
+
+
 class Row(NamedTuple):
     """A row of the README's results table: which runs it takes and which number of theirs."""
 

@@ -5,7 +5,7 @@ or a reduction in a fixed order: the same key gives the same result, on any devi
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,11 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_integer, check_vectors
+
+# Scores of vectors against centroids held at a time: they should stay in a CPU's cache.
+_MAX_SCORES = 2**21
+# Clusters from which, on a CPU, adding each vector to its cluster beats a product with memberships.
+_MANY_CLUSTERS = 64
 
 
 class KMeansResult(NamedTuple):
@@ -95,7 +100,7 @@ def fit(
     _check_choice("init", init, ("k-means++", "random"))
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 
-    def total(values: Array) -> Array:
+    def total(values: Any) -> Any:
         return values if axis_name is None else lax.psum(values, axis_name)
 
     # Centring changes no distance and spares float32 the cancellation of large common offsets.
@@ -111,10 +116,7 @@ def fit(
 
     def body(state: _Lloyd) -> _Lloyd:
         labels, distances = _nearest(state.centroids, inputs, squares)
-        members = labels[:, None] == jnp.arange(num_clusters)[:, None]
-        counts = total(jnp.sum(members, axis=2, dtype=jnp.int32))
-        flat = members.reshape(num_init * num_clusters, -1).astype(inputs.dtype)
-        sums = total(jnp.matmul(flat, inputs, precision="highest")).reshape(state.centroids.shape)
+        sums, counts = total(_sums(labels, inputs, num_clusters))
         weights = counts.astype(inputs.dtype)
 
         def refill() -> tuple[Array, Array]:
@@ -183,11 +185,44 @@ def assign(centroids: Array, inputs: Array) -> Array:
 def _nearest(centroids: Array, inputs: Array, squares: Array) -> tuple[Array, Array]:
     """Labels and squared distances, `[starts, batch]` each."""
     starts, clusters, features = centroids.shape
+    batch = inputs.shape[0]
     flat = centroids.reshape(starts * clusters, features)
-    products = jnp.matmul(flat, inputs.T, precision="highest").reshape(starts, clusters, -1)
-    scores = jnp.sum(jnp.square(centroids), axis=2)[..., None] - 2 * products
-    # Clusters are the second axis and the batch the minor one: both reductions vectorise.
-    return jnp.argmin(scores, axis=1).astype(jnp.int32), jnp.maximum(jnp.min(scores, axis=1) + squares, 0)
+    own = jnp.sum(jnp.square(centroids), axis=2)[..., None]
+
+    def of_chunk(inputs: Array) -> tuple[Array, Array]:
+        products = jnp.matmul(flat, inputs.T, precision="highest").reshape(starts, clusters, -1)
+        scores = own - 2 * products
+        # Clusters are the second axis and the batch the minor one: both reductions vectorise, which
+        # `argmin` would not.
+        least = jnp.min(scores, axis=1)
+        places = jnp.where(scores <= least[:, None], jnp.arange(clusters)[:, None], clusters - 1)
+        return jnp.min(places, axis=1).astype(jnp.int32), least
+
+    chunk = max(1, _MAX_SCORES // (starts * clusters))
+    if batch <= 2 * chunk:
+        labels, scores = of_chunk(inputs)
+    else:
+        number = -(-batch // chunk)
+        filled = jnp.pad(inputs, ((0, number * chunk - batch), (0, 0)))
+        parts = lax.map(of_chunk, filled.reshape(number, chunk, features))
+        labels, scores = (jnp.moveaxis(p, 0, 1).reshape(starts, -1)[:, :batch] for p in parts)
+    return labels, jnp.maximum(scores + squares, 0)
+
+
+def _sums(labels: Array, inputs: Array, clusters: int) -> tuple[Array, Array]:
+    """Sum `[starts, clusters, features]` and number `[starts, clusters]` of each cluster's vectors."""
+    if clusters >= _MANY_CLUSTERS and jax.default_backend() == "cpu":
+        # Elsewhere scattered additions come in no fixed order.
+
+        def add(values: Array) -> Array:
+            empty = jnp.zeros((clusters, *values.shape[1:]), values.dtype)
+            return jax.vmap(lambda owner: empty.at[owner].add(values))(labels)
+
+        return add(inputs), add(jnp.ones(inputs.shape[0], jnp.int32))
+    members = labels[:, None] == jnp.arange(clusters)[:, None]
+    flat = members.reshape(-1, inputs.shape[0]).astype(inputs.dtype)
+    sums = jnp.matmul(flat, inputs, precision="highest").reshape(labels.shape[0], clusters, -1)
+    return sums, jnp.sum(members, axis=2, dtype=jnp.int32)
 
 
 def _plus_plus(

@@ -37,6 +37,18 @@ def test_inertia_within_a_percent_of_scikit_learn(init: str) -> None:
     np.testing.assert_array_equal(k_means.assign(ours.centroids, jnp.asarray(x)), ours.labels)
 
 
+def test_many_clusters_and_vectors_take_another_way_to_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = jax.random.normal(jax.random.key(0), (203, 5))
+    expected = k_means.fit(jax.random.key(1), x, num_clusters=9, num_init=3)
+    monkeypatch.setattr(k_means, "_MANY_CLUSTERS", 2)
+    monkeypatch.setattr(k_means, "_MAX_SCORES", 27 * 20)
+    got = k_means.fit(jax.random.key(1), x, num_clusters=9, num_init=3)
+    np.testing.assert_array_equal(got.labels, expected.labels)
+    np.testing.assert_allclose(got.centroids, expected.centroids, atol=1e-5)
+
+
 def test_fixed_point_of_lloyd() -> None:
     x, _ = blobs()
     result = k_means.fit(jax.random.key(1), x, num_clusters=6, tolerance=0.0)

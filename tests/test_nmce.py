@@ -90,7 +90,7 @@ def test_manifolds(tmp_path: Path, biases: bool) -> None:
         own = points[labels == cluster]
         own = own - own.mean(0) if biases else own
         assert jnp.linalg.matrix_rank(own, rtol=1e-4) == rank
-    assert bool(jnp.linalg.norm(points.mean(0)) > 2) == biases
+    assert bool(jnp.linalg.norm(points.mean(0)) > 0.4) == biases
 
 
 def test_cosines_of_orthogonal_clusters() -> None:

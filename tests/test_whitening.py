@@ -20,6 +20,14 @@ def test_pca_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(np.abs(got), np.abs(expected) * np.sqrt(300 / 299), atol=2e-3)
 
 
+def test_small_components_are_whitened() -> None:
+    """Variances down to 1e-5 of the largest, among more features than that times the machine epsilon."""
+    scales = jnp.logspace(0, -2.5, 120)
+    x = jax.random.normal(jax.random.key(0), (4000, 120)) * scales
+    white = whitening.pca_whiten(x, whitening.pca(x, num_components=120))
+    np.testing.assert_allclose(np.std(np.float64(white), axis=0), 1, rtol=0.05)
+
+
 def test_exponent_between_rotation_and_whitening() -> None:
     x = inputs()
     variances = [
