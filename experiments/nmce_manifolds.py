@@ -49,7 +49,7 @@ class Config(nmce_spiral.Config):
     tcr_steps: int = 1500
     """First steps, with the total coding rate alone (eq. 5): features before clusters."""
     learning_rate: float = 1e-3
-    """Adam's learning rate at the start, annealed to 0 by a cosine."""
+    """Adam's learning rate, annealed to 0 over the last fifth of the steps."""
     noise: float = 0.0
     """Standard deviation of noise around the manifolds."""
     augmentation_noise: float = 0.1

@@ -6,7 +6,9 @@
 A small MLP learns features and soft clusters by the NMCE loss (eq. 4) from fresh points in every
 step; a second view of a point is the point with a little noise. The paper shows the embedding
 (figure 1) and trains on 4,096 points for 30,000 steps; ours takes fewer points, with the authors' code's
-noise and the learning rate annealed. README.md lists what it gives, with seeds, device and time.
+noise and the learning rate annealed at the end. The border between the clusters moves outwards along the
+arms: with 24,000 steps and the rate annealed throughout, one seed of three had reached their ends.
+README.md lists what it gives, with seeds, device and time.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,12 +49,12 @@ class Config:
 
     workdir: Path = Path("runs/nmce_spiral")
     """Where everything is written; an earlier run there is set aside, not lost."""
-    steps: int = 24_000
-    """Training steps; the paper's 30,000."""
+    steps: int = 30_000
+    """Training steps, as many as the paper's."""
     batch_size: int = 512
     """Points in a step, half of them on each manifold; the paper's 4096."""
     learning_rate: float = 2e-3
-    """Adam's learning rate at the start, annealed to 0 by a cosine; the paper's constant 1e-3."""
+    """Adam's learning rate, annealed to 0 over the last fifth of the steps; the paper's constant 1e-3."""
     weight_decay: float = 1e-6
     """Decoupled weight decay."""
     noise: float = 0.1
@@ -219,7 +221,8 @@ def learning_rule(config: Config, seed: int, num_inputs: int) -> LearningRule:
 
     # Decoupled decay: with an L2 penalty Adam would shrink the cluster head to nothing during
     # `tcr_steps`, when the penalty is all of its gradient.
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    annealed = max(1, config.steps // 5)
+    schedule = optax.linear_schedule(config.learning_rate, 0.0, annealed, config.steps - annealed)
     optimizer = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay)
     return from_loss(loss, init, apply, optimizer)
 
