@@ -8,6 +8,7 @@ import matplotlib
 import matplotlib.axes
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.data import atomic_path
 from sul_jax import metrics, whitening
@@ -250,6 +251,8 @@ def cycles(
     right.set(xlabel="cycle", ylabel="accuracy of the linear probe, %", xlim=(0, len(history) * 1.05))
     if probes or random is not None:
         right.legend(frameon=False)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right) if halt is not None else ():
         axes.axvline(halt, color="gray", linestyle=":")
     _save(figure, path)
