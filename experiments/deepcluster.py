@@ -11,7 +11,6 @@ accuracies, only figures; README.md lists what ours gives, with seeds, device an
 """
 
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +32,7 @@ from experiments.reporting import (
     Workdir,
     check_options,
     command_line,
+    identity,
     print_metrics,
 )
 from experiments.training import Trained, run_steps
@@ -165,14 +165,12 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     test = prepare(dataset.test_images, dataset.test_labels, config.num_test)
     config = fill_in(config, dataset, len(train.seen))
     _check_sizes(config, train, test)
-    told_apart = {"num_train": len(train.raw), "crc32": zlib.crc32(np.asarray(train.raw).tobytes())}
     results = []
-    with Workdir(
-        config.workdir, EXPERIMENT, config, resume=config.resume, data=told_apart,
-        may_differ=("probe_layer", "probe_epochs", "num_test"),
-    ) as workdir:  # fmt: skip
+    told_apart = identity(dataset.train_images[: config.num_train])
+    evaluation_only = ("probe_layer", "probe_epochs", "num_test")
+    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
         print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
-        for seed in range(config.seed, config.seed + config.seeds):
+        for seed in workdir.seeds:
             results.append(_run_seed(config, seed, workdir, dataset, train, test))
     print_metrics(results, {})
     print(f"\nfigures, checkpoints and results: {config.workdir}")

@@ -11,7 +11,6 @@ what ours gives, with seeds, device and time.
 """
 
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +33,7 @@ from experiments.reporting import (
     check_options,
     command_line,
     format_table,
+    identity,
 )
 from experiments.training import Checkpoints
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, whitening
@@ -166,10 +166,7 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     _check_sizes(config, rules, train, test)
     if config.seeds_together is None:
         config = replace(config, seeds_together=_networks_that_fit(config, rules, train))
-    told_apart = {"num_train": len(train), "shape": train.shape[1:], "crc32": zlib.crc32(train.tobytes())}
-    with Workdir(
-        config.workdir, EXPERIMENT, config, resume=config.resume, data=told_apart, may_differ=EVALUATION
-    ) as workdir:
+    with Workdir(EXPERIMENT, config, data=identity(train), may_differ=EVALUATION) as workdir:
         print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source})")
         results = _run_seeds(config, rules, workdir, dataset, train, train_labels, test, test_labels)
     print_table(config, results)
@@ -193,7 +190,7 @@ def _run_seeds(
     zca = jax.jit(lambda images: rules[0].init(jax.random.key(0), evaluation.to_float(images)))(images)
     if config.devices > 1:
         images, zca = jax.device_put((images, zca), NamedSharding(_mesh(config), PartitionSpec()))
-    seeds = range(config.seed, config.seed + config.seeds)
+    seeds = workdir.seeds
     assert config.seeds_together is not None
     size = config.seeds_together
     groups = [

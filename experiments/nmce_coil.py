@@ -13,7 +13,6 @@ lists what ours gives, with seeds, device and time.
 """
 
 import time
-import zlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from experiments import data, evaluation, figures
 from experiments.reporting import (
@@ -34,9 +33,10 @@ from experiments.reporting import (
     Workdir,
     check_options,
     command_line,
+    identity,
     print_metrics,
 )
-from experiments.training import run_steps
+from experiments.training import compiled_steps, run_steps
 from sul_jax import augment, coding_rate
 from sul_jax.nn import NMCE, ResNet
 from sul_jax.nn.backbones import RESNET_BLOCKS
@@ -120,13 +120,10 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     published = None if config.num_images else PAPER.get((dataset.name, num_clusters))
     paper = {} if published is None else {"clustering_error": published}
     results = []
-    told_apart = {"shape": images.shape, "crc32": zlib.crc32(images.tobytes())}
-    with Workdir(
-        config.workdir, EXPERIMENT, config, resume=config.resume, data=told_apart,
-        may_differ=("num_clusters", "gamma", "l1_ratio"),
-    ) as workdir:  # fmt: skip
+    evaluation_only = ("num_clusters", "gamma", "l1_ratio")
+    with Workdir(EXPERIMENT, config, data=identity(images), may_differ=evaluation_only) as workdir:
         print(f"{dataset.name}: {len(images)} images ({dataset.source})")
-        for seed in range(config.seed, config.seed + config.seeds):
+        for seed in workdir.seeds:
             network, seconds = train(config, seed, jnp.asarray(images), workdir)
             start = time.perf_counter()
             features = encode(network, images)
@@ -149,8 +146,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
     """Images as float32 in [0, 1] with sides of `size`."""
-    if images.dtype == np.uint8:
-        images = images.astype(np.float32) / 255
+    images = np.asarray(evaluation.to_float(jnp.asarray(images)))
     if images.shape[1:3] == (size, size):
         return images
     whole = partial(augment.random_resized_crop, jax.random.key(0), scale=(1.0, 1.0), size=(size, size))
@@ -212,16 +208,9 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
         changes, memory = optimizer.update(gradients, memory, params)
         return (optax.apply_updates(params, changes), statistics, memory), value
 
-    # Bounds that are traced: one compilation, however long a stretch is.
-    @partial(jax.jit, donate_argnums=0)
-    def compiled(state: Any, start: int, end: int, images: Array) -> tuple[Any, Array]:
-        def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            return step(carry[0], index, images)
-
-        return lax.fori_loop(start, end, body, (state, jnp.zeros(())))
-
+    advance = compiled_steps(step)
     trained = run_steps(
-        lambda state, start, end: compiled(state, start, end, images),
+        lambda state, start, end: advance(state, start, end, images),
         (params, statistics, optimizer.init(params)),
         steps=config.steps,
         stride=1 if jax.default_backend() == "cpu" else 20,

@@ -35,7 +35,7 @@ from experiments.reporting import (
     command_line,
     print_metrics,
 )
-from experiments.training import Trained, run_steps
+from experiments.training import Trained, compiled_steps, run_steps
 from sul_jax import LearningRule, coding_rate, from_loss, metrics
 from sul_jax.nn import MLP, NMCE
 
@@ -159,8 +159,8 @@ def run_seeds(
       figures: drawn for the first seed.
     """
     results = []
-    with Workdir(config.workdir, experiment, config, resume=config.resume, data={}) as workdir:
-        for seed in range(config.seed, config.seed + config.seeds):
+    with Workdir(experiment, config, data={}) as workdir:
+        for seed in workdir.seeds:
             sample = sampler(seed)
             trained = train(config, seed, workdir, sample)
             test_key = jax.random.fold_in(jax.random.key(seed), 2**31)
@@ -233,25 +233,17 @@ def train(config: Config, seed: int, workdir: Workdir, sample: Sampler) -> Train
     num_inputs = points.shape[1]
     rule = learning_rule(config, seed, num_inputs)
 
-    def step(state: Any, index: Array) -> tuple[Any, Any]:
+    def step(state: Any, index: Array) -> tuple[Any, Array]:
         data_key, view_key, gumbel_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
         points, _ = sample(data_key, config.batch_size)
         noise = jax.random.normal(view_key, (len(points), 2, num_inputs))
         views = points[:, None] + config.augmentation_noise * noise
         compress = jnp.where(index < config.tcr_steps, 0.0, 1.0)
-        return rule.update(state, views, key=gumbel_key, compression_weight=compress)
-
-    # Bounds that are traced: one compilation, however long a stretch is.
-    @partial(jax.jit, donate_argnums=0)
-    def advance(state: Any, start: int, end: int) -> tuple[Any, Array]:
-        def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            state, info = step(carry[0], index)
-            return state, info.loss
-
-        return lax.fori_loop(start, end, body, (state, jnp.zeros(())))
+        state, info = rule.update(state, views, key=gumbel_key, compression_weight=compress)
+        return state, info.loss
 
     return run_steps(
-        advance,
+        compiled_steps(step),
         rule.init(jax.random.key(seed), jnp.zeros((1, 2, num_inputs))),
         steps=config.steps,
         stride=_STRIDE,

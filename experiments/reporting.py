@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import tyro
 
 from experiments.data import Dataset, atomic_path
@@ -89,6 +91,11 @@ def command_line(run: Callable[[Any], Any], config: type[Any], *, description: s
         raise SystemExit(2) from None
 
 
+def identity(images: np.ndarray) -> dict[str, Any]:
+    """What tells training images apart from others."""
+    return {"num_train": len(images), "shape": images.shape[1:], "crc32": zlib.crc32(images.tobytes())}
+
+
 class Workdir:
     """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, figures, checkpoints.
 
@@ -100,29 +107,27 @@ class Workdir:
 
     def __init__(
         self,
-        path: Path,
         experiment: str,
         config: Any,
         *,
-        resume: bool,
         data: Mapping[str, Any],
         may_differ: Sequence[str] = (),
     ):
         """Opens the folder.
 
         Args:
-          path: the folder, made if missing.
           experiment: its name.
-          config: the run's dataclass.
-          resume: continue the run in the folder, whose configuration and data must be the same.
-          data: what tells the data apart.
+          config: the run's dataclass. It names the folder (`workdir`, made if missing), the seeds, and with
+            `resume` says that the run in the folder, of the same configuration and data, is to go on.
+          data: what tells the data apart; see `identity`.
           may_differ: fields of the configuration that need not be the same on resume.
 
         Raises:
           ConfigError: the folder cannot be written, is in use, holds something else, or `resume` finds a
             run of another configuration.
         """
-        self.path = path
+        self.path = path = config.workdir
+        self.seeds = range(config.seed, config.seed + config.seeds)
         self._experiment, self._config = experiment, config
         self._results: list[dict[str, Any]] = []
         # Through JSON, so that it compares equal to what is read back.
@@ -144,7 +149,7 @@ class Workdir:
         stored = path / "config.json"
         if stored.exists():
             found = self._read(stored, experiment)
-            if resume:
+            if config.resume:
                 self._compare(found, may_differ)
             else:
                 self._set_aside()

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
@@ -56,6 +57,26 @@ class Trained(NamedTuple):
     state: Any
     snapshots: list[tuple[int, Any]]
     seconds: float
+
+
+def compiled_steps(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
+    """The `advance` of `run_steps` from one step, compiled once however long a stretch is.
+
+    Args:
+      step: from a state, the step's index and further arrays to the new state and the loss.
+
+    Returns:
+      A function of a state, which is donated, the range of steps (first, end) and the further arrays.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(state: Any, first: int, end: int, *others: Array) -> tuple[Any, Array]:
+        def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+            return step(carry[0], index, *others)
+
+        return lax.fori_loop(first, end, body, (state, jnp.zeros(())))
+
+    return advance
 
 
 def run_steps(

@@ -2,7 +2,9 @@
 
 import operator
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -44,3 +46,9 @@ def check_array(name: str, array: Array, *, ndim: int, axes: str) -> None:
             f"{name} must be floating point, got {jnp.result_type(array)}; "
             "convert integer pixels first, for example images / 255"
         )
+
+
+def check_finite(name: str, values: Array) -> None:
+    """Raises if values are NaN or infinite, outside jit, where they are known."""
+    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
+        raise ValueError(f"{name} holds NaN or infinite values; all must be finite")

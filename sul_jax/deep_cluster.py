@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from sul_jax import k_means, metrics, whitening
-from sul_jax._check import check_integer, check_vectors
+from sul_jax._check import check_finite, check_integer, check_vectors
 
 
 def preprocess(features: Array, *, num_components: int | None = None, axis_name: str | None = None) -> Array:
@@ -42,8 +42,7 @@ def preprocess(features: Array, *, num_components: int | None = None, axis_name:
       (50, 4)
     """
     check_vectors("features", features)
-    if not isinstance(features, jax.core.Tracer) and not np.isfinite(np.asarray(features)).all():
-        raise ValueError("features holds NaN or infinite values; all must be finite")
+    check_finite("features", features)
     if num_components is not None:
         state = whitening.pca(features, num_components=num_components, axis_name=axis_name)
         features = whitening.pca_whiten(features, state)

@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_integer, check_vectors
+from sul_jax._check import check_finite, check_integer, check_vectors
 
 # Scores of vectors against centroids held at a time: they should stay in a CPU's cache.
 _MAX_SCORES = 2**21
@@ -95,8 +94,7 @@ def fit(
     check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("num_init", num_init, low=1)
     check_integer("max_iterations", max_iterations, low=1)
-    if not isinstance(inputs, jax.core.Tracer) and not np.isfinite(np.asarray(inputs)).all():
-        raise ValueError("inputs holds NaN or infinite values; all must be finite")
+    check_finite("inputs", inputs)
     _check_choice("init", init, ("k-means++", "random"))
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 

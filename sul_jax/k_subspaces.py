@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax._check import check_integer, check_vectors
+from sul_jax._linalg import fix_signs
 
 # Scale of the identity added to a subspace's second moment, relative to its size: directions without
 # data keep their old basis instead of taking rounding noise. C + δI has C's eigenvectors, so a step
@@ -313,10 +314,7 @@ def apply(
     # them in one of these: on few cores two such calls at a time, be it by two devices, wait for each
     # other without end. One matrix after the other takes no longer.
     bases = lax.map(_left_singular, moved) if jax.default_backend() == "cpu" else _left_singular(moved)
-    # An SVD leaves signs open. Fixed by the entry of largest size, a sharded run gives the same rows.
-    peak = jnp.argmax(jnp.abs(bases), axis=-1, keepdims=True)
-    flip = jnp.take_along_axis(bases, peak, axis=-1) < 0
-    return KSubspacesState(jnp.where(flip, -bases, bases)), info
+    return KSubspacesState(fix_signs(bases)), info
 
 
 def gathered_scatter(

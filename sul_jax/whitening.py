@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from sul_jax import patches
 from sul_jax._check import check_images, check_integer, check_vectors
+from sul_jax._linalg import fix_signs
 from sul_jax.learning_rule import LearningRule
 
 # Squared norm below which a vector counts as zero; small enough for any data, safe in float32.
@@ -223,10 +224,7 @@ def pca(
     floor = values[0] * 32 * float(np.finfo(values.dtype).eps)
     kept = values > floor
     gains = jnp.where(kept, jnp.where(kept, values, 1) ** -jnp.asarray(exponent), 0)
-    # Signs are open; fixed by the entry of largest size, as in `k_subspaces`.
-    peak = jnp.argmax(jnp.abs(vectors), axis=0, keepdims=True)
-    signs = jnp.where(jnp.take_along_axis(vectors, peak, axis=0) < 0, -1, 1)
-    return PCAState(mean, vectors * signs * gains)
+    return PCAState(mean, fix_signs(vectors.T).T * gains)
 
 
 def pca_whiten(inputs: Array, state: PCAState) -> Array:

@@ -158,9 +158,8 @@ def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
     (config.workdir / "config.json").unlink()
     thesis = config.workdir / "thesis.txt"
     thesis.write_text("years of work")
-    described = {"resume": False, "data": {}}
     with (
-        reporting.Workdir(config.workdir, "mnist_energy", config, **described),
+        reporting.Workdir("mnist_energy", config, data={}),
         pytest.raises(ValueError, match="is in use by another run"),
     ):
         mnist_energy.run(config)

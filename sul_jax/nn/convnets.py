@@ -129,10 +129,11 @@ class _ConvNet(nnx.Module):
             raise ValueError(f"images must have shape [batch, *{self.image_shape}], got {images.shape}")
         found = {}
         values = sobel(images) if self.use_sobel else images
-        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
-            found[f"conv_{index}"] = convolution(values)
-            found[f"relu_{index}"] = jax.nn.relu(norm(found[f"conv_{index}"]))
-            values = _pool(found[f"relu_{index}"], self.pools[index - 1])
+        below = (None, *self.pools[:-1])
+        parts = zip(below, self.convolutions, self.norms, strict=True)
+        for index, (pool, convolution, norm) in enumerate(parts, 1):
+            found[f"conv_{index}"] = convolution(_pool(values, pool))
+            values = found[f"relu_{index}"] = jax.nn.relu(norm(found[f"conv_{index}"]))
         return found
 
     def __call__(self, images: Array, *, key: Array | None = None) -> Array:
