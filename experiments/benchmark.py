@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import data
+from experiments import data, nmce_images
 from experiments.data import atomic_path
 from experiments.reporting import check_options, command_line, device_name, format_table
 from sul_jax import coding_rate, energy, k_means, k_subspaces, patches, whitening
@@ -40,6 +40,8 @@ class Config:
     """Images in a minibatch of the energy network."""
     repetitions: int = 3
     """Of each measurement; the smallest counts."""
+    image_batch: int = 16
+    """Images in a ResNet-18 step of paper 003, two views of each; a GPU takes 1024."""
     growth: bool = True
     """Also show how a K-Subspaces step grows with batch and subspaces."""
     workdir: Path | None = None
@@ -48,7 +50,7 @@ class Config:
 
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
-    check_options(config, at_least={"batch_size": 1, "repetitions": 1})
+    check_options(config, at_least={"batch_size": 1, "repetitions": 1, "image_batch": 2})
     timed = partial(seconds, repetitions=config.repetitions)
     rate = matmul_rate(timed)
     print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")
@@ -57,6 +59,7 @@ def run(config: Config) -> str:
         k_subspaces_table(timed),
         k_means_table(config, timed),
         coding_rate_table(timed),
+        resnet_table(config, timed),
     ]
     if config.growth:
         tables.append(growth_table(rate, timed))
@@ -188,6 +191,86 @@ def coding_rate_table(timed: Callable[..., float]) -> str:
         rows.append(["PyTorch, the published formula", f"{peer:.4f}", f"{peer / ours:.2f}"])
     title = "coding-rate reduction and gradient, 1,024 × 128 features, 10 clusters"
     return format_table([title, "seconds", "ratio"], rows)
+
+
+def resnet_table(config: Config, timed: Callable[..., float]) -> str:
+    """A step of paper 003's first stage on 32×32 images, bfloat16 on a GPU; beside PyTorch without views."""
+    number, lower = config.image_batch, jax.default_backend() != "cpu"
+    setting = nmce_images.Config(
+        num_clusters=10, batch_size=number, epochs=(1, 1, 1), precision="bfloat16" if lower else "float32"
+    )
+    images = jax.random.uniform(jax.random.key(0), (number, 32, 32, 3))
+    network = nmce_images.build(setting, 0, 3)
+    step, state = nmce_images.training_step(setting, 0, 1, network, number)
+    ours = timed(jax.jit(step), state, 0, images)
+    features = jax.random.normal(jax.random.key(1), (2, number, setting.num_features))
+    loss = partial(coding_rate.tcr_loss, eps_squared=0.2, average_views=False)
+    share = timed(jax.jit(jax.value_and_grad(loss)), features) / ours
+    rows = [["sul_jax, with its augmentation", f"{ours:.3f}", f"{number / ours:.0f}", "1.00", f"{share:.1%}"]]
+    peer = _torch_resnet_seconds(number, lower, timed)
+    if peer is not None:
+        rows.append(
+            ["PyTorch, without augmentation", f"{peer:.3f}", f"{number / peer:.0f}", f"{peer / ours:.2f}", ""]
+        )
+    title = f"ResNet-18 step on {number} images, two views, {'bfloat16' if lower else 'float32'}"
+    return format_table([title, "seconds", "images/s", "ratio", "loss's share"], rows)
+
+
+def _torch_resnet_seconds(number: int, lower: bool, timed: Callable[..., float]) -> float | None:
+    """The same network, loss and descent in PyTorch, on the same kind of device; None where it is not."""
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        return None
+    if lower and not torch.cuda.is_available():
+        return None
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, inputs: int, outputs: int, stride: int):
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
+            self.shortcut = nn.Identity()
+            if stride > 1:
+                straight = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                self.shortcut = nn.Sequential(straight, nn.BatchNorm2d(outputs))
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.body(x) + self.shortcut(x))
+
+    sizes = [(64, 64, 1), (64, 64, 1)]
+    for outputs in (128, 256, 512):
+        sizes += [(outputs // 2, outputs, 2), (outputs, outputs, 1)]
+    device = "cuda" if lower else "cpu"
+    network = nn.Sequential(
+        *[nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()],
+        *[Block(*size) for size in sizes],
+        *[nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4096), nn.BatchNorm1d(4096), nn.ReLU()],
+        nn.Linear(4096, 128),
+    ).to(device, memory_format=torch.channels_last)
+    descent = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    images = torch.rand(2 * number, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    eye = torch.eye(128, device=device)
+
+    def step() -> None:
+        descent.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=lower):
+            z = network(images)
+        views = torch.nn.functional.normalize(z.float(), dim=1).reshape(2, number, 128)
+        grams = eye + 128 / (number * 0.2) * views.mT @ views
+        loss = -torch.logdet(grams).mean() / 2 - (views[0] * views[1]).sum(1).mean()
+        loss.backward()
+        descent.step()
+        if lower:
+            torch.cuda.synchronize()
+
+    return timed(step)
 
 
 def k_means_table(config: Config, timed: Callable[..., float]) -> str:

@@ -126,21 +126,34 @@ ORIGINALS = {
 COIL = {"coil20": "coil20_64.npz", "coil100": "coil100_gray64.npz"}
 # CIFAR-10 in its original order, as losslessly compressed strips of 500 images and arrays of labels.
 CIFAR10 = {"train": 50_000, "test": 10_000}
-NAMES = ("auto", *ORIGINALS, *COIL, "cifar10", "digits")
+# Read from tfds's prepared data: tfds's name and the feature that is the label.
+PREPARED = {
+    "cifar10": ("cifar10", "label"),
+    "cifar20": ("cifar100", "coarse_label"),
+    "stl10": ("stl10", "label"),
+    "svhn_cropped": ("svhn_cropped", "label"),
+}
+NAMES = ("auto", *ORIGINALS, "usps", *COIL, *PREPARED, "digits")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
-    """Loads a data set by name, or a user's own `.npz` file.
+def load(name: str = "auto", data_dir: str | Path | None = None, *, image_size: int | None = None) -> Dataset:
+    """Loads a data set by name, or a user's own `.npz` file or folder of images.
 
     Args:
-      name: `mnist`, `fashion_mnist`, `coil20`, `coil100` (gray 64×64 images of objects: the data directory's
-        `coil20/coil20_64.npz` and `coil100/coil100_gray64.npz`), `cifar10` (tfds's prepared data, or strips
-        of 500 images one below the other, `cifar10/train_00000.webp` …), `digits` (scikit-learn's bundled
-        8×8 digits, enlarged to 28×28; all 1,797 serve as training and as test images), a path that ends in
-        `.npz` (`images` `[num, height, width]` or `[num, height, width, channels]`, uint8 or floating;
-        optionally `labels` `[num]`), or `auto`: MNIST if it is on disk or can be fetched within seconds,
-        otherwise `digits`, which is said in one line. A name is never replaced by another data set.
+      name: `mnist`, `fashion_mnist`, `usps` (16×16 digits, `usps/usps.h5`), `coil20`, `coil100` (gray 64×64
+        images of objects: the data directory's `coil20/coil20_64.npz` and `coil100/coil100_gray64.npz`),
+        `cifar10` (tfds's prepared data, or strips of 500 images one below the other,
+        `cifar10/train_00000.webp` …), `cifar20` (CIFAR-100's 20 coarse classes), `stl10` and `svhn_cropped`
+        (tfds's prepared data), `digits` (scikit-learn's bundled 8×8 digits, enlarged to 28×28; all 1,797
+        serve as training and as test images), a path that ends in `.npz` (`images` `[num, height, width]`
+        or `[num, height, width, channels]`, uint8 or floating; optionally `labels` `[num]`), a folder with
+        a separator in its name (`./photos`; its sub-folders, where there are any, are the classes), or
+        `auto`: MNIST if it is on disk or can be fetched within seconds, otherwise `digits`, which is said
+        in one line. A name is never replaced by another data set.
       data_dir: folder of data sets: tfds's own, or `<name>/` with the original files.
+      image_size: side of the square in the middle of a folder's images, which are RGB; needed there, and
+        without effect elsewhere.
 
     Returns:
       A `Dataset`.
@@ -155,8 +168,11 @@ def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
     """
     if str(name).endswith(".npz"):
         return _load_npz(Path(name))
+    if os.sep in str(name):
+        return _load_folder(Path(name), image_size)
     if name not in NAMES:
-        raise DataError(f"dataset {name!r} is unknown; accepted: {', '.join(NAMES)}, or FILE.npz")
+        accepted = f"{', '.join(NAMES)}, FILE.npz, or a folder as ./FOLDER"
+        raise DataError(f"dataset {name!r} is unknown; accepted: {accepted}")
     if name == "digits":
         return _digits()
     directory = data_dir if data_dir is not None else os.environ.get("SUL_JAX_DATA")
@@ -164,8 +180,10 @@ def load(name: str = "auto", data_dir: str | Path | None = None) -> Dataset:
         raise DataError(f"data_dir={str(directory)!r} is not a folder")
     if name in COIL:
         return _coil(name, directory)
-    if name == "cifar10":
-        return _cifar10(directory)
+    if name == "usps":
+        return _usps(directory)
+    if name in PREPARED:
+        return _prepared_data(name, directory)
     if name == "auto":
         try:
             return _from_tfds("mnist", directory, patience=10.0)
@@ -358,7 +376,7 @@ def _prepare(name: str, raw: Path) -> Path:
     return prepared
 
 
-def _read_prepared(name: str, prepared: Path) -> dict[str, np.ndarray]:
+def _read_prepared(name: str, prepared: Path, label: str = "label") -> dict[str, np.ndarray]:
     tfds = _import_tfds()
     sources = tfds.data_source(f"{name}:{prepared.name}", data_dir=str(prepared.parent.parent), split=None)
     arrays: dict[str, np.ndarray] = {}
@@ -369,7 +387,7 @@ def _read_prepared(name: str, prepared: Path) -> dict[str, np.ndarray]:
         for start in range(0, len(source), 5000):
             for record in source.__getitems__(range(start, min(start + 5000, len(source)))):
                 images.append(record["image"])
-                labels.append(record["label"])
+                labels.append(record[label])
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
     return arrays
@@ -461,40 +479,63 @@ def _coil(name: str, directory: str | Path | None) -> Dataset:
     return dataclasses.replace(_load_npz(path), name=name, source=COIL[name])
 
 
-def _cifar10(directory: str | Path | None) -> Dataset:
-    folder = None if directory is None else Path(directory) / "cifar10"
-    prepared = _prepared_in("cifar10", directory)
-    files = [] if folder is None else sorted([*folder.glob("*.webp"), *folder.glob("*_labels.npy")])
-    if prepared is None and not files:
+def _usps(directory: str | Path | None) -> Dataset:
+    path = None if directory is None else Path(directory) / "usps" / "usps.h5"
+    if path is None or not path.exists():
         raise _NotFoundError(
-            "cifar10 is not in the data directory (--data-dir or SUL_JAX_DATA), which would hold tfds's "
-            "prepared array_record data, or cifar10/train_00000.webp … with cifar10/train_labels.npy"
+            "usps is not in the data directory (--data-dir or SUL_JAX_DATA), which would hold usps/usps.h5 "
+            "with groups train and test of data [num, 256] and target [num]"
         )
+    import h5py
+
+    arrays = {}
+    try:
+        with h5py.File(path) as file:
+            for split in ("train", "test"):
+                images, labels = (np.asarray(file[split][name]) for name in ("data", "target"))
+                arrays[f"{split}_images"] = check_images(images.reshape(-1, 16, 16), str(path))
+                arrays[f"{split}_labels"] = labels.astype(np.int32)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a readable USPS file ({error})") from None
+    return Dataset("usps", source="usps.h5", **arrays)
+
+
+def _prepared_data(name: str, directory: str | Path | None) -> Dataset:
+    theirs, label = PREPARED[name]
+    prepared = _prepared_in(theirs, directory)
     if prepared is not None:
         return _decoded(
-            "cifar10", _fingerprint(sorted(prepared.iterdir())), "prepared tfds data",
-            lambda: _read_prepared("cifar10", prepared),
+            name, _fingerprint(sorted(prepared.iterdir())), "prepared tfds data",
+            lambda: _read_prepared(theirs, prepared, label),
         )  # fmt: skip
+    if name == "cifar10" and directory is not None:
+        folder = Path(directory) / name
+        files = sorted([*folder.glob("*.webp"), *folder.glob("*_labels.npy")])
+        if files:
+            lossy = sum(len(np.load(path)) for path in folder.glob("*_lossy_indices.npy"))
+            source = "strips of 500 images" + (f", {lossy} images not exact (JPEG)" if lossy else "")
+            return _decoded(name, _fingerprint(files), source, lambda: _cifar10_strips(folder))
+    raise _NotFoundError(
+        f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA), which would hold tfds's "
+        f"prepared array_record data in {theirs}/"
+        + (", or train_00000.webp … with train_labels.npy there" if name == "cifar10" else "")
+    )
 
-    def read() -> dict[str, np.ndarray]:
-        assert folder is not None
-        arrays = {}
-        for split, number in CIFAR10.items():
-            strips = [_strip(path) for path in sorted(folder.glob(f"{split}_*.webp"))]
-            labels = folder / f"{split}_labels.npy"
-            found = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
-            if (sum(map(len, strips)), found.shape) != (number, (number,)):
-                raise DataError(
-                    f"{folder} holds {sum(map(len, strips))} {split} images and {len(found)} labels, not "
-                    f"{number} of each"
-                )
-            arrays[f"{split}_images"] = np.concatenate(strips)
-            arrays[f"{split}_labels"] = found
-        return arrays
 
-    lossy = [len(np.load(path)) for path in sorted(folder.glob("*_lossy_indices.npy"))] if folder else []
-    source = "strips of 500 images" + (f", {sum(lossy)} images not exact (JPEG)" if sum(lossy) else "")
-    return _decoded("cifar10", _fingerprint(files), source, read)
+def _cifar10_strips(folder: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    for split, number in CIFAR10.items():
+        strips = [_strip(path) for path in sorted(folder.glob(f"{split}_*.webp"))]
+        labels = folder / f"{split}_labels.npy"
+        found = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
+        if (sum(map(len, strips)), found.shape) != (number, (number,)):
+            raise DataError(
+                f"{folder} holds {sum(map(len, strips))} {split} images and {len(found)} labels, not "
+                f"{number} of each"
+            )
+        arrays[f"{split}_images"] = np.concatenate(strips)
+        arrays[f"{split}_labels"] = found
+    return arrays
 
 
 def _strip(path: Path) -> np.ndarray:
@@ -507,6 +548,33 @@ def _strip(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
+
+
+def _load_folder(folder: Path, size: int | None) -> Dataset:
+    """Images of a folder or of its sub-folders, the classes: shorter side to `size`, the middle square."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not folder.is_dir():
+        raise DataError(f"dataset {str(folder)!r} is not a folder")
+    if size is None:
+        raise DataError(f"image_size is needed for the folder {str(folder)!r}")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    images, labels = [], []
+    for label, parent in enumerate(classes or [folder]):
+        for path in sorted(p for p in parent.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
+            try:
+                with Image.open(path) as image:
+                    upright = ImageOps.exif_transpose(image).convert("RGB")
+                    fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+            except (OSError, UnidentifiedImageError, ValueError) as error:
+                raise DataError(f"{path} is not a readable image ({error})") from None
+            images.append(np.asarray(fitted))
+            labels.append(label)
+    if not images:
+        raise DataError(f"{str(folder)!r} and its sub-folders hold no {', '.join(_IMAGE_SUFFIXES)} files")
+    found, stacked = np.asarray(labels, np.int32) if classes else None, np.stack(images)
+    source = f"{len(images)} images, {size}×{size}"
+    return Dataset(str(folder), stacked, found, stacked, found, source)
 
 
 def _load_npz(path: Path) -> Dataset:

@@ -1,6 +1,6 @@
 """Clustering of codes and its agreement with labels: the same for every experiment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import optax
 from jax import Array, lax
 from tqdm import tqdm
 
-from sul_jax import k_means, metrics
+from sul_jax import k_means, k_subspaces, metrics, whitening
 
 # Compiled once for each shape, however often `cluster` is called.
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
@@ -45,12 +45,12 @@ def to_float(images: Array) -> Array:
 
 
 def map_batches(
-    function: Callable[[Array], Array], images: np.ndarray | Array, *, batch_size: int = 500
-) -> Array:
+    function: Callable[[Array], Any], images: np.ndarray | Array, *, batch_size: int = 500
+) -> Any:
     """Applies a compiled function to images batch by batch; compiles once for the full batches.
 
     Args:
-      function: maps `[batch, ...]` to `[batch, ...]`.
+      function: maps `[batch, ...]` to an array `[batch, ...]` or a tree of such arrays.
       images: `[num_images, ...]`.
       batch_size: images at a time.
 
@@ -61,7 +61,7 @@ def map_batches(
         function(jnp.asarray(images[start : start + batch_size]))
         for start in range(0, len(images), batch_size)
     ]
-    return jnp.concatenate(parts)
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
 def cluster(
@@ -170,6 +170,54 @@ def subspace_clustering(
     coefficients /= np.where(norms > 0, norms, 1)
     spectral = SpectralClustering(num_clusters, affinity="precomputed", n_init=20, random_state=seed)
     return np.asarray(spectral.fit_predict((coefficients + coefficients.T) / 2))
+
+
+def classifiers(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    names: Sequence[str] = ("svm", "knn", "nearest_subspace"),
+    num_neighbors: int = 20,
+    subspace_rank: int = 10,
+) -> dict[str, float]:
+    """Test accuracies in percent of simple classifiers on features scaled to unit norm.
+
+    Args:
+      train: `[num_train, features]`.
+      train_labels: `[num_train]`.
+      test: `[num_test, features]`.
+      test_labels: `[num_test]`.
+      names: which of `svm` (linear), `knn` (by cosine), `nearest_subspace` (each class's leading singular
+        vectors; the largest projection wins).
+      num_neighbors: of `knn`, at most as many as there are vectors.
+      subspace_rank: of `nearest_subspace`, at most the size of the smallest class.
+
+    Example:
+      >>> import numpy as np
+      >>> from experiments import evaluation
+      >>> codes, labels = np.repeat(np.eye(2, dtype=np.float32), 30, axis=0), np.repeat([0, 1], 30)
+      >>> evaluation.classifiers(codes, labels, codes, labels, subspace_rank=1)
+      {'svm': 100.0, 'knn': 100.0, 'nearest_subspace': 100.0}
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.svm import LinearSVC
+
+    train, test = (np.asarray(whitening.normalize(jnp.asarray(values))) for values in (train, test))
+
+    def predict(name: str) -> np.ndarray:
+        if name == "nearest_subspace":
+            classes, counts = np.unique(train_labels, return_counts=True)
+            rank = min(subspace_rank, train.shape[1], counts.min())
+            parts = [np.linalg.svd(train[train_labels == c], full_matrices=False)[2][:rank] for c in classes]
+            state = k_subspaces.KSubspacesState(jnp.asarray(np.stack(parts)))
+            return classes[np.asarray(k_subspaces.assign(state, jnp.asarray(test)))]
+        neighbors = min(num_neighbors, len(train))
+        model = LinearSVC() if name == "svm" else KNeighborsClassifier(neighbors, metric="cosine")
+        return np.asarray(model.fit(train, train_labels).predict(test))
+
+    return {name: float(100 * np.mean(predict(name) == test_labels)) for name in names}
 
 
 def linear_probe(

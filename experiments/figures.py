@@ -225,6 +225,127 @@ def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> Non
     _save(figure, path)
 
 
+def embeddings(codes: Mapping[str, np.ndarray], colours: np.ndarray, path: Path) -> None:
+    """t-SNE of several representations of the same examples, `[num, features]` by name, side by side."""
+    from sklearn.manifold import TSNE
+
+    figure = Figure(figsize=(2.8 * len(codes), 3), layout="constrained")
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True
+    ):
+        perplexity = min(30.0, (len(values) - 1) / 3)
+        plane = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
+        axes.scatter(*plane.T, c=colours, cmap="tab10", s=2)
+        axes.set_title(name)
+        axes.set_axis_off()
+    _save(figure, path)
+
+
+def activity(codes: Mapping[str, np.ndarray], path: Path) -> None:
+    """Mean of every dimension of several representations, largest first."""
+    figure = Figure(figsize=(2.8 * len(codes), 2.4), layout="constrained")
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True
+    ):
+        means = np.sort(values.mean(axis=0))[::-1]
+        axes.bar(np.arange(len(means)), means, width=1.0, color="tab:blue")
+        axes.set(title=name, xlabel="dimension")
+    _save(figure, path)
+
+
+def example_graphs(
+    probabilities: np.ndarray, activations: np.ndarray, labels: np.ndarray, path: Path
+) -> None:
+    """Figure 6: the graphs YYᵀ of the classes taught and BBᵀ of the nodes, examples in order of their labels.
+
+    Args:
+      probabilities: Y, `[num, num_parents]`.
+      activations: B, `[num, num_nodes]`.
+      labels: `[num]`.
+      path: of the PNG.
+    """
+    order = np.argsort(labels, kind="stable")
+    borders = np.flatnonzero(np.diff(labels[order])) + 0.5
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    for axes, (name, values) in zip(
+        figure.subplots(1, 2), {"YYᵀ": probabilities, "BBᵀ": activations}.items(), strict=True
+    ):
+        norms = np.linalg.norm(values, axis=1, keepdims=True)
+        unit = (values / np.where(norms > 0, norms, 1))[order]
+        axes.imshow(unit @ unit.T, cmap="magma", vmin=0, vmax=1)
+        axes.set(title=f"{name}, by cosine", xticks=borders, yticks=borders)
+        axes.tick_params(labelbottom=False, labelleft=False)
+    _save(figure, path)
+
+
+def covariance(features: np.ndarray, path: Path) -> None:
+    """Figure A.2: the features' second moments; spread over all directions they are a diagonal."""
+    moments = features.T @ features / len(features)
+    figure = Figure(figsize=(3.8, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    limit = max(float(np.abs(moments).max()), 1e-12)
+    figure.colorbar(axes.imshow(moments, cmap="RdBu_r", vmin=-limit, vmax=limit), shrink=0.8)
+    axes.set(xlabel="feature", ylabel="feature", title="second moments of the features")
+    _save(figure, path)
+
+
+def principal_components(
+    images: np.ndarray, features: np.ndarray, clusters: np.ndarray, path: Path, *, components: int = 10
+) -> None:
+    """Figure 2: for each cluster (a panel), the images most aligned with its principal components (rows).
+
+    Args:
+      images: `[num, height, width, channels]`, uint8 or in [0, 1].
+      features: `[num, features]` of unit norm.
+      clusters: `[num]`.
+      path: of the PNG.
+      components: rows of a panel, and images in a row.
+    """
+    found = np.unique(clusters)
+    columns = min(5, len(found))
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    height, width, channels = images.shape[1:]
+    scale = 255 if images.dtype == np.uint8 else 1
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, cluster in zip(grid, found, strict=False):
+        members = np.flatnonzero(clusters == cluster)
+        directions = np.linalg.svd(features[members], full_matrices=False)[2][:components]
+        canvas = np.ones((len(directions) * (height + 1), components * (width + 1), channels))
+        for row, direction in enumerate(directions):
+            aligned = features[members] @ direction
+            aligned = aligned if aligned.sum() > 0 else -aligned  # a component has no sign
+            for column, member in enumerate(members[np.argsort(-aligned)[:components]]):
+                top, left = row * (height + 1), column * (width + 1)
+                canvas[top : top + height, left : left + width] = images[member] / scale
+        _show(axes, np.clip(canvas, 0, 1), cmap="gray")
+        axes.set_title(f"cluster {cluster}: {len(members)} images")
+    _save(figure, path)
+
+
+def accuracies(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], xlabel: str, path: Path, *, log: bool
+) -> None:
+    """Accuracies in percent with error bars.
+
+    Args:
+      curves: by name, positions, means and standard deviations.
+      xlabel: what the positions are.
+      path: of the PNG.
+      log: whether positions are on a logarithmic axis.
+    """
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (positions, means, spreads) in curves.items():
+        axes.errorbar(positions, means, spreads, marker=".", capsize=2, label=name)
+    axes.set(xlabel=xlabel, ylabel="accuracy, %", xscale="log" if log else "linear")
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def cycles(
     history: np.ndarray, probes: Mapping[int, float], random: float | None, halt: int | None, path: Path
 ) -> None:

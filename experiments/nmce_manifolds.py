@@ -40,8 +40,9 @@ class Config(nmce_spiral.Config):
     identifiable."""
     num_dimensions: int = 40
     """Dimensions of the space."""
-    num_data_layers: int = 2
-    """Layers of the networks that make the data."""
+    num_data_layers: int = 3
+    """Layers of the networks that make the data. Each layer shrinks its points: without biases two layers
+    leave manifolds far enough from the origin to be told apart, four put most points within the noise."""
     steps: int = 3000
     """Training steps."""
     batch_size: int = 1024

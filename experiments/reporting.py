@@ -434,6 +434,17 @@ ROWS: tuple[Row, ...] = (
         1440,
         "nmce_coil",
     ),
+    Row(
+        "CIFAR-10, NMCE with ResNet-18, **accuracy**",
+        "83.0",
+        "nmce_images",
+        "clustering_accuracy",
+        {"depth": 18, "epochs": [600, 100, 100], "stage": 3, "num_images": None},
+        "cifar10",
+        50_000,
+        "nmce_images --dataset cifar10",
+        "higher",
+    ),
     _alignment_row(
         "MNIST, **initial alignment** of 100 LeNets, 9 clusters (NMI)", "0.409", "mnist", 60_000, 9
     ),

@@ -4,11 +4,28 @@ Each takes a key and floating images `[batch, height, width, channels]` with val
 stand inside `jit` and `scan`: a batch is transformed at once, nothing returns to the host.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from sul_jax._check import check_images
+
+Transformation = Callable[[Array], Array]
+
+
+def _turned(quarters: int, flip: bool) -> Transformation:
+    def transform(images: Array) -> Array:
+        turned = jnp.rot90(images, quarters, axes=(1, 2))
+        return turned[:, :, ::-1] if flip else turned
+
+    return transform
+
+
+# The eight symmetries of the square (Kilinc & Uysal 2018, eq. 15, in the order of their code): turned by 0 to
+# 3 quarters counter-clockwise, then the same mirrored. Only square images keep their shape.
+FLIPS_AND_ROTATIONS = tuple(_turned(quarters, flip) for flip in (False, True) for quarters in range(4))
 
 # ITU-R 601 luma, as in Pillow and torchvision.
 _LUMA = (0.299, 0.587, 0.114)
@@ -50,6 +67,47 @@ def horizontal_flip(key: Array, images: Array, *, probability: float | Array = 0
     """
     check_images("images", images)
     return jnp.where(_chosen(key, images, probability), images[:, :, ::-1], images)
+
+
+def random_transformation(
+    key: Array, images: Array, *, transformations: Sequence[Transformation] = ()
+) -> tuple[Array, Array]:
+    """Transforms each image in one of several ways and says in which: pseudo supervision's labels.
+
+    Args:
+      key: `jax.random.key`.
+      images: `[batch, height, width, channels]`.
+      transformations: functions of a batch of images that keep its shape; by default `FLIPS_AND_ROTATIONS`.
+
+    Returns:
+      The images, and int32 `[batch]`, the places of their transformations in the list, drawn uniformly.
+
+    Raises:
+      ValueError: a transformation changes the shape.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import augment
+      >>> images = jnp.arange(4.0).reshape(1, 2, 2, 1)
+      >>> turned, label = augment.random_transformation(jax.random.key(0), images)
+      >>> bool((turned == augment.FLIPS_AND_ROTATIONS[label[0]](images)).all())
+      True
+    """
+    check_images("images", images)
+    ways = tuple(transformations) or FLIPS_AND_ROTATIONS
+    labels = jax.random.randint(key, (images.shape[0],), 0, len(ways), jnp.int32)
+    changed = images
+    # Each for the whole batch: much cheaper than a program per image, for what only moves pixels.
+    for index, way in enumerate(ways):
+        found = way(images)
+        if found.shape != images.shape:
+            raise ValueError(
+                f"transformations[{index}] makes images of shape {found.shape} from {images.shape}; it must "
+                "keep the shape"
+            )
+        changed = jnp.where((labels == index)[:, None, None, None], found, changed)
+    return changed, labels
 
 
 def random_resized_crop(

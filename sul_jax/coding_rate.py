@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_array, check_vectors
+from sul_jax._parallel import sum_over
 from sul_jax.whitening import normalize
 
 _TINY = 1e-8
@@ -49,7 +50,7 @@ def coding_rate(features: Array, *, eps_squared: float | Array, axis_name: str |
         gram = jnp.matmul(features, features.T, precision="highest")
         total: Array | int = batch
     else:
-        gram = _sum(jnp.matmul(features.T, features, precision="highest"), axis_name)
+        gram = sum_over(jnp.matmul(features.T, features, precision="highest"), axis_name)
         total = batch * _axis_size(axis_name)
     return 0.5 * _log_det_shifted(gram * (dimension / (total * eps_squared)))
 
@@ -92,8 +93,8 @@ def class_coding_rate(
     dimension, clusters = features.shape[1], memberships.shape[1]
     weighted = features[:, None] * memberships[:, :, None]  # [batch, clusters, features]
     grams = jnp.matmul(weighted.reshape(-1, clusters * dimension).T, features, precision="highest")
-    grams = _sum(grams, axis_name).reshape(clusters, dimension, dimension)
-    masses = _sum(jnp.sum(memberships, axis=0), axis_name)
+    grams = sum_over(grams, axis_name).reshape(clusters, dimension, dimension)
+    masses = sum_over(jnp.sum(memberships, axis=0), axis_name)
     scale = dimension / ((masses + _TINY) * eps_squared)
     rates = _log_det_shifted(grams * scale[:, None, None])
     return jnp.sum(masses * rates) / (2 * features.shape[0] * _axis_size(axis_name))
@@ -299,10 +300,6 @@ def _log_det_shifted_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
 def _log_det_and_factor(gram: Array) -> tuple[Array, Array]:
     factor = lax.linalg.cholesky(gram + jnp.eye(gram.shape[-1], dtype=gram.dtype), symmetrize_input=False)
     return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1), factor
-
-
-def _sum(values: Array, axis_name: str | None) -> Array:
-    return values if axis_name is None else lax.psum(values, axis_name)
 
 
 def _axis_size(axis_name: str | None) -> int:

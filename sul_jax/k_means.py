@@ -5,13 +5,14 @@ or a reduction in a fixed order: the same key gives the same result, on any devi
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax._check import check_finite, check_integer, check_vectors
+from sul_jax._parallel import sum_over
 
 # Scores of vectors against centroids held at a time: they should stay in a CPU's cache.
 _MAX_SCORES = 2**21
@@ -98,14 +99,11 @@ def fit(
     _check_choice("init", init, ("k-means++", "random"))
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 
-    def total(values: Any) -> Any:
-        return values if axis_name is None else lax.psum(values, axis_name)
-
     # Centring changes no distance and spares float32 the cancellation of large common offsets.
-    mean = total(jnp.sum(inputs, axis=0)) / batch
+    mean = sum_over(jnp.sum(inputs, axis=0), axis_name) / batch
     inputs = inputs - mean
     squares = jnp.sum(jnp.square(inputs), axis=1)
-    variance = total(jnp.sum(squares)) / (batch * inputs.shape[1])
+    variance = sum_over(jnp.sum(squares), axis_name) / (batch * inputs.shape[1])
     start_key, split_key = jax.random.split(key)
     if init == "k-means++":
         centroids = _plus_plus(start_key, inputs, squares, num_clusters, num_init, axis_name)
@@ -114,7 +112,7 @@ def fit(
 
     def body(state: _Lloyd) -> _Lloyd:
         labels, distances = _nearest(state.centroids, inputs, squares)
-        sums, counts = total(_sums(labels, inputs, num_clusters))
+        sums, counts = sum_over(_sums(labels, inputs, num_clusters), axis_name)
         weights = counts.astype(inputs.dtype)
 
         def refill() -> tuple[Array, Array]:
@@ -126,7 +124,7 @@ def fit(
         sums, weights = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, weights))
         moved = sums / jnp.maximum(weights, 1)[..., None]
         shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
-        same = total(jnp.sum(labels != state.labels, axis=1)) == 0
+        same = sum_over(jnp.sum(labels != state.labels, axis=1), axis_name) == 0
         done = state.done | same | (shift <= tolerance * variance)
         return _Lloyd(
             centroids=jnp.where(state.done[:, None, None], state.centroids, moved),
@@ -146,7 +144,7 @@ def fit(
     )
     last = lax.while_loop(lambda s: (s.step < max_iterations) & ~jnp.all(s.done), body, first)
     labels, distances = _nearest(last.centroids, inputs, squares)
-    inertia = total(jnp.sum(distances, axis=1))
+    inertia = sum_over(jnp.sum(distances, axis=1), axis_name)
     best = jnp.argmin(inertia)
     return KMeansResult(
         centroids=last.centroids[best] + mean,
@@ -243,7 +241,7 @@ def _plus_plus(
         rows = _draw(jax.random.fold_in(key, index), closest, inputs, candidates, axis_name)
         nearer = jnp.minimum(distances(rows), closest[:, None])
         potential = jnp.sum(nearer, axis=2)
-        potential = potential if axis_name is None else lax.psum(potential, axis_name)
+        potential = sum_over(potential, axis_name)
         best = jnp.argmin(potential, axis=1)[:, None]
         row = jnp.take_along_axis(rows, best[..., None], axis=1)
         closest = jnp.take_along_axis(nearer, best[..., None], axis=1)[:, 0]

@@ -8,7 +8,7 @@ from experiments.benchmark import Config
 
 def test_benchmark_prints_ratios(tmp_path: Path) -> None:
     text = benchmark.run(
-        Config(dataset="digits", batch_size=2, repetitions=1, growth=False, workdir=tmp_path)
+        Config(dataset="digits", batch_size=2, repetitions=1, image_batch=2, growth=False, workdir=tmp_path)
     )
     assert "3layer, training on 60,000" in text
     assert "scikit-learn" in text

@@ -3,10 +3,12 @@ import hashlib
 import shutil
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import data
 from experiments.data import DataError
@@ -182,3 +184,72 @@ def test_real_originals_are_verified(data_dir: Path, name: str, tmp_path: Path) 
         file.write(b"\0")
     with pytest.raises(DataError, match=first):
         data._read_originals(name, copy)
+
+
+def test_folder_of_images(tmp_path: Path) -> None:
+    """Sub-folders are classes; the middle square of any size, mode and suffix, in a stated order."""
+    for index, (name, size, mode) in enumerate(
+        [("b/1.PNG", (30, 20), "RGBA"), ("b/2.jpg", (8, 8), "CMYK"), ("a/x ü.webp", (5, 9), "L")]
+    ):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        suffix = path.suffix[1:].lower().replace("jpg", "jpeg")
+        Image.new(mode, size, 40 * index).save(path, format=suffix)
+    (tmp_path / "photos" / "a" / "notes.txt").write_text("not an image")
+    found = data.load(str(tmp_path / "photos"), image_size=8)
+    assert found.train_images.shape == (3, 8, 8, 3)
+    assert found.train_labels is not None
+    assert found.train_labels.tolist() == [0, 1, 1]
+    flat = data.load(str(tmp_path / "photos" / "b"), image_size=4)
+    assert (flat.train_images.shape, flat.train_labels) == ((2, 4, 4, 3), None)
+    with pytest.raises(DataError, match="image_size is needed"):
+        data.load(str(tmp_path / "photos"))
+    (tmp_path / "photos" / "b" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3.png is not a readable image"):
+        data.load(str(tmp_path / "photos"), image_size=8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="hold no .png"):
+        data.load(str(tmp_path / "empty"), image_size=8)
+    with pytest.raises(DataError, match="is not a folder"):
+        data.load(str(tmp_path / "missing"), image_size=8)
+
+
+@pytest.mark.parametrize("name", ["cifar20", "stl10", "svhn_cropped"])
+def test_prepared_data_are_needed(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{name} is not in the data directory"):
+        data.load(name, tmp_path)
+
+
+def test_coarse_labels_of_prepared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setenv("SUL_JAX_CACHE", str(tmp_path / "cache"))
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    with tfds.core.registered.skip_registration():
+
+        class Builder(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("3.0.2")
+            name = "cifar100"
+            pkg_dir_path = Path(__file__).parent
+
+            def _info(self) -> tfds.core.DatasetInfo:
+                kinds = {"label": 100, "coarse_label": 20}
+                classes = {k: tfds.features.ClassLabel(num_classes=n) for k, n in kinds.items()}
+                image = {"image": tfds.features.Image(shape=(32, 32, 3))}
+                features = tfds.features.FeaturesDict(image | classes)
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager: object) -> dict:
+                return {"train": self._generate_examples(0, 4), "test": self._generate_examples(4, 6)}
+
+            def _generate_examples(self, start: int, end: int) -> Iterator[tuple[int, dict]]:
+                for i in range(start, end):
+                    yield i, {"image": Image.fromarray(images[i]), "label": 90 + i, "coarse_label": i}
+
+    builder = Builder(data_dir=str(tmp_path / "data"), file_format="array_record")
+    # Without a look at the cloud, which needs TensorFlow.
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    found = data.load("cifar20", tmp_path / "data")
+    np.testing.assert_array_equal(found.train_images, images[:4])
+    assert found.test_labels is not None
+    assert found.test_labels.tolist() == [4, 5]

@@ -9,7 +9,16 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import data, evaluation, nmce_coil, nmce_manifolds, nmce_spiral, reporting, training
+from experiments import (
+    data,
+    evaluation,
+    nmce_coil,
+    nmce_images,
+    nmce_manifolds,
+    nmce_spiral,
+    reporting,
+    training,
+)
 from experiments.nmce_spiral import Config
 from sul_jax import LearningRule, coding_rate, from_loss, k_subspaces, stack, whitening
 from sul_jax.nn import MLP, NMCE, ResNet
@@ -183,6 +192,58 @@ def test_coil(objects: Path, tmp_path: Path) -> None:
         nmce_coil.run(replace(config, num_clusters=31))
     with pytest.raises(data.DataError, match="coil20 is not in the data directory"):
         nmce_coil.run(replace(config, dataset="coil20", data_dir=tmp_path))
+
+
+def test_images_in_three_stages(tmp_path: Path) -> None:
+    kinds = jax.random.uniform(jax.random.key(0), (3, 1, 8, 8, 3))
+    images = np.asarray(kinds + 0.05 * jax.random.normal(jax.random.key(1), (3, 20, 8, 8, 3))).clip(0, 1)
+    np.savez(tmp_path / "x.npz", images=images.reshape(60, 8, 8, 3), labels=np.repeat(np.arange(3), 20))
+    config = nmce_images.Config(
+        dataset=str(tmp_path / "x.npz"), workdir=tmp_path / "images", depth=10, num_filters=4,
+        num_pre_features=16, num_features=8, batch_size=30, epochs=(1, 1, 1), num_views=2, seed=3,
+    )  # fmt: skip
+    (first,) = nmce_images.run(replace(config, stage=1, judge_features=True))
+    assert {"knn_accuracy", "svm_proj", "nearest_subspace_pool_2_views"} <= set(first.metrics)
+    assert "clustering_accuracy" not in first.metrics
+    (last,) = nmce_images.run(replace(config, resume=True))
+    assert {"clustering_accuracy_stage2", "adjusted_rand_index"} <= set(last.metrics)
+    for name in ("clusters", "figure2", "figure_a1_few_labels", "figure_a2_covariance", "knn"):
+        assert (config.workdir / f"{name}.png").stat().st_size > 1000
+    (again,) = nmce_images.run(replace(config, resume=True))  # nothing is trained twice
+    for one, other in zip(params(last), params(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_second_stage_trains_the_heads() -> None:
+    """In lower precision, with parameters and loss in float32."""
+    config = nmce_images.Config(
+        depth=10, num_filters=2, num_pre_features=8, num_features=4, num_clusters=2, batch_size=4,
+        epochs=(1, 1, 1), precision="bfloat16",
+    )  # fmt: skip
+    images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))
+    step, state = nmce_images.training_step(config, 0, 2, nmce_images.build(config, 0, 3), len(images))
+    after, loss = jax.jit(step)(state, 0, images)
+    assert np.isfinite(loss)
+    assert loss.dtype == np.float32
+    assert set(after[0]) == {"feature_head", "cluster_head"}
+    for one, other in zip(jax.tree.leaves(state[0]), jax.tree.leaves(after[0]), strict=True):
+        assert one.dtype == other.dtype
+        assert (one != other).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": 4}, "stage=4 is not accepted: it must be 1, 2 or 3"),
+        ({"epochs": (1, 0, 1)}, "epochs=\\(1, 0, 1\\) is not accepted"),
+        ({"batch_size": 10**6}, "batch_size=1000000 exceeds the 1797 images"),
+        ({"depth": 11}, "depth=11 is not accepted"),
+        ({"eps_squared": 0.0}, "eps_squared=0.0 is not accepted"),
+    ],
+)
+def test_bad_options_of_images(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nmce_images.run(nmce_images.Config(dataset="digits", workdir=tmp_path, **change))
 
 
 @pytest.mark.parametrize("l1_ratio", [1.0, 0.7])

@@ -1,8 +1,9 @@
 """Flax NNX modules: learned states with a `__call__`, saved and loaded with Orbax."""
 
+from sul_jax.nn.acol import ACOL
 from sul_jax.nn.backbones import MLP, ResNet
 from sul_jax.nn.convnets import AlexNet, LeNet5, sobel
 from sul_jax.nn.energy_net import EnergyNet
 from sul_jax.nn.nmce import NMCE
 
-__all__ = ["MLP", "NMCE", "AlexNet", "EnergyNet", "LeNet5", "ResNet", "sobel"]
+__all__ = ["ACOL", "MLP", "NMCE", "AlexNet", "EnergyNet", "LeNet5", "ResNet", "sobel"]

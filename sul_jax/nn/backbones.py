@@ -128,16 +128,20 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """`[batch, height, width, channels]` to `[batch, num_features]`."""
+        pooled = self.pool(images)
+        if self.pre_features is None:
+            return pooled
+        return jax.nn.relu(self.pre_norm(self.pre_features(pooled)))
+
+    def pool(self, images: Array) -> Array:
+        """`[batch, height, width, channels]` to the last stage's averages `[batch, filters]`."""
         hidden = jax.nn.relu(self.stem_norm(self.stem(images)))
         if self.pools:
             window = {"window_shape": (3, 3), "strides": (2, 2), "padding": ((1, 1), (1, 1))}
             hidden = nnx.max_pool(hidden, **window)  # type: ignore[no-untyped-call]
         for block in self.blocks:
             hidden = block(hidden)
-        pooled = jnp.mean(hidden, axis=(1, 2))
-        if self.pre_features is None:
-            return pooled
-        return jax.nn.relu(self.pre_norm(self.pre_features(pooled)))
+        return jnp.mean(hidden, axis=(1, 2))
 
 
 class _BasicBlock(nnx.Module):
@@ -176,6 +180,28 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
         return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
 
     return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=bias_init, rngs=rngs)
+
+
+def dropout(key: Array | None, index: int, values: Array, rate: float) -> Array:
+    """Values with a share `rate` set to 0 and the others enlarged to keep the mean; unchanged without a key.
+
+    Args:
+      key: of the network's call, or None in evaluation.
+      index: tells the network's dropouts apart.
+      values: any floating array.
+      rate: in [0, 1).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax.nn import backbones
+      >>> sorted(set(backbones.dropout(jax.random.key(0), 0, jnp.ones(50), 0.5).tolist()))
+      [0.0, 2.0]
+    """
+    if key is None or not rate:
+        return values
+    kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, values.shape)
+    return jnp.where(kept, values / (1 - rate), 0)
 
 
 def _convolution(inputs: int, outputs: int, size: int, strides: int, rngs: nnx.Rngs) -> nnx.Conv:

@@ -8,6 +8,8 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from sul_jax.nn.backbones import dropout
+
 
 class _Convolution(NamedTuple):
     filters: int
@@ -151,9 +153,7 @@ class _ConvNet(nnx.Module):
         for index, linear in enumerate(self.hidden):
             if index:
                 values = jax.nn.relu(values)
-            if key is not None and self.dropout:
-                kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - self.dropout, values.shape)
-                values = jnp.where(kept, values / (1 - self.dropout), 0)
+            values = dropout(key, index, values, self.dropout)
             values = linear(values)
         return values
 

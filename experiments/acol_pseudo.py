@@ -1,0 +1,401 @@
+"""Clusters from pseudo supervision: which way was this image turned? (paper 002, table 3)
+
+    python -m experiments.acol_pseudo                                    # MNIST at hand, or bundled digits
+    python -m experiments.acol_pseudo --data-dir DIR --dataset usps --seeds 3
+    python -m experiments.acol_pseudo --data-dir DIR --dataset mnist --transformations 1 3
+    python -m experiments.acol_pseudo --supervision parents              # taught: digits below or above 5
+
+A network learns to tell how images were flipped and turned, with twenty softmax nodes for each way, among
+which Graph-based Activity Regularization divides the images; k-means on the layer below, of images as they
+are, finds the classes. The paper reports accuracies of 98.32 ± 0.08 % for MNIST, 96.51 ± 0.26 % for USPS and
+76.80 ± 1.30 % for SVHN after 400 epochs. README.md lists what ours gives, with seeds, device and time.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from experiments import data, evaluation, figures
+from experiments.reporting import (
+    ConfigError,
+    Outcome,
+    SeedResult,
+    Workdir,
+    check_options,
+    command_line,
+    identity,
+    print_metrics,
+)
+from experiments.training import Trained, compiled_steps, run_steps
+from sul_jax import augment, gar
+from sul_jax.nn import ACOL
+
+EXPERIMENT = "acol_pseudo"
+_ALL = tuple(range(1, 9))
+_SMALL = 5_000  # images below which a data set is small
+_SHARES = (0, 0.05, 0.2, 1)  # of the steps, after which figure 3 looks at F
+# Accuracy in percent: table 3, and section 4.4 for sets of transformations on MNIST.
+PAPER = {
+    ("mnist", _ALL): 98.32,
+    ("mnist", (1, 2, 3, 4)): 97.80,
+    ("mnist", (1, 3)): 96.84,
+    ("mnist", (1, 2)): 72.52,
+    ("usps", _ALL): 96.51,
+    ("svhn_cropped", _ALL): 76.80,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the experiment; the defaults are the paper's."""
+
+    dataset: str = "auto"
+    """mnist, usps (all of it, as in the paper), fashion_mnist, svhn_cropped, digits, FILE.npz, or auto: MNIST
+    if at hand, else the bundled digits."""
+    data_dir: Path | None = None
+    """Folder of data sets; by default $SUL_JAX_DATA."""
+    workdir: Path = Path("runs/acol_pseudo")
+    """Where everything is written; an earlier run there is set aside, not lost."""
+    supervision: Literal["pseudo", "parents"] = "pseudo"
+    """What is taught: pseudo, the transformation of an image; parents, whether its label is below the middle
+    of the classes or not (images are then left as they are)."""
+    transformations: tuple[int, ...] = _ALL
+    """Of eq. 15: 1 none, 2 to 4 turned by 90, 180 and 270 degrees, 5 to 8 the same mirrored."""
+    nodes_per_parent: int = 20
+    """Softmax nodes of each class that is taught."""
+    num_features: int = 2048
+    """Width of F, the layer below the nodes."""
+    num_filters: int = 32
+    """Of the first pair of convolutions; the second has twice as many."""
+    epochs: int | None = None
+    """Passes over the images; by default 400, 100 for small data."""
+    batch_size: int = 400
+    """Images in a minibatch."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    affinity_weight: float = 0.1
+    """c_α."""
+    balance_weight: float = 1.0
+    """c_β."""
+    frobenius_weight: float = 1e-6
+    """c_F."""
+    frobenius: Literal["squared", "norm"] = "squared"
+    """The term of c_F: the authors' code's ΣZ², or ‖B‖_F as printed."""
+    representation: Literal["features", "logits", "probabilities"] = "features"
+    """What k-means sees: F, Z or softmax(Z)."""
+    num_clusters: int | None = None
+    """Clusters; by default the number of classes."""
+    num_train: int | None = None
+    """Use only the first training images."""
+    num_test: int | None = None
+    """Use only the first test images."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
+    seeds_together: int | None = None
+    """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
+    resume: bool = False
+    """Continue the run in the workdir."""
+    record: bool = False
+    """Append the results to experiments/results/acol_pseudo.json."""
+
+
+class Split(NamedTuple):
+    """Images on the device, floating, and their labels."""
+
+    images: Array
+    labels: np.ndarray | None
+
+
+def run(config: Config) -> list[SeedResult[ACOL]]:
+    """Trains and evaluates; see the module's docstring.
+
+    Args:
+      config: the options.
+
+    Returns:
+      One `SeedResult` a seed.
+
+    Raises:
+      ValueError: options or data that cannot be used.
+    """
+    _check(config)
+    dataset = data.load(config.dataset, config.data_dir)
+    if dataset.name == "usps":  # "USPS-full": learned from and judged on all of it
+        both = [
+            np.concatenate(pair)
+            for pair in zip(_split(dataset, "train"), _split(dataset, "test"), strict=True)
+        ]
+        dataset = replace(
+            dataset, train_images=both[0], train_labels=both[1], test_images=both[0], test_labels=both[1]
+        )
+    train = _prepare(*_split(dataset, "train"), config.num_train, dataset.name)
+    test = _prepare(*_split(dataset, "test"), config.num_test, dataset.name)
+    config = _fill_in(config, dataset, train, test)
+    assert config.seeds_together is not None
+    setting = (dataset.name, config.transformations)
+    whole = config.num_train is None and config.supervision == "pseudo"
+    paper = {"clustering_accuracy": PAPER[setting]} if whole and setting in PAPER else {}
+    results = []
+    evaluation_only = ("representation", "num_clusters", "num_test")
+    told_apart = identity(dataset.train_images[: config.num_train])
+    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
+        print(f"{dataset.name}: {len(train.images)} images ({dataset.source})")
+        for first in workdir.seeds[:: config.seeds_together]:
+            seeds = range(first, min(first + config.seeds_together, workdir.seeds.stop))
+            trained = train_seeds(config, seeds, train, workdir)
+            for index, seed in enumerate(seeds):
+                start = time.perf_counter()
+                network = _network(config, seed, train, trained.state[0], index)
+                values = _evaluate(config, seed, network, test)
+                if seed == config.seed:
+                    _draw(config, network, train, test, trained, index)
+                seconds = trained.seconds / len(seeds) + time.perf_counter() - start
+                number = len(train.images)
+                workdir.finish(seed, Outcome(values, dataset, number, len(test.images), seconds, paper))
+                results.append(SeedResult(seed, network, values))
+    print_metrics(results, paper)
+    print(f"\nfigures, checkpoints and results: {config.workdir}")
+    return results
+
+
+def build(config: Config, seed: int, image_shape: tuple[int, ...]) -> ACOL:
+    """The untrained network."""
+    height, width, channels = image_shape
+    return ACOL(
+        (height, width, channels),
+        num_parents=_num_parents(config),
+        nodes_per_parent=config.nodes_per_parent,
+        num_features=config.num_features,
+        num_filters=config.num_filters,
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def training_step(config: Config, network: ACOL) -> Any:
+    """A step (params, memory), key, images, parents -> (params, memory), loss; and the optimiser.
+
+    `parents` are taught where supervision is by parents; otherwise the step draws transformations.
+    """
+    graph = nnx.graphdef(network)
+    ways = [augment.FLIPS_AND_ROTATIONS[number - 1] for number in config.transformations]
+    num_parents = _num_parents(config)
+    optimizer = optax.adam(config.learning_rate)
+
+    def loss(params: Any, key: Array, images: Array, parents: Array) -> Array:
+        logits = nnx.merge(graph, params)(images, key=key)
+        pooled = gar.acol_pool(jax.nn.softmax(logits), num_parents=num_parents)
+        taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
+        regularization = gar.gar_loss(
+            logits,
+            num_parents=num_parents,
+            affinity_weight=config.affinity_weight,
+            balance_weight=config.balance_weight,
+            frobenius_weight=config.frobenius_weight,
+            frobenius=config.frobenius,
+        )
+        return regularization - jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
+
+    def step(state: Any, key: Array, images: Array, parents: Array) -> tuple[Any, Array]:
+        params, memory = state
+        keys = jax.random.split(key)
+        if config.supervision == "pseudo":
+            images, parents = augment.random_transformation(keys[0], images, transformations=ways)
+        value, gradients = jax.value_and_grad(loss)(params, keys[1], images, parents)
+        changes, memory = optimizer.update(gradients, memory, params)
+        return (optax.apply_updates(params, changes), memory), value
+
+    return step, optimizer
+
+
+def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) -> Trained:
+    """Networks of several seeds side by side: parameters and memory with a leading axis of seeds."""
+    number = len(train.images)
+    shape = train.images.shape[1:]
+    per_epoch = -(-number // config.batch_size)
+    assert config.epochs is not None
+    step, optimizer = training_step(config, build(config, 0, shape))
+    parents = jnp.asarray(_parents(config, train))
+    params = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(nnx.state(build(config, s, shape)) for s in seeds)
+    )
+
+    def one(state: Any, seed: Array, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
+        key = jax.random.key(seed)
+        epoch, place = index // per_epoch, index % per_epoch
+        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0), epoch), number)
+        # The last minibatch of an epoch is filled up from its beginning.
+        chosen = order[(place * config.batch_size + jnp.arange(config.batch_size)) % number]
+        return step(
+            state, jax.random.fold_in(jax.random.fold_in(key, 1), index), images[chosen], parents[chosen]
+        )
+
+    def together(state: Any, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
+        state, values = jax.vmap(one, (0, 0, None, None, None))(
+            state, jnp.array(seeds), index, images, parents
+        )
+        return state, jnp.mean(values)
+
+    advance = compiled_steps(together)
+    steps = config.epochs * per_epoch
+    names = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-to-{seeds[-1]}"
+    return run_steps(
+        lambda state, start, end: advance(state, start, end, train.images, parents),
+        (params, jax.vmap(optimizer.init)(params)),
+        steps=steps,
+        stride=5 if jax.default_backend() == "cpu" else 200,
+        folder=config.workdir / f"checkpoints-{names}",
+        title=f"seed {names}",
+        log=partial(workdir.log, seeds=names),
+        snapshot_at={round(share * steps) for share in _SHARES},
+        snapshot=lambda state: jax.tree.map(lambda leaf: leaf[:1], state[0]),
+    )
+
+
+def representations(network: ACOL, images: Array) -> dict[str, np.ndarray]:
+    """F, Z and softmax(Z) of images as they are."""
+    graph, state = nnx.split(network)
+    return jax.device_get(evaluation.map_batches(partial(_representations, graph, state), images))
+
+
+@partial(jax.jit, static_argnums=0)
+def _representations(graph: Any, state: Any, batch: Array) -> dict[str, Array]:
+    net = nnx.merge(graph, state)
+    logits = net(batch)
+    return {"features": net.features(batch), "logits": logits, "probabilities": jax.nn.softmax(logits)}
+
+
+def _network(config: Config, seed: int, train: Split, params: Any, index: int) -> ACOL:
+    network = build(config, seed, train.images.shape[1:])
+    nnx.update(network, jax.tree.map(lambda leaf: leaf[index], params))
+    return network
+
+
+def _evaluate(config: Config, seed: int, network: ACOL, test: Split) -> dict[str, float]:
+    """One-to-one accuracy and purity of k-means in percent; of the nodes, where parents are taught."""
+    codes = representations(network, test.images)[config.representation]
+    assert config.num_clusters is not None
+    found = evaluation.cluster(
+        jax.random.key(seed), jnp.asarray(codes), test.labels, num_clusters=config.num_clusters
+    )
+    if found.clustering_error is None or found.purity is None or found.normalized_mutual_info is None:
+        return {}
+    values = {
+        "clustering_accuracy": 100 - found.clustering_error,
+        "purity": found.purity,
+        "normalized_mutual_info": found.normalized_mutual_info,
+    }
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def _draw(config: Config, network: ACOL, train: Split, test: Split, trained: Trained, index: int) -> None:
+    """The paper's figures, of the first seed."""
+    folder, shown = config.workdir, slice(2000)
+    images, labels = test.images[shown], None if test.labels is None else test.labels[shown]
+    found = representations(network, images)
+    assert config.num_clusters is not None
+    clusters = evaluation.cluster(
+        jax.random.key(0), jnp.asarray(found[config.representation]), None, num_clusters=config.num_clusters
+    ).labels
+    colours = clusters if labels is None else labels
+    while_learning = {}
+    for step, params in trained.snapshots:
+        earlier = _network(config, config.seed, train, params, 0)
+        while_learning[f"step {step}"] = representations(earlier, images)["features"]
+    figures.embeddings(while_learning, colours, folder / "figure3_while_learning.png")
+    figures.embeddings(
+        {"F": found["features"], "Z": found["logits"], "softmax(Z)": found["probabilities"]},
+        colours, folder / "figure5_representations.png",
+    )  # fmt: skip
+    figures.activity(found, folder / "figure4_activity.png")
+    some = images[:500]
+    logits = representations(network, some)["logits"]
+    pooled = np.asarray(network.parents(some))
+    figures.example_graphs(pooled, np.maximum(logits, 0), colours[:500], folder / "figure6_graphs.png")
+    figures.gallery(np.asarray(images), clusters, labels, folder / "figure7_clusters.png")
+
+
+def _split(dataset: data.Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    return getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+
+
+def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, name: str) -> Split:
+    values = evaluation.to_float(jnp.asarray(images[:number]))
+    if name == "svhn_cropped":  # as the authors: each split less its mean image, then each image standardised
+        values = values - values.mean(axis=0)
+        mean, scale = (f(values, axis=(1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.std))
+        values = (values - mean) / (scale + 1e-8)
+    return Split(values, None if labels is None else labels[:number])
+
+
+def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Config:
+    """The defaults that depend on the data, and checks of what depends on them."""
+    classes = None if train.labels is None else len(np.unique(train.labels))
+    filled = replace(
+        config,
+        dataset=dataset.name,
+        epochs=config.epochs or (100 if len(train.images) < _SMALL else 400),
+        num_clusters=config.num_clusters or classes,
+        seeds_together=config.seeds_together or (1 if jax.default_backend() == "cpu" else config.seeds),
+    )
+    if filled.num_clusters is None:
+        raise ConfigError("num_clusters is needed for images without labels")
+    if filled.num_clusters > len(test.images):
+        raise ConfigError(f"num_clusters={filled.num_clusters} exceeds the {len(test.images)} images")
+    if config.batch_size > len(train.images):
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.images)} images")
+    if config.supervision == "parents" and classes is None:
+        raise ConfigError("supervision='parents' needs labels")
+    height, width = train.images.shape[1:3]
+    if height != width and any(number in (2, 4, 6, 8) for number in config.transformations):
+        raise ConfigError(
+            f"transformations={config.transformations} is not accepted: quarter turns change the shape of "
+            f"{height}×{width} images; 1, 3, 5 and 7 do not"
+        )
+    return filled
+
+
+def _parents(config: Config, train: Split) -> np.ndarray:
+    """The class that each image is taught by; of no account where transformations are."""
+    if config.supervision == "pseudo":
+        return np.zeros(len(train.images), np.int32)
+    assert train.labels is not None
+    return (train.labels >= len(np.unique(train.labels)) / 2).astype(np.int32)
+
+
+def _num_parents(config: Config) -> int:
+    return len(config.transformations) if config.supervision == "pseudo" else 2
+
+
+def _check(config: Config) -> None:
+    check_options(
+        config,
+        at_least={
+            "nodes_per_parent": 2, "num_features": 1, "num_filters": 1, "epochs": 1, "batch_size": 1,
+            "affinity_weight": 0, "balance_weight": 0, "frobenius_weight": 0, "num_clusters": 1,
+            "num_train": 1, "num_test": 1, "seed": 0, "seeds": 1, "seeds_together": 1,
+        },
+        above={"learning_rate": 0},
+    )  # fmt: skip
+    numbers = config.transformations
+    if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(_ALL):
+        raise ConfigError(f"transformations={numbers} is not accepted: different numbers from 1 to 8")
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,523 @@
+"""Natural images clustered by their manifolds: CIFAR-10, CIFAR-20, STL-10 (paper 003, section 4.2).
+
+    python -m experiments.nmce_images --data-dir DIR                                # all three stages
+    python -m experiments.nmce_images --data-dir DIR --stage 1 --judge-features     # tables 2 and A.1
+    python -m experiments.nmce_images --data-dir DIR --stage 3 --resume             # goes on from there
+    python -m experiments.nmce_images --data-dir DIR --stage 1 --sweep 20 30 40 50 60 70     # table A.3
+    python -m experiments.nmce_images --dataset ./imagenet10 --image-size 96 --stem 5x5
+
+Stage 1 learns features by the total coding rate (eq. 5), stage 2 a new embedding and cluster head on the
+fixed network by the NMCE loss (eq. 4), stage 3 all of it. The paper reports for CIFAR-10 with ResNet-18
+accuracy 83.0, NMI 76.1 and ARI 71.0 after 600 + 100 + 100 epochs on a GPU (before stage 3: 81.9, 74.3, 69.0).
+README.md lists what ours gives, with seeds, device and time.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from experiments import data, evaluation, figures
+from experiments.reporting import (
+    ConfigError,
+    Outcome,
+    SeedResult,
+    Workdir,
+    check_options,
+    command_line,
+    identity,
+    print_metrics,
+)
+from experiments.training import compiled_steps, run_steps
+from sul_jax import augment, coding_rate
+from sul_jax.nn import NMCE, ResNet
+from sul_jax.nn.backbones import RESNET_BLOCKS
+
+EXPERIMENT = "nmce_images"
+_NAMES = ("clustering_accuracy", "normalized_mutual_info", "adjusted_rand_index")
+# Table 3, in percent, by data set and depth; table A.2 before the third stage.
+PAPER = {
+    ("cifar10", 18): (83.0, 76.1, 71.0),
+    ("cifar10", 34): (89.1, 81.2, 79.5),
+    ("cifar20", 18): (43.7, 48.8, 32.2),
+    ("cifar20", 34): (53.1, 52.4, 37.5),
+    ("stl10", 18): (72.5, 61.4, 55.2),
+    ("stl10", 34): (71.1, 60.0, 53.0),
+}
+PAPER_STAGE_2 = {("cifar10", 18): (81.9, 74.3, 69.0), ("cifar20", 18): (42.2, 47.1, 30.0)}
+# Shares of the first stage after which its features are judged by their neighbours.
+_LOOKS = (0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+_LABELS = (1, 2, 5, 10, 20, 50, 100)  # of each class, for figure A.1
+_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the experiment; the defaults are the paper's for CIFAR-10 and ResNet-18."""
+
+    dataset: str = "cifar10"
+    """cifar10, cifar20, stl10, FILE.npz, or a folder of images as ./FOLDER."""
+    data_dir: Path | None = None
+    """Folder of data sets; by default $SUL_JAX_DATA."""
+    workdir: Path = Path("runs/nmce_images")
+    """Where everything is written; an earlier run there is set aside, not lost."""
+    image_size: int | None = None
+    """Side to which the images of a folder are resized."""
+    num_images: int | None = None
+    """Use only the first training images."""
+    num_test: int | None = None
+    """Use only the first test images."""
+    stage: int = 3
+    """Last stage: 1 features, 2 clusters on fixed features, 3 all together. With --resume, those done
+    before are not run again."""
+    depth: int = 18
+    """Of the ResNet: 10, 18 or 34."""
+    stem: Literal["3x3", "5x5"] = "3x3"
+    """First convolution: 3x3 for CIFAR, 5x5 with pooling for larger images."""
+    num_filters: int = 64
+    """Of the ResNet's first stage."""
+    num_pre_features: int = 4096
+    """Units below the embedding."""
+    num_features: int = 128
+    """Dimensions of the embedding."""
+    num_clusters: int | None = None
+    """Clusters; by default the number of classes."""
+    batch_size: int = 1024
+    """Images in a step, two views of each."""
+    epochs: tuple[int, int, int] = (600, 100, 100)
+    """Passes over the images in each stage."""
+    learning_rates: tuple[float, float, float] = (1.0, 0.5, 0.003)
+    """Of each stage, by LARS with a cosine to 0; stage 2's cluster head by plain descent without it."""
+    weight_decays: tuple[float, float, float] = (1e-6, 0.005, 0.005)
+    """Of each stage, for weights but not for biases and normalisation."""
+    trust_coefficient: float = 0.02
+    """LARS's η."""
+    eps_squared: float = 0.2
+    """Squared distortion of the coding rates."""
+    invariance_weight: float = 50.0
+    """Weight λ of the views' similarity."""
+    temperature: float = 1.0
+    """Temperature of the Gumbel softmax."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network; losses and parameters are float32."""
+    judge_features: bool = False
+    """After stage 1, judge its features by labels: table 2 and figure A.1. Takes minutes."""
+    num_views: int = 16
+    """Random views whose features are averaged there."""
+    sweep: tuple[float, ...] = ()
+    """Weights λ with which stage 1 is run one after the other, each in a folder of its own (table A.3)."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
+    resume: bool = False
+    """Continue the run in the workdir."""
+    record: bool = False
+    """Append the results to experiments/results/nmce_images.json."""
+
+
+class Split(NamedTuple):
+    """Images on the device, uint8 or floating, and their labels."""
+
+    images: Array
+    labels: np.ndarray | None
+
+
+def run(config: Config) -> list[SeedResult[NMCE]]:
+    """Trains and evaluates; see the module's docstring.
+
+    Args:
+      config: the options.
+
+    Returns:
+      One `SeedResult` a seed; with `sweep`, one for each weight and seed.
+
+    Raises:
+      ValueError: options or data that cannot be used.
+    """
+    _check(config)
+    if config.sweep:
+        return _sweep(config)
+    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
+    train = _split(dataset.train_images, dataset.train_labels, config.num_images)
+    test = _split(dataset.test_images, dataset.test_labels, config.num_test)
+    num_clusters = config.num_clusters or (None if train.labels is None else len(np.unique(train.labels)))
+    if num_clusters is None:
+        raise ConfigError("num_clusters is needed for images without labels")
+    number = len(train.images)
+    if config.batch_size > number:
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} images")
+    if config.judge_features and train.labels is None:
+        raise ConfigError("judge_features needs labels")
+    config = replace(config, dataset=dataset.name, num_clusters=num_clusters)
+    paper = _paper(config)
+    told_apart = identity(dataset.train_images[: config.num_images])
+    results = []
+    evaluation_only = ("stage", "judge_features", "num_views", "num_test")
+    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
+        print(f"{dataset.name}: {number} images ({dataset.source})")
+        for seed in workdir.seeds:
+            network, values, seconds = _run_seed(config, seed, workdir, train, test)
+            workdir.finish(seed, Outcome(values, dataset, number, len(test.images), seconds, paper))
+            results.append(SeedResult(seed, network, values))
+    print_metrics(results, paper)
+    print(f"\nfigures, checkpoints and results: {config.workdir}")
+    return results
+
+
+def _run_seed(
+    config: Config, seed: int, workdir: Workdir, train: Split, test: Split
+) -> tuple[NMCE, dict[str, float], float]:
+    """The network after the last stage, its metrics, and the seconds of training and evaluation."""
+    network = build(config, seed, train.images.shape[-1])
+    values: dict[str, float] = {}
+    seconds = 0.0
+    drawn = seed == config.seed
+    for stage in range(1, config.stage + 1):
+        if stage == 2:  # the embedding learned so far is dropped
+            fresh = build(config, seed + 2**31, train.images.shape[-1])
+            network.feature_head, network.cluster_head = fresh.feature_head, fresh.cluster_head
+        looks, taken = _train(config, seed, stage, network, train, test, workdir)
+        values[f"stage{stage}_seconds"] = round(taken, 1)
+        start = time.perf_counter()
+        if stage == 1 and looks:
+            values["knn_accuracy"] = looks[-1][1]
+            if drawn:
+                curve = np.array(looks).T
+                figures.accuracies(
+                    {"k-NN on the embedding": (curve[0], curve[1], np.zeros(len(looks)))},
+                    "epoch", config.workdir / "knn.png", log=False,
+                )  # fmt: skip
+        if stage == 1 and config.judge_features:
+            values |= _judge(config, seed, network, train, test, drawn)
+        features, logits = encode(network, train.images)
+        if stage == 1 and drawn:
+            figures.covariance(features, config.workdir / "figure_a2_covariance.png")
+            whole = np.zeros(len(features), int)
+            figures.singular_values(features, whole, config.workdir / "figure_a3_all.png")
+        found = np.argmax(logits, axis=1)
+        if stage > 1 and train.labels is not None:
+            judged = evaluation.agreement(train.labels, found)
+            judged["clustering_accuracy"] = 100 - judged["clustering_error"]
+            suffix = "_stage2" if stage == 2 else ""
+            values |= {name + suffix: round(judged[name], 3) for name in _NAMES}
+        if stage > 1 and stage == config.stage and drawn:
+            figures.singular_values(features, found, config.workdir / "figure_a3_singular_values.png")
+            images = np.asarray(train.images)
+            figures.principal_components(images, features, found, config.workdir / "figure2.png")
+            figures.gallery(images, found, train.labels, config.workdir / "clusters.png")
+        seconds += taken + time.perf_counter() - start
+    return network, values, seconds
+
+
+def views(key: Array, images: Array) -> Array:
+    """Two random views of each image by the paper's transformations, `[2, *images.shape]`."""
+
+    def view(key: Array) -> Array:
+        keys = jax.random.split(key, 4)
+        changed = augment.random_resized_crop(keys[0], images)
+        changed = augment.horizontal_flip(keys[1], changed)
+        changed = augment.color_jitter(
+            keys[2], changed, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8
+        )
+        return augment.grayscale(keys[3], changed, probability=0.2)
+
+    return jnp.stack([view(k) for k in jax.random.split(key)])
+
+
+def build(config: Config, seed: int, channels: int) -> NMCE:
+    """The untrained network."""
+    rngs = nnx.Rngs(seed)
+    assert config.num_clusters is not None
+    backbone = ResNet(
+        config.depth,
+        channels=channels,
+        num_filters=config.num_filters,
+        stem=config.stem,
+        num_pre_features=config.num_pre_features,
+        rngs=rngs,
+    )
+    return NMCE(
+        backbone,
+        backbone.num_features,
+        num_features=config.num_features,
+        num_clusters=config.num_clusters,
+        rngs=rngs,
+    )
+
+
+def optimizer(config: Config, stage: int, steps_per_epoch: int) -> optax.GradientTransformation:
+    """LARS with a cosine, after a warm-up in stage 1; stage 2's cluster head by plain descent."""
+    epochs, rate = config.epochs[stage - 1], config.learning_rates[stage - 1]
+    decay, steps = config.weight_decays[stage - 1], epochs * steps_per_epoch
+    warmup = min(10, epochs // 10) * steps_per_epoch if stage == 1 else 0
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else rate, rate, warmup, max(steps, warmup + 1)
+    )
+
+    def weights(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    lars = optax.lars(
+        schedule,
+        weight_decay=decay,
+        weight_decay_mask=weights,
+        trust_coefficient=config.trust_coefficient,
+        trust_ratio_mask=weights,
+        momentum=0.9,
+    )
+    plain = optax.chain(optax.add_decayed_weights(decay, weights), optax.sgd(rate))
+    heads = {"backbone": "lars", "feature_head": "lars", "cluster_head": "plain" if stage == 2 else "lars"}
+
+    def labels(params: Any) -> Any:
+        return {name: jax.tree.map(lambda _, n=name: heads[n], part) for name, part in params.items()}
+
+    return optax.multi_transform({"lars": lars, "plain": plain}, labels)
+
+
+_TRAINED = {
+    1: ("backbone", "feature_head"),
+    2: ("feature_head", "cluster_head"),
+    3: ("backbone", "feature_head", "cluster_head"),
+}
+
+
+def training_step(
+    config: Config, seed: int, stage: int, network: NMCE, num_images: int
+) -> tuple[Callable[..., tuple[Any, Array]], Any]:
+    """A step (state, index, images) -> (state, loss) of a stage, and the state before the first.
+
+    The state is (parameters that the stage changes, the others, statistics, the optimiser's memory).
+    """
+    graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    trained = {name: params[name] for name in _TRAINED[stage]}
+    fixed = {name: part for name, part in params.items() if name not in trained}
+    per_epoch = num_images // config.batch_size
+    descent = optimizer(config, stage, per_epoch)
+    dtype = jnp.dtype(config.precision)
+
+    def loss(trained: Any, fixed: Any, statistics: Any, key: Array, images: Array) -> tuple[Array, Any]:
+        low = jax.tree.map(lambda leaf: leaf.astype(dtype), trained | fixed)
+        net = nnx.merge(graph, nnx.State(low), statistics, copy=True)  # statistics change at this trace level
+        net.train()  # type: ignore[no-untyped-call]
+        found = net(images.astype(dtype))
+        features, logits = (v.astype(jnp.float32).reshape(2, -1, v.shape[-1]) for v in found)
+        common: dict[str, Any] = {
+            "eps_squared": config.eps_squared,
+            "invariance_weight": config.invariance_weight,
+        }
+        if stage == 1:
+            value = coding_rate.tcr_loss(features, average_views=False, **common)
+        else:
+            memberships = coding_rate.gumbel_softmax(key, logits, temperature=config.temperature)
+            value = coding_rate.nmce_loss(features, memberships, **common)
+        kept = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), nnx.state(net, nnx.BatchStat))
+        return value, kept
+
+    def step(state: Any, index: Array, images: Array) -> tuple[Any, Array]:
+        trained, fixed, statistics, memory = state
+        epoch, place = index // per_epoch, index % per_epoch
+        of_stage = jax.random.fold_in(jax.random.key(seed), stage)
+        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(of_stage, 0), epoch), num_images)
+        chosen = jax.lax.dynamic_slice(order, [place * config.batch_size], [config.batch_size])
+        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(of_stage, 1), index))
+        both = views(keys[0], evaluation.to_float(images[chosen]))
+        both = both.reshape(-1, *images.shape[1:])
+        (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
+            trained, fixed, statistics, keys[1], both
+        )
+        changes, memory = descent.update(gradients, memory, trained)
+        return (optax.apply_updates(trained, changes), fixed, statistics, memory), value
+
+    return step, (trained, fixed, statistics, descent.init(trained))
+
+
+def _train(
+    config: Config, seed: int, stage: int, network: NMCE, train: Split, test: Split, workdir: Workdir
+) -> tuple[list[tuple[float, float]], float]:
+    """Trains the network in place; (epoch, k-NN accuracy) on the way, and the seconds it took."""
+    step, state = training_step(config, seed, stage, network, len(train.images))
+    per_epoch = len(train.images) // config.batch_size
+    steps = config.epochs[stage - 1] * per_epoch
+    looked = stage == 1 and train.labels is not None and test.labels is not None
+
+    def restore(state: Any) -> None:
+        nnx.update(network, nnx.State(state[0] | state[1]), state[2])
+        network.eval()  # type: ignore[no-untyped-call]
+
+    def neighbours(state: Any) -> np.float64:
+        restore(state)
+        codes = [encode(network, split.images)[0] for split in (train, test)]
+        assert train.labels is not None
+        assert test.labels is not None
+        judged = evaluation.classifiers(codes[0], train.labels, codes[1], test.labels, names=["knn"])
+        return np.float64(judged["knn"])
+
+    advance = compiled_steps(step)
+    trained = run_steps(
+        lambda state, start, end: advance(state, start, end, train.images),
+        state,
+        steps=steps,
+        stride=1 if jax.default_backend() == "cpu" else 20,
+        folder=config.workdir / f"checkpoints-{seed}-stage{stage}",
+        title=f"seed {seed}, stage {stage}",
+        log=partial(workdir.log, seed=seed, stage=stage),
+        snapshot_at={round(share * steps) for share in _LOOKS} if looked else (),
+        snapshot=neighbours if looked else lambda _: (),
+    )
+    restore(trained.state)
+    return [(at / per_epoch, float(value)) for at, value in trained.snapshots], trained.seconds
+
+
+def encode(network: NMCE, images: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Features and cluster logits of images as they are."""
+    graph, state = nnx.split(network)
+    return jax.device_get(evaluation.map_batches(partial(_outputs, graph, state), images))
+
+
+def layers(network: NMCE, images: Array, key: Array | None = None) -> dict[str, Array]:
+    """Table 2's three kinds of features, of images as they are or (with a key) of a random view."""
+    graph, state = nnx.split(network)
+    return evaluation.map_batches(partial(_layers, graph, state, key), images)
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(graph: Any, state: Any, batch: Array) -> tuple[Array, Array]:
+    return nnx.merge(graph, state)(evaluation.to_float(batch))
+
+
+@partial(jax.jit, static_argnums=0)
+def _layers(graph: Any, state: Any, key: Array | None, batch: Array) -> dict[str, Array]:
+    net, batch = nnx.merge(graph, state), evaluation.to_float(batch)
+    seen = batch if key is None else views(key, batch)[0]
+    # What the three have in common is computed once.
+    return {"proj": net(seen)[0], "pre_feature": net.backbone(seen), "pool": net.backbone.pool(seen)}
+
+
+def _judge(
+    config: Config, seed: int, network: NMCE, train: Split, test: Split, drawn: bool
+) -> dict[str, float]:
+    """Table 2: classifiers on three kinds of features, plain and averaged over views; draws figure A.1."""
+    assert train.labels is not None
+    assert test.labels is not None
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), (2, config.num_views))
+
+    def averaged(images: Array, keys: Array) -> dict[str, Array]:
+        total = layers(network, images, keys[0])
+        for key in keys[1:]:
+            total = jax.tree.map(jnp.add, total, layers(network, images, key))
+        return jax.tree.map(lambda values: values / len(keys), total)
+
+    plain = [layers(network, split.images) for split in (train, test)]
+    mean = [averaged(split.images, k) for split, k in zip((train, test), keys, strict=True)]
+    values: dict[str, float] = {}
+    for suffix, (known, asked) in {"": plain, f"_{config.num_views}_views": mean}.items():
+        for name in known:
+            codes = np.asarray(known[name]), np.asarray(asked[name])
+            found = evaluation.classifiers(codes[0], train.labels, codes[1], test.labels)
+            values |= {f"{rule}_{name}{suffix}": round(value, 3) for rule, value in found.items()}
+    if drawn:
+        _few_labels(config, mean[0], train.labels, mean[1], test.labels)
+    return values
+
+
+def _few_labels(
+    config: Config,
+    train: dict[str, Array],
+    labels: np.ndarray,
+    test: dict[str, Array],
+    test_labels: np.ndarray,
+) -> None:
+    """Figure A.1: a support vector machine on few labelled images, chosen at random ten times."""
+    generator = np.random.default_rng(config.seed)
+    smallest = np.unique(labels, return_counts=True)[1].min()
+    numbers = [number for number in _LABELS if number <= smallest]
+    found: dict[str, list[list[float]]] = {"proj": [], "pool": []}
+    for number in numbers:
+        draws = [
+            np.concatenate(
+                [generator.choice(np.flatnonzero(labels == c), number, False) for c in np.unique(labels)]
+            )
+            for _ in range(_DRAWS)
+        ]
+        for name, curve in found.items():
+            codes, asked = np.asarray(train[name]), np.asarray(test[name])
+            curve.append(
+                [
+                    evaluation.classifiers(codes[d], labels[d], asked, test_labels, names=["svm"])["svm"]
+                    for d in draws
+                ]
+            )
+    positions = np.array(numbers) * len(np.unique(labels))
+    curves = {name: (positions, np.mean(c, axis=1), np.std(c, axis=1, ddof=1)) for name, c in found.items()}
+    figures.accuracies(curves, "labelled images", config.workdir / "figure_a1_few_labels.png", log=True)
+
+
+def _sweep(config: Config) -> list[SeedResult[NMCE]]:
+    """Table A.3: stage 1 with several weights λ."""
+    results, means = [], []
+    for weight in config.sweep:
+        folder = config.workdir / f"lambda-{weight:g}"
+        found = run(replace(config, sweep=(), stage=1, invariance_weight=weight, workdir=folder))
+        results += found
+        means.append([result.metrics.get("knn_accuracy", np.nan) for result in found])
+    spread = np.std(means, axis=1, ddof=1) if config.seeds > 1 else np.zeros(len(means))
+    curve = np.array(config.sweep), np.mean(means, axis=1), spread
+    figures.accuracies(
+        {"k-NN on the embedding": curve}, "weight λ of the views' similarity",
+        config.workdir / "table_a3.png", log=False,
+    )  # fmt: skip
+    return results
+
+
+def _paper(config: Config) -> dict[str, float]:
+    where = (config.dataset, config.depth)
+    if config.num_images is not None or config.stage == 1:
+        return {}
+    last = dict(zip(_NAMES, PAPER.get(where, ()), strict=False)) if config.stage == 3 else {}
+    before = zip(_NAMES, PAPER_STAGE_2.get(where, ()), strict=False)
+    return last | {f"{name}_stage2": value for name, value in before}
+
+
+def _split(images: np.ndarray, labels: np.ndarray | None, number: int | None) -> Split:
+    return Split(jnp.asarray(images[:number]), None if labels is None else labels[:number])
+
+
+def _check(config: Config) -> None:
+    check_options(
+        config,
+        at_least={
+            "stage": 1, "image_size": 1, "num_images": 2, "num_test": 1, "num_filters": 1,
+            "num_pre_features": 1, "num_features": 1, "num_clusters": 1, "batch_size": 2, "num_views": 1,
+            "invariance_weight": 0, "seeds": 1, "seed": 0,
+        },
+        above={"trust_coefficient": 0, "eps_squared": 0, "temperature": 0},
+    )  # fmt: skip
+    if config.stage > 3:
+        raise ConfigError(f"stage={config.stage} is not accepted: it must be 1, 2 or 3")
+    if config.depth not in RESNET_BLOCKS:
+        raise ConfigError(f"depth={config.depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")
+    lows = {"epochs": 1, "learning_rates": 0, "weight_decays": 0}
+    for name, low in lows.items():
+        if not all(low <= value < np.inf for value in getattr(config, name)):
+            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: each must be at least {low}")
+    if not all(0 <= weight < np.inf for weight in config.sweep):
+        raise ConfigError(f"sweep={config.sweep} is not accepted: each must be at least 0")
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Auto-clustering output layer and Graph-based Activity Regularization (Kilinc & Uysal 2018).
+
+A softmax over all nodes, pooled over the nodes of each parent class, lets a network that is taught only the
+parents divide each of them into clusters. The activations B = ReLU(Z) of a batch's logits make a graph of
+nodes, N = BᵀB: affinity measures how much nodes share examples, balance how evenly they share the work.
+With little of the one and much of the other every node takes a cluster.
+
+Node j belongs to parent j mod `num_parents`. No Gram matrix is formed: the sum of N's entries is the sum
+over examples of their squared activity, so that the cost is that of reading the activations once. Every
+function is global under `axis_name`: sums over the batch come before their ratios.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from sul_jax._check import check_array, check_integer
+from sul_jax._parallel import sum_over
+
+
+def affinity(activations: Array, *, num_parents: int = 1, axis_name: str | None = None) -> Array:
+    """α(B) = Σ_{i≠j} N_ij / ((n − 1) Σ_i N_ii) with N = BᵀB (eq. 5), and its mean over parents (eq. 11).
+
+    Args:
+      activations: B, non-negative, `[batch, num_nodes]`.
+      num_parents: with more than one, N is that of each parent's own nodes, of which there are n.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar in [0, 1]: 0 if no two nodes of a parent are active for the same example. A parent without
+      activity counts 0.
+
+    Raises:
+      ValueError: wrong rank, or nodes that are not divided evenly into parents of at least two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import gar
+      >>> gar.affinity(jnp.eye(3)).item(), round(gar.affinity(jnp.ones((4, 3))).item(), 4)
+      (0.0, 1.0)
+    """
+    by_parent = _by_parent("activations", activations, num_parents)
+    squares = jnp.sum(jnp.square(by_parent), axis=1)
+    # Example by example, so that one active node leaves exactly nothing.
+    shared = sum_over(jnp.sum(jnp.square(jnp.sum(by_parent, axis=1)) - squares, axis=0), axis_name)
+    own = sum_over(jnp.sum(squares, axis=0), axis_name)
+    return _mean_ratio(shared, own, by_parent.shape[1])
+
+
+def balance(activations: Array, *, num_parents: int = 1, axis_name: str | None = None) -> Array:
+    """β(B) = Σ_{i≠j} V_ij / ((n − 1) Σ_i V_ii) with V = vvᵀ, v = diag(N) (eq. 6, 12).
+
+    Args:
+      activations: B, non-negative, `[batch, num_nodes]`.
+      num_parents: with more than one, V is that of each parent's own nodes, of which there are n.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar in [0, 1]: 1 if all nodes of a parent have the same total activity. A parent without activity
+      counts 0.
+
+    Raises:
+      ValueError: wrong rank, or nodes that are not divided evenly into parents of at least two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import gar
+      >>> gar.balance(jnp.eye(3)).item(), gar.balance(jnp.array([[1.0, 0.0], [2.0, 0.0]])).item()
+      (1.0, 0.0)
+    """
+    by_parent = _by_parent("activations", activations, num_parents)
+    energy = sum_over(jnp.sum(jnp.square(by_parent), axis=0), axis_name)  # v, [n, num_parents]
+    # Only ratios matter; of a node's energy the square may leave float32.
+    largest = lax.stop_gradient(jnp.max(energy, axis=0))
+    energy = energy / jnp.where(largest > 0, largest, 1)
+    squares = jnp.sum(jnp.square(energy), axis=0)
+    return _mean_ratio(jnp.square(jnp.sum(energy, axis=0)) - squares, squares, len(energy))
+
+
+def gar_loss(
+    logits: Array,
+    *,
+    num_parents: int = 1,
+    affinity_weight: float | Array = 0.1,
+    balance_weight: float | Array = 1.0,
+    frobenius_weight: float | Array = 1e-6,
+    frobenius: Literal["squared", "norm"] = "squared",
+    axis_name: str | None = None,
+) -> Array:
+    """c_α α(B) + c_β (1 − β(B)) + c_F F with B = ReLU(Z) (eq. 7, 9 and 13); the weights are the paper's.
+
+    Args:
+      logits: Z, `[batch, num_nodes]`.
+      num_parents: parents among whose nodes affinity and balance are measured.
+      affinity_weight: c_α.
+      balance_weight: c_β.
+      frobenius_weight: c_F.
+      frobenius: F, which keeps the activity bounded: `"squared"` is ΣZ², the sum over batch and nodes that
+        the authors' code takes and for which they give c_F; `"norm"` is ‖B‖_F as the paper prints it, which
+        does not hold back negative logits and grows with the root of the batch only.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: wrong rank, nodes that are not divided evenly, or an unknown `frobenius`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import gar
+      >>> logits = jax.random.normal(jax.random.key(0), (100, 12))
+      >>> loss = gar.gar_loss(logits, num_parents=3)
+      >>> loss.shape
+      ()
+    """
+    activations = jax.nn.relu(logits)
+    shared = affinity(activations, num_parents=num_parents, axis_name=axis_name)
+    even = balance(activations, num_parents=num_parents, axis_name=axis_name)
+    size = frobenius_penalty(logits, frobenius=frobenius, axis_name=axis_name)
+    return affinity_weight * shared + balance_weight * (1 - even) + frobenius_weight * size
+
+
+def frobenius_penalty(
+    logits: Array, *, frobenius: Literal["squared", "norm"] = "squared", axis_name: str | None = None
+) -> Array:
+    """The last term of `gar_loss`: ΣZ², or ‖ReLU(Z)‖_F.
+
+    Args:
+      logits: Z, `[batch, num_nodes]`.
+      frobenius: `"squared"` or `"norm"`.
+      axis_name: mapped axis over which the batch is split.
+
+    Raises:
+      ValueError: unknown `frobenius`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import gar
+      >>> z = jnp.array([[3.0, -4.0]])
+      >>> gar.frobenius_penalty(z).item(), gar.frobenius_penalty(z, frobenius="norm").item()
+      (25.0, 3.0)
+    """
+    if frobenius == "squared":
+        return sum_over(jnp.sum(jnp.square(logits)), axis_name)
+    if frobenius != "norm":
+        raise ValueError(f"frobenius={frobenius!r} is not accepted: it must be 'squared' or 'norm'")
+    total = sum_over(jnp.sum(jnp.square(jax.nn.relu(logits))), axis_name)
+    # A finite gradient where nothing is active.
+    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+
+
+def acol_pool(probabilities: Array, *, num_parents: int) -> Array:
+    """Probabilities of the parents: the sums over their nodes.
+
+    Args:
+      probabilities: softmax over all nodes, `[batch, num_nodes]`.
+      num_parents: number of parents; node j belongs to parent j mod `num_parents`.
+
+    Returns:
+      `[batch, num_parents]`.
+
+    Raises:
+      ValueError: wrong rank, or nodes that are not divided evenly.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import gar
+      >>> gar.acol_pool(jnp.array([[0.5, 0.0, 0.25, 0.25]]), num_parents=2).tolist()
+      [[0.75, 0.25]]
+    """
+    return jnp.sum(_by_parent("probabilities", probabilities, num_parents, least=1), axis=1)
+
+
+def _by_parent(name: str, values: Array, num_parents: int, least: int = 2) -> Array:
+    """`[batch, nodes of a parent, num_parents]`."""
+    check_array(name, values, ndim=2, axes="[batch, num_nodes]")
+    nodes = values.shape[1]
+    check_integer("num_parents", num_parents, low=1)
+    if nodes % num_parents or nodes < least * num_parents:
+        raise ValueError(
+            f"num_parents={num_parents} is not accepted: {name} has {nodes} nodes, which must be a multiple "
+            f"of it, at least {least} for each parent"
+        )
+    return values.reshape(values.shape[0], nodes // num_parents, num_parents)
+
+
+def _mean_ratio(others: Array, diagonal: Array, nodes: int) -> Array:
+    """Mean over parents of others / ((n − 1) diagonal); 0 where nothing is active."""
+    active = diagonal > 0
+    ratio = others / ((nodes - 1) * jnp.where(active, diagonal, 1))
+    return jnp.mean(jnp.where(active, ratio, 0))

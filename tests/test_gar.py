@@ -1,0 +1,273 @@
+"""Affinity, balance and the regulariser; the network; the experiment."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from experiments import acol_pseudo
+from experiments.acol_pseudo import Config
+from sul_jax import augment, gar
+from sul_jax.nn import ACOL
+
+
+def naive(activations: np.ndarray, num_parents: int) -> tuple[float, float]:
+    """Eq. 5, 6, 11 and 12 with the matrices N and V written out, in float64."""
+    affinities, balances = [], []
+    for parent in range(num_parents):
+        b = activations[:, parent::num_parents].astype(np.float64)
+        gram = b.T @ b
+        outer = np.outer(np.diag(gram), np.diag(gram))
+        for matrix, ratios in ((gram, affinities), (outer, balances)):
+            trace = np.trace(matrix)
+            ratios.append((matrix.sum() - trace) / ((len(matrix) - 1) * trace))
+    return float(np.mean(affinities)), float(np.mean(balances))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 4), st.integers(2, 5), st.integers(1, 30), st.integers(0, 2**31))
+def test_against_the_matrices(num_parents: int, nodes: int, batch: int, seed: int) -> None:
+    b = np.random.default_rng(seed).random((batch, nodes * num_parents), np.float32) ** 4
+    found = gar.affinity(b, num_parents=num_parents), gar.balance(b, num_parents=num_parents)
+    np.testing.assert_allclose(found, naive(b, num_parents), rtol=2e-5, atol=1e-6)
+
+
+def test_solved_by_hand() -> None:
+    b = jnp.array([[1.0, 0.0], [1.0, 1.0]])  # N = [[2, 1], [1, 1]]
+    assert gar.affinity(b).item() == pytest.approx(2 / 3)
+    assert gar.balance(b).item() == pytest.approx(2 * 2 / 5)  # V = [[4, 2], [2, 1]]
+    # A multiple of the identity: exactly no affinity and exact balance.
+    spread = 0.3 * jnp.tile(jnp.eye(6), (5, 1))
+    for num_parents in (1, 2, 3):
+        assert gar.affinity(spread, num_parents=num_parents).item() == 0
+        assert gar.balance(spread, num_parents=num_parents).item() == 1
+
+
+def test_nodes_of_a_parent_may_change_places() -> None:
+    logits = jax.random.normal(jax.random.key(0), (50, 12))
+    by_parent = logits.reshape(50, 4, 3)
+    order = jnp.array([[2, 0, 3], [0, 1, 2], [1, 3, 0], [3, 2, 1]])
+    moved = jnp.take_along_axis(by_parent, order[None], axis=1).reshape(50, 12)
+    np.testing.assert_allclose(
+        gar.gar_loss(moved, num_parents=3), gar.gar_loss(logits, num_parents=3), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("frobenius", ["squared", "norm"])
+def test_gradients_with_dead_nodes(frobenius: str) -> None:
+    logits = jax.random.normal(jax.random.key(0), (20, 6)).at[:, 2].set(-1.0)
+    dead_parent = logits.at[:, 1::2].set(-1.0)
+    huge = 1e12 * logits
+    for z in (logits, dead_parent, huge, jnp.zeros((20, 6)), -jnp.ones((20, 6))):
+        value, gradient = jax.value_and_grad(lambda z: gar.gar_loss(z, num_parents=2, frobenius=frobenius))(z)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+
+
+def test_terms_add_up() -> None:
+    z = jax.random.normal(jax.random.key(0), (20, 6))
+    b = jax.nn.relu(z)
+    weights = {"affinity_weight": 0.3, "balance_weight": 2.0, "frobenius_weight": 0.01}
+    expected = 0.3 * gar.affinity(b, num_parents=2) + 2 * (1 - gar.balance(b, num_parents=2))
+    squared = gar.gar_loss(z, num_parents=2, **weights)
+    np.testing.assert_allclose(squared, expected + 0.01 * jnp.sum(z**2), rtol=1e-5)
+    norm = gar.gar_loss(z, num_parents=2, **weights, frobenius="norm")
+    np.testing.assert_allclose(norm, expected + 0.01 * jnp.linalg.norm(b), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["vmap", "pmap", "shard_map"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_global_under_axis_name(form: str) -> None:
+    """The value is the whole batch's, and so is the mean of the shards' gradients."""
+    z = jax.random.normal(jax.random.key(0), (16, 6))
+    matrix = jax.random.normal(jax.random.key(1), (6, 6))
+
+    def value_and_gradient(matrix: jax.Array, z: jax.Array, axis_name: str | None = None) -> tuple:
+        found = jax.value_and_grad(lambda m: gar.gar_loss(z @ m, num_parents=2, axis_name=axis_name))(matrix)
+        return found if axis_name is None else jax.lax.pmean(found, axis_name)
+
+    def sharded(matrix: jax.Array, z: jax.Array) -> tuple:
+        return value_and_gradient(matrix, z, "batch")
+
+    expected = value_and_gradient(matrix, z)
+    if form == "shard_map":
+        mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
+        mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P(), check_vma=False)
+        got = jax.jit(mapped)(matrix, z)
+    else:
+        mapping = jax.vmap if form == "vmap" else jax.pmap
+        together = mapping(sharded, in_axes=(None, 0), axis_name="batch")(matrix, z.reshape(4, 4, 6))
+        got = jax.tree.map(lambda leaf: leaf[0], together)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_pooling_is_interleaved() -> None:
+    probabilities = jax.nn.softmax(jax.random.normal(jax.random.key(0), (7, 6)))
+    identities = np.tile(np.eye(3), (2, 1))  # W of the paper: identity matrices one below the other
+    pooled = gar.acol_pool(probabilities, num_parents=3)
+    np.testing.assert_allclose(pooled, probabilities @ identities, rtol=1e-6)
+    np.testing.assert_allclose(gar.acol_pool(probabilities, num_parents=6), probabilities)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gar.affinity(jnp.ones((5, 7)), num_parents=2), "num_parents=2 is not accepted"),
+        (lambda: gar.balance(jnp.ones((5, 4)), num_parents=4), "at least 2 for each parent"),
+        (lambda: gar.affinity(jnp.ones(5)), r"activations must have shape \[batch, num_nodes\]"),
+        (lambda: gar.gar_loss(jnp.ones((5, 4)), frobenius="sum"), "frobenius='sum' is not accepted"),
+        (lambda: gar.acol_pool(jnp.ones((5, 4)), num_parents=0), "num_parents=0 is not accepted"),
+        (lambda: ACOL((3, 8, 1), num_parents=2, rngs=nnx.Rngs(0)), "sides must be at least 4"),
+    ],
+)
+def test_bad_input(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_flips_and_rotations() -> None:
+    """Eq. 15 in the order of the authors' code: quarter turns, then the same mirrored."""
+    images = jax.random.uniform(jax.random.key(0), (200, 5, 5, 2))
+    changed, labels = jax.jit(augment.random_transformation)(jax.random.key(1), images)
+    assert set(labels.tolist()) == set(range(8))
+    for image, got, label in zip(np.asarray(images), changed, labels.tolist(), strict=True):
+        turned = np.rot90(image, label % 4)
+        np.testing.assert_array_equal(got, np.fliplr(turned) if label >= 4 else turned)
+
+
+def test_own_transformations() -> None:
+    images = jax.random.uniform(jax.random.key(0), (20, 4, 6, 1))
+    ways = [lambda x: x, lambda x: 1 - x]
+    changed, labels = augment.random_transformation(jax.random.key(1), images, transformations=ways)
+    expected = jnp.where((labels == 1)[:, None, None, None], 1 - images, images)
+    np.testing.assert_array_equal(changed, expected)
+    with pytest.raises(ValueError, match=r"transformations\[1\] makes images of shape \(20, 6, 4, 1\)"):
+        augment.random_transformation(jax.random.key(1), images)
+
+
+def test_published_network() -> None:
+    """Table 2 on MNIST: 6,490,944 parameters from 784 pixels to 160 nodes, counted by hand."""
+    net = nnx.eval_shape(lambda: ACOL((28, 28, 1), num_parents=8, rngs=nnx.Rngs(0)))
+    convolutions = 9 * (1 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 2 * (32 + 64)
+    linear = 7 * 7 * 64 * 2048 + 2048 + 2048 * 160 + 160
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net))) == convolutions + linear
+
+
+def test_network_drops_only_with_a_key() -> None:
+    net = ACOL((8, 8, 1), num_parents=2, nodes_per_parent=3, num_features=32, num_filters=4, rngs=nnx.Rngs(0))
+    images = jax.random.uniform(jax.random.key(0), (5, 8, 8, 1))
+    graph, state = nnx.split(net)
+    logits = jax.jit(lambda key: nnx.merge(graph, state)(images, key=key))
+    np.testing.assert_array_equal(logits(None), logits(None))
+    assert (logits(jax.random.key(1)) != logits(None)).any()
+    parents = jax.jit(lambda: nnx.merge(graph, state).parents(images))
+    np.testing.assert_allclose(parents().sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run of seconds on a few digits."""
+    return Config(
+        dataset="digits", workdir=tmp_path / "run", num_train=60, num_test=50, batch_size=25, epochs=2,
+        num_features=16, num_filters=4, nodes_per_parent=3,
+    )  # fmt: skip
+
+
+def parameters(result: object) -> list:
+    return jax.tree.leaves(nnx.state(result.network))
+
+
+def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, epochs=4)
+    (whole,) = acol_pseudo.run(config)
+    assert {"clustering_accuracy", "purity"} <= set(whole.metrics)
+    for name in (
+        "figure3_while_learning", "figure4_activity", "figure5_representations", "figure6_graphs",
+        "figure7_clusters",
+    ):  # fmt: skip
+        assert (config.workdir / f"{name}.png").stat().st_size > 1000
+    # Interrupted in the middle and resumed: the same network, bit for bit.
+    stopped = replace(config, workdir=config.workdir.parent / "stopped")
+    original = acol_pseudo.run_steps
+
+    def interrupted(advance: object, *arguments: object, **options: object) -> object:
+        def stop(state: object, start: int, end: int) -> object:
+            if start >= 7:
+                raise KeyboardInterrupt
+            return advance(state, start, end)
+
+        return original(stop, *arguments, **options)
+
+    monkeypatch.setattr("experiments.training.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(acol_pseudo, "run_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        acol_pseudo.run(stopped)
+    monkeypatch.setattr(acol_pseudo, "run_steps", original)
+    monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
+    (resumed,) = acol_pseudo.run(replace(stopped, resume=True))
+    for one, other in zip(parameters(resumed), parameters(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Another representation is only another evaluation.
+    (again,) = acol_pseudo.run(replace(config, resume=True, representation="logits"))
+    np.testing.assert_array_equal(parameters(again)[0], parameters(whole)[0])
+
+
+def test_seeds_together_are_the_seeds_alone(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
+    alone = acol_pseudo.run(replace(config, seeds=2))
+    together = acol_pseudo.run(replace(config, seeds=2, seeds_together=2))
+    for one, other in zip(alone, together, strict=True):
+        for a, b in zip(parameters(one), parameters(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_parents_are_taught(config: Config) -> None:
+    """The loss of the parents' probabilities falls, on images as they are."""
+    setting = replace(config, supervision="parents", learning_rate=0.01)
+    parents = jnp.arange(10) % 2
+    images = jax.random.uniform(jax.random.key(0), (10, 8, 8, 1)) * (1 + 3 * parents[:, None, None, None])
+    network = acol_pseudo.build(setting, 0, (8, 8, 1))
+    step, optimizer = acol_pseudo.training_step(setting, network)
+    params = nnx.state(network)
+    state, losses = (params, optimizer.init(params)), []
+    step = jax.jit(step)
+    for index in range(100):
+        state, loss = step(state, jax.random.key(index), images, parents)
+        losses.append(float(loss))
+    nnx.update(network, state[0])
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(np.argmax(network.parents(images), axis=1), parents)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"transformations": (1, 9)},
+            "different numbers from 1 to 8",
+        ),
+        ({"transformations": ()}, "is not accepted"),
+        ({"nodes_per_parent": 1}, "nodes_per_parent=1 is not accepted"),
+        ({"num_clusters": 51}, "num_clusters=51 exceeds the 50 images"),
+        ({"batch_size": 61}, "batch_size=61 exceeds the 60 images"),
+    ],
+)
+def test_bad_options(config: Config, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        acol_pseudo.run(replace(config, **change))
+
+
+def test_quarter_turns_need_square_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((9, 6, 8), np.uint8), labels=np.arange(9) % 2)
+    config = Config(dataset=str(tmp_path / "x.npz"), workdir=tmp_path / "run", batch_size=9)
+    with pytest.raises(ValueError, match="quarter turns change the shape of 6×8 images"):
+        acol_pseudo.run(config)
