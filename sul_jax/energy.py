@@ -149,7 +149,7 @@ def energy_layer(
         return maps.T.reshape(chunk.shape[0], height, width, bases.shape[0])
 
     codes = patches.map_chunks(
-        chunk_codes, images, bytes_per_image=_patch_bytes(images, kernel_size, padding)
+        chunk_codes, images, bytes_per_image=_chunk_bytes(images, bases, kernel_size, padding)
     )
     return codes.reshape(-1, height, width, bases.shape[0])[: images.shape[0]]
 
@@ -289,7 +289,7 @@ def update(
         weights = k_subspaces.masked_responses(responses, assignment)
         return assignment, jnp.sum(jnp.square(weights)), patches.back_project(chunk, weights, **window)
 
-    bytes_per_image = _patch_bytes(images, kernel_size, padding)
+    bytes_per_image = _chunk_bytes(images, state.bases, kernel_size, padding)
     assignments, captured, found = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
     # Blank images that filled the last chunk are no patches of the batch, and capture nothing.
     assignment = assignments.ravel()[: images.shape[0] * height * width]
@@ -402,10 +402,12 @@ def _responses(images: Array, bases: Array, window: dict[str, int]) -> Callable[
     return lambda chunk: project(chunk).reshape(num_subspaces, rank, -1)
 
 
-def _patch_bytes(images: Array, kernel_size: int, padding: int) -> int:
+def _chunk_bytes(images: Array, bases: Array, kernel_size: int, padding: int) -> int:
+    """Size of one image's patches, or of what becomes of them where that is larger."""
     height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
-    features = kernel_size**2 * images.shape[-1]
-    return height * width * features * images.dtype.itemsize
+    num_subspaces, rank, features = bases.shape
+    results = num_subspaces * (2 * rank + 1)  # responses, their squares, norms
+    return height * width * max(features, results) * images.dtype.itemsize
 
 
 def _check_winners(num_winners: int, num_features: int) -> None:

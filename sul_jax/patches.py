@@ -373,8 +373,11 @@ def map_chunks(
     """
     batch = images.shape[0]
     limit = chunk_bytes() if max_bytes is None else max_bytes
-    num_chunks = -(-batch // max(1, limit // bytes_per_image))
-    chunk = -(-batch // num_chunks)
+    most = max(1, limit // bytes_per_image)
+    chunk = -(-batch // -(-batch // most))
+    # One that divides the batch spares two copies of it, but small chunks cost more than they do.
+    divisor = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
+    chunk = divisor if divisor >= 0.8 * chunk else chunk
     num_chunks = -(-batch // chunk)
     if num_chunks == 1:
         return jax.tree.map(lambda result: result[None], function(images))
