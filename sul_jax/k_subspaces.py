@@ -25,7 +25,7 @@ _SHIFT = 1e-4
 # Rows (num_subspaces · rank) from which it pays to gather each subspace's own vectors before the
 # second product, instead of multiplying all vectors with masked responses.
 _GATHER_FROM_ROWS = 128
-_GATHER_BLOCK = 32
+_GATHER_BLOCK = 64
 
 
 class KSubspacesState(NamedTuple):
@@ -335,7 +335,7 @@ def gathered_scatter(
       assignment: `[batch]`.
       take: from indices `[num]` to the vectors `[num, features]`.
       num_subspaces: k.
-      max_vectors: bound on the vectors taken at a time.
+      max_vectors: bound on the vectors taken at a time; a CPU takes fewer.
 
     Returns:
       `[num_subspaces, rank, features]`.
@@ -347,6 +347,8 @@ def gathered_scatter(
     last_block = jnp.cumsum(blocks)
     num_blocks = batch // _GATHER_BLOCK + num_subspaces  # the most that any assignment needs
     group = num_blocks if max_vectors is None else min(num_blocks, max(1, max_vectors // _GATHER_BLOCK))
+    if jax.default_backend() == "cpu":
+        group = 1  # a block and its product stay in the cache: 3× as fast
     num_groups = -(-num_blocks // group)
     block = jnp.arange(num_groups * group)
     owner = jnp.minimum(jnp.sum(block[:, None] >= last_block, axis=1), num_subspaces - 1)
@@ -356,21 +358,24 @@ def gathered_scatter(
     first = (jnp.cumsum(counts) - counts)[owner][:, None]
     members = order[jnp.where(valid, first + place, 0)]
 
-    def of_group(owner: Array, members: Array, valid: Array) -> Array:
+    def add(total: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
+        owner, members, valid = one
         weights = jnp.where(valid[..., None], own[members], 0)
         vectors = take(members.ravel()).reshape(group, _GATHER_BLOCK, -1)
         blockwise = jnp.einsum("nbr,nbd->nrd", weights, vectors, precision="highest")
+        if group == 1:
+            mine = lax.dynamic_index_in_dim(total, owner[0], keepdims=False) + blockwise[0]
+            return lax.dynamic_update_index_in_dim(total, mine, owner[0], 0), None
         owned = (owner == jnp.arange(num_subspaces)[:, None]).astype(own.dtype)
-        return jnp.matmul(owned, blockwise.reshape(group, -1), precision="highest")
-
-    def add(total: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
-        return total + of_group(*one), None
+        return total + jnp.tensordot(owned, blockwise, 1, precision="highest"), None
 
     parts = [part.reshape(num_groups, group, *part.shape[1:]) for part in (owner, members, valid)]
-    total = of_group(*(part[0] for part in parts))
+    features = jax.eval_shape(take, members[0]).shape[-1]
+    # Added to the first sum rather than to new zeros alone, the carry has its type under `shard_map` too.
+    total, _ = add(jnp.zeros((num_subspaces, rank, features), own.dtype), tuple(part[0] for part in parts))
     if num_groups > 1:
         total, _ = lax.scan(add, total, tuple(part[1:] for part in parts))
-    return total.reshape(num_subspaces, rank, -1)
+    return total
 
 
 def _check_inputs(state: KSubspacesState, inputs: Array) -> None:

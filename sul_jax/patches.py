@@ -90,14 +90,18 @@ def taker(images: Array, *, kernel_size: int, padding: int = 0) -> Callable[[Arr
       [[4.0, 5.0, 7.0, 8.0]]
     """
     height, width = check_window(images, kernel_size=kernel_size, padding=padding)
-    rows = _rows(images, kernel_size, padding)
-    flat = rows.reshape(-1, rows.shape[-1])
+    # With columns before rows the rows of a patch lie one after the other: a patch is one run of numbers.
+    rows = jnp.moveaxis(_rows(images, kernel_size, padding), 2, 1)
+    step = rows.shape[-1]
+    columns = rows.reshape(images.shape[0] * width, -1)
 
     def take(indices: Array) -> Array:
         image, row, column = jnp.unravel_index(indices, (images.shape[0], height, width))
-        top = (image * rows.shape[1] + row) * width + column
-        found = flat[top[:, None] + width * jnp.arange(kernel_size)]
-        return found.reshape(len(indices), -1)
+
+        def cut(place: Array, start: Array) -> Array:
+            return lax.dynamic_slice(columns, (place, start), (1, kernel_size * step))[0]
+
+        return jax.vmap(cut)(image * width + column, row * step)
 
     return take
 
