@@ -223,7 +223,7 @@ def resnet_table(config: Config, timed: Callable[..., float]) -> str:
 
 
 def _torch_resnet_seconds(number: int, lower: bool, timed: Callable[..., float]) -> float | None:
-    """The same network, loss and descent in PyTorch, on the same kind of device; None where it is not."""
+    """The same network and loss with plain descent in PyTorch, on the same kind of device, or None."""
     try:
         import torch
         from torch import nn

@@ -171,7 +171,7 @@ def load(name: str = "auto", data_dir: str | Path | None = None, *, image_size: 
     if os.sep in str(name):
         return _load_folder(Path(name), image_size)
     if name not in NAMES:
-        accepted = f"{', '.join(NAMES)}, FILE.npz, or a folder as ./FOLDER"
+        accepted = f"{', '.join(NAMES)}, FILE.npz, or (nmce_images) a folder as ./FOLDER"
         raise DataError(f"dataset {name!r} is unknown; accepted: {accepted}")
     if name == "digits":
         return _digits()
@@ -486,7 +486,10 @@ def _usps(directory: str | Path | None) -> Dataset:
             "usps is not in the data directory (--data-dir or SUL_JAX_DATA), which would hold usps/usps.h5 "
             "with groups train and test of data [num, 256] and target [num]"
         )
-    import h5py
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(f"reading USPS needs h5py ({error}); install it with: pip install h5py") from None
 
     arrays = {}
     try:
@@ -557,8 +560,10 @@ def _load_folder(folder: Path, size: int | None) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"dataset {str(folder)!r} is not a folder")
     if size is None:
-        raise DataError(f"image_size is needed for the folder {str(folder)!r}")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+        raise DataError(f"image_size is needed for the folder {str(folder)!r}; nmce_images takes it")
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    if classes and any(p.suffix.lower() in _IMAGE_SUFFIXES for p in folder.iterdir()):
+        raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")
     images, labels = [], []
     for label, parent in enumerate(classes or [folder]):
         for path in sorted(p for p in parent.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
@@ -573,8 +578,9 @@ def _load_folder(folder: Path, size: int | None) -> Dataset:
     if not images:
         raise DataError(f"{str(folder)!r} and its sub-folders hold no {', '.join(_IMAGE_SUFFIXES)} files")
     found, stacked = np.asarray(labels, np.int32) if classes else None, np.stack(images)
-    source = f"{len(images)} images, {size}×{size}"
-    return Dataset(str(folder), stacked, found, stacked, found, source)
+    source = f"a folder, the middle {size}×{size}"
+    # With a separator the name can't be taken for that of a published data set.
+    return Dataset(folder.resolve().name + os.sep, stacked, found, stacked, found, source)
 
 
 def _load_npz(path: Path) -> Dataset:
@@ -598,6 +604,14 @@ def _load_npz(path: Path) -> Dataset:
         labels = labels.astype(np.int32)
     # With its suffix the name can't be taken for that of a published data set.
     return Dataset(path.name, images, labels, images, labels, str(path))
+
+
+def check_unit_range(images: np.ndarray) -> None:
+    """Raises `DataError` where floating pixels leave [0, 1], in which colours are changed."""
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
+        raise DataError(
+            f"floating images must be in [0, 1], got values from {images.min():.4g} to {images.max():.4g}"
+        )
 
 
 def check_images(images: np.ndarray, where: str) -> np.ndarray:

@@ -214,7 +214,9 @@ def classifiers(
             state = k_subspaces.KSubspacesState(jnp.asarray(np.stack(parts)))
             return classes[np.asarray(k_subspaces.assign(state, jnp.asarray(test)))]
         neighbors = min(num_neighbors, len(train))
-        model = LinearSVC() if name == "svm" else KNeighborsClassifier(neighbors, metric="cosine")
+        model = (
+            LinearSVC(random_state=0) if name == "svm" else KNeighborsClassifier(neighbors, metric="cosine")
+        )
         return np.asarray(model.fit(train, train_labels).predict(test))
 
     return {name: float(100 * np.mean(predict(name) == test_labels)) for name in names}

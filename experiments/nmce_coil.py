@@ -109,6 +109,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     _check(config)
     dataset = data.load(config.dataset, config.data_dir)
     labels = None if dataset.train_labels is None else dataset.train_labels[: config.num_images]
+    data.check_unit_range(dataset.train_images)
     images = resized(dataset.train_images[: config.num_images], config.image_size)
     classes = None if labels is None else len(np.unique(labels))
     num_clusters = config.num_clusters or classes

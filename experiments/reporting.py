@@ -376,8 +376,12 @@ def _acol_row(what: str, paper: str, dataset: str, num_train: int, epochs: int =
         "epochs": epochs, "nodes_per_parent": 20, "num_features": 2048, "num_filters": 32, "batch_size": 400,
         "frobenius": "squared", "num_train": None, "num_test": None,
     }  # fmt: skip
-    command = f"acol_pseudo --dataset {dataset}"
-    return Row(what, paper, "acol_pseudo", "clustering_accuracy", where, dataset, num_train, command, "higher")
+    where |= {
+        "affinity_weight": 0.1, "balance_weight": 1.0, "frobenius_weight": 1e-6, "learning_rate": 1e-3,
+        "num_clusters": 10,
+    }  # fmt: skip
+    command, metric = f"acol_pseudo --dataset {dataset}", "clustering_accuracy"
+    return Row(what, paper, "acol_pseudo", metric, where, dataset, num_train, command, "higher")
 
 
 ROWS: tuple[Row, ...] = (
@@ -450,7 +454,20 @@ ROWS: tuple[Row, ...] = (
         "83.0",
         "nmce_images",
         "clustering_accuracy",
-        {"depth": 18, "epochs": [600, 100, 100], "stage": 3, "num_images": None},
+        {
+            "depth": 18,
+            "stem": "3x3",
+            "num_filters": 64,
+            "num_pre_features": 4096,
+            "num_features": 128,
+            "epochs": [600, 100, 100],
+            "invariance_weights": [50.0] * 3,
+            "eps_squared": 0.2,
+            "num_clusters": 10,
+            "batch_size": 1024,
+            "stage": 3,
+            "num_images": None,
+        },
         "cifar10",
         50_000,
         "nmce_images --dataset cifar10",

@@ -92,6 +92,7 @@ def run_steps(
     log: Callable[..., None] = lambda **_: None,
     snapshot_at: Collection[int] = (),
     snapshot: Callable[[Any], Any] = lambda state: state,
+    snapshot_like: Any = None,
 ) -> Trained:
     """Takes steps with a progress bar; goes on from the newest checkpoint in `folder`.
 
@@ -107,6 +108,7 @@ def run_steps(
       log: takes `step` and the loss at each checkpoint.
       snapshot_at: steps at which `snapshot` looks at the state.
       snapshot: what it keeps.
+      snapshot_like: a tree like what it keeps, where taking one is expensive.
 
     Raises:
       ConfigError: the loss is not finite.
@@ -116,7 +118,8 @@ def run_steps(
     snapshots: list[tuple[int, Any]] = []
     clock = time.monotonic()
     if stored is not None:
-        state_tree, kept_tree = (jax.tree.structure(tree) for tree in (state, snapshot(state)))
+        state_tree = jax.tree.structure(state)
+        kept_tree = jax.tree.structure(snapshot(state) if snapshot_like is None else snapshot_like)
         state = jax.tree.unflatten(state_tree, [jnp.asarray(leaf) for leaf in stored["state"]])
         taken = zip(stored.get("steps", ()), stored.get("snapshots", ()), strict=True)
         snapshots = [(int(step), jax.tree.unflatten(kept_tree, kept)) for step, kept in taken]
@@ -130,7 +133,7 @@ def run_steps(
             state, value = advance(state, done, end)
             loss = float(value)
             if not np.isfinite(loss):
-                raise ConfigError(f"the loss is not finite at step {done}; lower the learning_rate")
+                raise ConfigError(f"the loss is not finite at step {done}; lower the learning rate")
             bar.update(end - done)
             bar.set_postfix({value_name: f"{loss:.4g}"})
             done = end

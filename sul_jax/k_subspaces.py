@@ -26,6 +26,7 @@ _SHIFT = 1e-4
 # second product, instead of multiplying all vectors with masked responses.
 _GATHER_FROM_ROWS = 128
 _GATHER_BLOCK = 64
+_CACHED_BYTES = 2**20
 
 
 class KSubspacesState(NamedTuple):
@@ -335,7 +336,7 @@ def gathered_scatter(
       assignment: `[batch]`.
       take: from indices `[num]` to the vectors `[num, features]`.
       num_subspaces: k.
-      max_vectors: bound on the vectors taken at a time; a CPU takes fewer.
+      max_vectors: bound on the vectors taken at a time by an accelerator.
 
     Returns:
       `[num_subspaces, rank, features]`.
@@ -346,9 +347,11 @@ def gathered_scatter(
     blocks = -(-counts // _GATHER_BLOCK)
     last_block = jnp.cumsum(blocks)
     num_blocks = batch // _GATHER_BLOCK + num_subspaces  # the most that any assignment needs
-    group = num_blocks if max_vectors is None else min(num_blocks, max(1, max_vectors // _GATHER_BLOCK))
+    features = jax.eval_shape(take, order[:1]).shape[-1]
     if jax.default_backend() == "cpu":
-        group = 1  # a block and its product stay in the cache: 3× as fast
+        # Vectors that stay in the cache together with their products: 3× as fast.
+        max_vectors = _CACHED_BYTES // (features * own.dtype.itemsize)
+    group = num_blocks if max_vectors is None else min(num_blocks, max(1, max_vectors // _GATHER_BLOCK))
     num_groups = -(-num_blocks // group)
     block = jnp.arange(num_groups * group)
     owner = jnp.minimum(jnp.sum(block[:, None] >= last_block, axis=1), num_subspaces - 1)
@@ -370,7 +373,6 @@ def gathered_scatter(
         return total + jnp.tensordot(owned, blockwise, 1, precision="highest"), None
 
     parts = [part.reshape(num_groups, group, *part.shape[1:]) for part in (owner, members, valid)]
-    features = jax.eval_shape(take, members[0]).shape[-1]
     # Added to the first sum rather than to new zeros alone, the carry has its type under `shard_map` too.
     total, _ = add(jnp.zeros((num_subspaces, rank, features), own.dtype), tuple(part[0] for part in parts))
     if num_groups > 1:

@@ -147,6 +147,13 @@ def test_unusable_names(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(DataError, match="not a readable"):
         data.load(str(tmp_path / "text.npz"))
+    (tmp_path / "mixed" / "a").mkdir(parents=True)
+    (tmp_path / "mixed" / ".thumbnails").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "mixed" / "b.png")
+    with pytest.raises(DataError, match="holds images beside sub-folders"):
+        data.load(str(tmp_path / "mixed"), image_size=8)
+    (tmp_path / "mixed" / "a").rmdir()
+    assert data.load(str(tmp_path / "mixed"), image_size=8).name == "mixed/"
     with pytest.raises(DataError, match="is not a folder"):
         data.load("mnist", tmp_path / "nowhere")
 
@@ -210,8 +217,32 @@ def test_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="hold no .png"):
         data.load(str(tmp_path / "empty"), image_size=8)
+    (tmp_path / "mixed" / "a").mkdir(parents=True)
+    (tmp_path / "mixed" / ".thumbnails").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "mixed" / "b.png")
+    with pytest.raises(DataError, match="holds images beside sub-folders"):
+        data.load(str(tmp_path / "mixed"), image_size=8)
+    (tmp_path / "mixed" / "a").rmdir()
+    assert data.load(str(tmp_path / "mixed"), image_size=8).name == "mixed/"
     with pytest.raises(DataError, match="is not a folder"):
         data.load(str(tmp_path / "missing"), image_size=8)
+
+
+def test_usps(tmp_path: Path) -> None:
+    import h5py
+
+    (tmp_path / "usps").mkdir()
+    with h5py.File(tmp_path / "usps" / "usps.h5", "w") as file:
+        for split, number in (("train", 3), ("test", 2)):
+            file[f"{split}/data"] = np.full((number, 256), 0.5, np.float32)
+            file[f"{split}/target"] = np.arange(number)
+    found = data.load("usps", tmp_path)
+    assert (found.train_images.shape, found.test_images.shape) == ((3, 16, 16, 1), (2, 16, 16, 1))
+    (tmp_path / "usps" / "usps.h5").write_bytes(b"not HDF5")
+    with pytest.raises(DataError, match="is not a readable USPS file"):
+        data.load("usps", tmp_path)
+    with pytest.raises(DataError, match="usps is not in the data directory"):
+        data.load("usps", tmp_path / "usps")
 
 
 @pytest.mark.parametrize("name", ["cifar20", "stl10", "svhn_cropped"])

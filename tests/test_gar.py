@@ -266,6 +266,20 @@ def test_bad_options(config: Config, change: dict, message: str) -> None:
         acol_pseudo.run(replace(config, **change))
 
 
+def test_parents_of_any_labels() -> None:
+    split = acol_pseudo.Split(jnp.zeros((4, 8, 8, 1)), np.array([40, 10, 30, 20]))
+    parents = acol_pseudo._parents(Config(supervision="parents"), split)
+    assert parents.tolist() == [1, 0, 1, 0]
+
+
+def test_street_numbers_are_standardised() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
+    found = np.asarray(acol_pseudo._prepare(images, None, 15, "svhn_cropped").images)
+    assert found.shape == (15, 4, 4, 3)
+    np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std(axis=(1, 2, 3)), 1, atol=1e-4)
+
+
 def test_quarter_turns_need_square_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=np.zeros((9, 6, 8), np.uint8), labels=np.arange(9) % 2)
     config = Config(dataset=str(tmp_path / "x.npz"), workdir=tmp_path / "run", batch_size=9)

@@ -209,9 +209,46 @@ def test_images_in_three_stages(tmp_path: Path) -> None:
     assert {"clustering_accuracy_stage2", "adjusted_rand_index"} <= set(last.metrics)
     for name in ("clusters", "figure2", "figure_a1_few_labels", "figure_a2_covariance", "knn"):
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
-    (again,) = nmce_images.run(replace(config, resume=True))  # nothing is trained twice
-    for one, other in zip(params(last), params(again), strict=True):
-        np.testing.assert_array_equal(one, other)
+
+
+def test_one_set_of_images_is_not_judged_on_itself(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.arange(40, dtype=np.uint8).reshape(10, 2, 2), labels=np.arange(10))
+    config = nmce_images.Config(num_images=9)
+    train, known, asked = nmce_images._splits(data.load(str(tmp_path / "x.npz")), config)
+    assert train.images.shape == (9, 2, 2, 1)
+    assert known.labels is not None
+    assert asked.labels is not None
+    assert (asked.labels.tolist(), known.labels.tolist()) == ([0, 5], [1, 2, 3, 4, 6, 7, 8])
+    np.savez(tmp_path / "wide.npz", images=np.full((9, 4, 4, 3), 2.0), labels=np.arange(9))
+    for experiment in (nmce_images, nmce_coil):
+        wide = experiment.Config(dataset=str(tmp_path / "wide.npz"), workdir=tmp_path / "run")
+        with pytest.raises(data.DataError, match=r"must be in \[0, 1\], got values from 2 to 2"):
+            experiment.run(wide)
+
+
+def test_sweep_over_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(config: nmce_images.Config, *_: object) -> tuple:
+        return None, {"knn_accuracy": config.invariance_weights[0]}, 1.0
+
+    monkeypatch.setattr(nmce_images, "_run_seed", fake)
+    config = nmce_images.Config(
+        dataset="digits", workdir=tmp_path, batch_size=10, sweep=(20.0, 30.0), seeds=2
+    )
+    found = nmce_images.run(config)
+    assert [result.metrics["knn_accuracy"] for result in found] == [20, 20, 30, 30]
+    assert (tmp_path / "table_a3.png").exists()
+    assert (tmp_path / "lambda-30" / "results.json").exists()
+
+
+def test_clipped_trust_against_plain_numpy() -> None:
+    """Of a steep tensor the trust ratio counts, of a flat one the plain gradient."""
+    weights = {"steep": jnp.array([[3.0, 4.0]]), "flat": jnp.array([[3.0, 4.0]])}
+    gradients = {"steep": jnp.array([[60.0, 80.0]]), "flat": jnp.array([[0.0, 1e-3]])}
+    change = nmce_images.clipped_trust(lambda _: 0.5, 0.02, 0.1)
+    found, _ = change.update(gradients, change.init(weights), weights)
+    for name, clip in (("steep", 0.02 * 5 / (100 + 0.1 * 5) / 0.5), ("flat", 0.02 * 5 / (1e-3 + 0.5) / 0.5)):
+        expected = (np.asarray(gradients[name]) + 0.1 * np.asarray(weights[name])) * min(1, clip)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5)
 
 
 def test_second_stage_trains_the_heads() -> None:
