@@ -1,12 +1,15 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, nmce_images
 from experiments.benchmark import Config
 
 
-def test_benchmark_prints_ratios(tmp_path: Path) -> None:
+def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = partial(nmce_images.Config, depth=10, num_filters=4, num_pre_features=16)
+    monkeypatch.setattr(nmce_images, "Config", small)
     text = benchmark.run(
         Config(dataset="digits", batch_size=2, repetitions=1, image_batch=2, growth=False, workdir=tmp_path)
     )

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sul_jax import LearningRule, coding_rate, energy, from_loss, k_subspaces, stack, whitening
+from sul_jax import LearningRule, coding_rate, energy, from_loss, hebbian, k_subspaces, stack, whitening
 
 
 class Case(NamedTuple):
@@ -60,6 +60,21 @@ CASES = {
         ),
         vectors,
         k_subspaces,
+    ),
+    "hebbian": Case(
+        LearningRule(
+            partial(hebbian.init, num_units=6),
+            # The contract's one hyperparameter that may be traced is called `warmup` here.
+            lambda state, inputs, *, warmup=False, axis_name=None: hebbian.update(
+                state,
+                inputs,
+                learning_rate=jnp.where(jnp.asarray(warmup), 0.01, 0.02),
+                axis_name=axis_name,
+            ),
+            partial(hebbian.encode, power=4.5),
+        ),
+        vectors,
+        hebbian,
     ),
     "energy layer": Case(energy.layer_rule(LAYER), images, energy),
     "energy layer, large kernels": Case(  # projected by spectra, gathered

@@ -1,0 +1,235 @@
+"""Ranked Hebbian learning and normalised non-linear responses (Grinberg, Hopfield & Krotov 2019).
+
+Units compete for each input: the one driven most learns towards it, the one of rank m away from it, and a
+decay keeps the weights of those that learn at unit norm. No gradient is propagated and no label used. In
+inference the cosine of input and weights is raised to a steep power, so that few units answer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sul_jax import patches
+from sul_jax._check import check_integer, check_vectors
+from sul_jax._parallel import sum_over
+from sul_jax.whitening import normalize
+
+# Least divisor of an update, as in the authors' code.
+_PRECISION = 1e-30
+
+
+class HebbianState(NamedTuple):
+    """State of the rule.
+
+    Attributes:
+      weights: `[num_units, features]`.
+    """
+
+    weights: Array
+
+
+class HebbianInfo(NamedTuple):
+    """What one step did, over the whole batch.
+
+    Attributes:
+      largest_update: max |ΔW| before normalisation, a scalar.
+      wins: int32 `[num_units]`, inputs for which each unit was driven most.
+      norms: `[num_units]`, of the weights before the step; 1 for a unit that has converged.
+    """
+
+    largest_update: Array
+    wins: Array
+    norms: Array
+
+
+def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
+    """Weights from a standard normal distribution, as in the authors' code.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: an example batch `[batch, features]`.
+      num_units: number of units, at least 2.
+
+    Raises:
+      ValueError: wrong rank of `inputs`, or fewer than 2 units.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import hebbian
+      >>> inputs = jax.random.uniform(jax.random.key(0), (10, 6))
+      >>> hebbian.init(jax.random.key(1), inputs, num_units=4).weights.shape
+      (4, 6)
+    """
+    check_vectors("inputs", inputs)
+    check_integer("num_units", num_units, low=2, why=": units compete")
+    return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), inputs.dtype))
+
+
+def update(
+    state: HebbianState,
+    inputs: Array,
+    *,
+    learning_rate: float | Array,
+    anti_hebbian: float | Array = 0.2,
+    rank: int = 2,
+    normalize_update: bool = True,
+    axis_name: str | None = None,
+) -> tuple[HebbianState, HebbianInfo]:
+    """One step: ΔW_i = Σ_x g_i(x) (x − ⟨W_i, x⟩ W_i) (eq. 1 and 2).
+
+    g is 1 for the unit driven most by an input, −Δ for the one of rank m, and 0 for the others; of equal
+    drives the unit of lowest index counts as stronger.
+
+    Args:
+      state: the weights.
+      inputs: `[batch, features]`, usually raw pixels in [0, 1].
+      learning_rate: ε, the largest change of a weight in this step where the update is normalised.
+      anti_hebbian: Δ.
+      rank: m, from 2 to the number of units.
+      normalize_update: divide by max |ΔW| over all weights, as the authors' code does; eq. 1 has no such
+        factor.
+      axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
+
+    Returns:
+      The new state and a `HebbianInfo`.
+
+    Raises:
+      ValueError: `rank` out of range, or inputs of another number of features.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import hebbian
+      >>> inputs = jax.random.uniform(jax.random.key(0), (100, 6))
+      >>> state = hebbian.init(jax.random.key(1), inputs, num_units=4)
+      >>> for _ in range(300):
+      ...     state, info = hebbian.update(state, inputs, learning_rate=0.02)
+      >>> bool((abs(info.norms - 1) < 0.1).any())
+      True
+    """
+    weights = state.weights
+    num_units = weights.shape[0]
+    check_vectors("inputs", inputs, features=weights.shape[1])
+    check_integer("rank", rank, low=2, high=num_units, why=f": there are {num_units} units")
+    # Units on the major axis: reductions over them then vectorise over the batch.
+    drives = jnp.matmul(weights, inputs.T, precision="highest")
+    unit = jnp.arange(num_units)[:, None]
+    rest, winner = drives, jnp.zeros((), jnp.int32)
+    for place in range(rank):
+        # An argmax as two plain reductions, several times as fast on a CPU.
+        strongest = jnp.min(jnp.where(rest == jnp.max(rest, axis=0), unit, num_units - 1), axis=0)
+        winner = strongest if place == 0 else winner
+        if place < rank - 1:
+            rest = jnp.where(unit == strongest, -jnp.inf, rest)
+    won = unit == winner
+    activity = won.astype(drives.dtype) - anti_hebbian * (unit == strongest)
+    towards = jnp.matmul(activity, inputs, precision="highest")
+    decay = jnp.sum(activity * drives, axis=1)
+    towards, decay, wins = sum_over((towards, decay, jnp.sum(won, axis=1, dtype=jnp.int32)), axis_name)
+    change = towards - decay[:, None] * weights
+    largest = jnp.max(jnp.abs(change))
+    scale = learning_rate / jnp.maximum(largest, _PRECISION) if normalize_update else learning_rate
+    info = HebbianInfo(largest, wins, jnp.linalg.norm(weights, axis=1))
+    return HebbianState(weights + (scale * change).astype(weights.dtype)), info
+
+
+def encode(state: HebbianState, inputs: Array, *, power: float | Array) -> Array:
+    """ReLU(cos(x, W_i))^n, the normalised non-linear response (eq. 3).
+
+    Args:
+      state: the weights.
+      inputs: `[batch, features]`.
+      power: n, positive; steep ones such as 40 are stable in float32.
+
+    Returns:
+      `[batch, num_units]` in [0, 1]; 0 for an input of zeros.
+
+    Raises:
+      ValueError: inputs of another number of features, or `power` not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import hebbian
+      >>> state = hebbian.HebbianState(jnp.eye(2))
+      >>> [round(v, 2) for v in hebbian.encode(state, jnp.array([[3.0, 4.0]]), power=2)[0].tolist()]
+      [0.36, 0.64]
+    """
+    check_vectors("inputs", inputs, features=state.weights.shape[1])
+    cosines = jnp.matmul(normalize(inputs), normalize(state.weights).T, precision="highest")
+    return _steep(cosines, power)
+
+
+def convolve(
+    images: Array, weights: Array, *, kernel_size: int, power: float | Array, padding: int = 0
+) -> Array:
+    """`encode` of every patch of images, without extracting the patches (eq. 3).
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      weights: `[num_units, kernel_size² · channels]`.
+      kernel_size: side of the patch.
+      power: n, positive.
+      padding: zeros around the image.
+
+    Returns:
+      `[batch, out_height, out_width, num_units]`; 0 where the patch is blank.
+
+    Raises:
+      ValueError: weights of other patches, a kernel larger than the padded image, or `power` not positive.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import hebbian
+      >>> images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+      >>> weights = jax.random.normal(jax.random.key(1), (5, 48))
+      >>> hebbian.convolve(images, weights, kernel_size=4, power=40).shape
+      (2, 5, 5, 5)
+    """
+    window = {"kernel_size": kernel_size, "padding": padding}
+    height, width = patches.check_window(images, **window)
+    features = kernel_size**2 * images.shape[-1]
+    if weights.ndim != 2 or weights.shape[1] != features:
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)}, but patches of kernel_size={kernel_size} with "
+            f"{images.shape[-1]} channels have {features} features: [num_units, {features}]"
+        )
+    num_units = weights.shape[0]
+    project = patches.projector(images, normalize(weights), **window)
+
+    def of_chunk(chunk: Array) -> Array:
+        size = patches.norms(chunk, **window).ravel()
+        cosines = project(chunk) * jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+        return _steep(cosines, power).T.reshape(chunk.shape[0], height, width, num_units)
+
+    bytes_per_image = height * width * max(features, 2 * num_units) * images.dtype.itemsize
+    codes = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
+    return codes.reshape(-1, height, width, num_units)[: images.shape[0]]
+
+
+def unconverged(state: HebbianState, *, tolerance: float | Array = 0.1) -> Array:
+    """Units that have not learned: those whose norm is off 1 by more than the tolerance.
+
+    Args:
+      state: the weights.
+      tolerance: largest deviation of a converged unit.
+
+    Returns:
+      bool `[num_units]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import hebbian
+      >>> hebbian.unconverged(hebbian.HebbianState(jnp.diag(jnp.array([1.0, 3.0])))).tolist()
+      [False, True]
+    """
+    return jnp.abs(jnp.linalg.norm(state.weights, axis=1) - 1) > tolerance
+
+
+def _steep(cosines: Array, power: float | Array) -> Array:
+    """ReLU(c)^n through logarithms: it goes to 0 where float32 ends, and so does its gradient."""
+    if not isinstance(power, jax.core.Tracer) and not np.all(np.asarray(power) > 0):
+        raise ValueError(f"power={power} is not accepted: it must be positive")
+    active = cosines > 0
+    return jnp.where(active, jnp.exp(power * jnp.log(jnp.where(active, cosines, 1))), 0)

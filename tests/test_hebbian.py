@@ -1,0 +1,132 @@
+"""The ranked Hebbian rule against plain NumPy, and steep responses."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sul_jax import hebbian, patches
+from sul_jax.hebbian import HebbianState
+
+
+def naive(
+    weights: np.ndarray, inputs: np.ndarray, rate: float, anti: float, rank: int, scaled: bool
+) -> np.ndarray:
+    """Eq. 1 and 2, one input after the other in float64."""
+    change = np.zeros_like(weights)
+    for x in inputs.astype(np.float64):
+        drives = weights @ x
+        order = np.argsort(-drives, kind="stable")
+        for unit, g in ((order[0], 1.0), (order[rank - 1], -anti)):
+            change[unit] += g * (x - drives[unit] * weights[unit])
+    return weights + rate * change / (np.abs(change).max() if scaled else 1)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_fifty_steps_against_numpy(rank: int, scaled: bool) -> None:
+    rate = 0.02 if scaled else 1e-3
+    data = jax.random.uniform(jax.random.key(0), (50, 40, 12))
+    state = hebbian.init(jax.random.key(1), data[0], num_units=8)
+    expected = np.asarray(state.weights, np.float64)
+    step = jax.jit(partial(hebbian.update, rank=rank, normalize_update=scaled))
+    for batch in data:
+        state, info = step(state, batch, learning_rate=rate, anti_hebbian=0.3)
+        expected = naive(expected, np.asarray(batch), rate, 0.3, rank, scaled)
+    np.testing.assert_allclose(state.weights, expected, atol=1e-5)
+    assert info.wins.sum() == 40
+
+
+def test_solved_by_hand() -> None:
+    """Unit 0 is driven most and learns towards the input, unit 1 away from it, unit 2 rests."""
+    state = HebbianState(jnp.array([[1.0, 0.0], [0.5, 0.0], [0.0, 0.1]]))
+    new, info = hebbian.update(
+        state, jnp.array([[1.0, 1.0]]), learning_rate=1.0, anti_hebbian=0.5, normalize_update=False
+    )
+    # x - 1·W_0 = (0, 1); -0.5 (x - 0.5·W_1) = (-0.375, -0.5)
+    np.testing.assert_allclose(new.weights, [[1, 1], [0.125, -0.5], [0, 0.1]], atol=1e-6)
+    assert info.wins.tolist() == [1, 0, 0]
+    assert info.largest_update == 1
+
+
+def test_black_inputs_change_nothing() -> None:
+    state = hebbian.init(jax.random.key(0), jnp.zeros((5, 4)), num_units=3)
+    new, _ = hebbian.update(state, jnp.zeros((5, 4)), learning_rate=0.1)
+    np.testing.assert_array_equal(new.weights, state.weights)
+
+
+def test_units_that_learn_reach_unit_norm() -> None:
+    """Inputs around four directions: some units take them, at norm 1."""
+    centres = jnp.eye(4)[jax.random.randint(jax.random.key(0), (400,), 0, 4)]
+    inputs = centres + 0.02 * jax.random.normal(jax.random.key(1), (400, 4))
+    state = hebbian.init(jax.random.key(2), inputs, num_units=12)
+    step = jax.jit(hebbian.update)
+    for index in range(600):
+        state, _ = step(state, inputs, learning_rate=0.02 * (1 - index / 600), anti_hebbian=0.1)
+    converged = HebbianState(state.weights[~hebbian.unconverged(state)])
+    assert (hebbian.encode(converged, jnp.eye(4), power=1).max(axis=1) > 0.95).all()
+
+
+def test_traced_settings_and_seeds_at_once() -> None:
+    inputs = jax.random.uniform(jax.random.key(0), (30, 6))
+    keys = jax.random.split(jax.random.key(1), 3)
+    states = jax.vmap(lambda key: hebbian.init(key, inputs, num_units=4))(keys)
+    deltas = jnp.array([0.1, 0.2, 0.4])
+    step = partial(hebbian.update, learning_rate=0.02)
+    together, _ = jax.vmap(lambda s, d: step(s, inputs, anti_hebbian=d))(states, deltas)
+    for index in range(3):
+        alone, _ = step(HebbianState(states.weights[index]), inputs, anti_hebbian=deltas[index])
+        np.testing.assert_allclose(together.weights[index], alone.weights, atol=1e-6)
+
+
+def test_steep_powers_are_stable() -> None:
+    state = hebbian.init(jax.random.key(0), jnp.zeros((1, 48)), num_units=20)
+    inputs = jax.random.uniform(jax.random.key(1), (30, 48)).at[0].set(0).at[1].multiply(1e-20)
+
+    def total(weights: jax.Array, inputs: jax.Array) -> jax.Array:
+        return jnp.sum(hebbian.encode(HebbianState(weights), inputs, power=40))
+
+    codes = hebbian.encode(state, inputs, power=40)
+    assert np.isfinite(codes).all()
+    assert (codes[0] == 0).all()
+    for gradient in jax.grad(total, (0, 1))(state.weights, inputs):
+        assert np.isfinite(gradient).all()
+    own = hebbian.encode(state, 7 * state.weights, power=40)
+    np.testing.assert_allclose(np.diag(own), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_convolution_is_the_code_of_every_patch(padding: int) -> None:
+    images = jax.random.uniform(jax.random.key(0), (3, 7, 9, 3)).at[0, :5, :5].set(0)
+    weights = jax.random.normal(jax.random.key(1), (6, 48))
+    vectors = patches.extract(images, kernel_size=4, padding=padding)
+    expected = hebbian.encode(HebbianState(weights), vectors.reshape(-1, 48), power=4.5)
+    found = hebbian.convolve(images, weights, kernel_size=4, power=4.5, padding=padding)
+    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, x: hebbian.update(s, x, learning_rate=0.1, rank=1), "rank=1 is not accepted"),
+        (lambda s, x: hebbian.update(s, x, learning_rate=0.1, rank=5), "rank=5 .* there are 4 units"),
+        (lambda s, x: hebbian.update(s, x[:, :3], learning_rate=0.1), "inputs has 3 features"),
+        (lambda s, x: hebbian.encode(s, x, power=0), "power=0 is not accepted"),
+        (lambda s, x: hebbian.init(jax.random.key(0), x, num_units=1), "num_units=1 is not accepted"),
+        (
+            lambda s, x: hebbian.convolve(jnp.ones((1, 2, 2, 1)), s.weights, kernel_size=3, power=1),
+            "kernel_size",
+        ),
+        (
+            lambda s, x: hebbian.convolve(jnp.ones((1, 9, 9, 1)), s.weights, kernel_size=3, power=1),
+            "patches of kernel_size=3 with 1 channels have 9 features",
+        ),
+    ],
+)
+def test_bad_input(call: object, message: str) -> None:
+    inputs = jnp.ones((5, 6))
+    state = hebbian.init(jax.random.key(0), inputs, num_units=4)
+    with pytest.raises(ValueError, match=message):
+        call(state, inputs)
