@@ -255,7 +255,7 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
         lambda state, start, end: advance(state, start, end, train.images, parents),
         (params, jax.vmap(optimizer.init)(params)),
         steps=steps,
-        stride=5 if jax.default_backend() == "cpu" else 200,
+        stride=1 if jax.default_backend() == "cpu" else 200,
         folder=config.workdir / f"checkpoints-{names}",
         title=f"seed {names}",
         log=partial(workdir.log, seeds=names),
