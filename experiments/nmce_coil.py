@@ -1,7 +1,7 @@
 """Objects from all sides: COIL-20 and COIL-100 clustered by their manifolds (paper 003, section 4.2).
 
     python -m experiments.nmce_coil --data-dir DIR                       # COIL-20 at the paper's size
-    python -m experiments.nmce_coil --data-dir DIR --image-size 32 --depth 10 --num-filters 16 --steps 150
+    python -m experiments.nmce_coil --data-dir DIR --image-size 32 --depth 10 --num-filters 16 --steps 300
     python -m experiments.nmce_coil --data-dir DIR --dataset coil100 --depth 10 --num-features 200 \
         --eps-squared 0.001 --steps 10000 --gamma 200 --l1-ratio 0.5 --num-clusters 94
 

@@ -450,6 +450,16 @@ ROWS: tuple[Row, ...] = (
         "nmce_coil",
     ),
     Row(
+        "… of a ResNet-10 at 32×32 pixels, 300 steps",
+        "–",
+        "nmce_coil",
+        "clustering_error",
+        {"image_size": 32, "depth": 10, "num_filters": 16, "steps": 300, "num_clusters": None},
+        "coil20",
+        1440,
+        "nmce_coil --image-size 32 --depth 10 --num-filters 16 --steps 300",
+    ),
+    Row(
         "CIFAR-10, NMCE with ResNet-18, **accuracy**",
         "83.0",
         "nmce_images",
