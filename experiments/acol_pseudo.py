@@ -131,16 +131,10 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
     """
     _check(config)
     dataset = data.load(config.dataset, config.data_dir)
-    if dataset.name == "usps":  # "USPS-full": learned from and judged on all of it
-        both = [
-            np.concatenate(pair)
-            for pair in zip(_split(dataset, "train"), _split(dataset, "test"), strict=True)
-        ]
-        dataset = replace(
-            dataset, train_images=both[0], train_labels=both[1], test_images=both[0], test_labels=both[1]
-        )
-    train = _prepare(*_split(dataset, "train"), config.num_train, dataset.name)
-    test = _prepare(*_split(dataset, "test"), config.num_test, dataset.name)
+    if dataset.name == "usps":  # "USPS-full"
+        dataset = data.joined(dataset)
+    train = _prepare(dataset.train_images, dataset.train_labels, config.num_train, dataset.name)
+    test = _prepare(dataset.test_images, dataset.test_labels, config.num_test, dataset.name)
     config = _fill_in(config, dataset, train, test)
     assert config.seeds_together is not None
     setting = (dataset.name, config.transformations)
@@ -248,11 +242,10 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
         )
         return state, jnp.mean(values)
 
-    advance = compiled_steps(together)
     steps = config.epochs * per_epoch
     names = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-to-{seeds[-1]}"
     return run_steps(
-        lambda state, start, end: advance(state, start, end, train.images, parents),
+        compiled_steps(together, train.images, parents),
         (params, jax.vmap(optimizer.init)(params)),
         steps=steps,
         stride=1 if jax.default_backend() == "cpu" else 200,
@@ -332,10 +325,6 @@ def _draw(
     groups = np.argmax(pooled, axis=1) * (int(colours.max()) + 1) + colours[: len(some)]
     figures.example_graphs(pooled, np.maximum(logits, 0), groups, folder / "figure6_graphs.png")
     figures.gallery(raw[: len(images)], clusters, labels, folder / "figure7_clusters.png")
-
-
-def _split(dataset: data.Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
-    return getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
 
 
 def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, name: str) -> Split:

@@ -196,6 +196,25 @@ def load(name: str = "auto", data_dir: str | Path | None = None, *, image_size: 
     return _from_tfds(name, directory, patience=300.0)
 
 
+def joined(dataset: Dataset) -> Dataset:
+    """Both splits of a labelled data set as one, to learn from and to be judged on.
+
+    Example:
+      >>> import numpy as np
+      >>> from experiments import data
+      >>> part = np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32)
+      >>> data.joined(data.Dataset("name", *part, *part, "source")).test_images.shape
+      (4, 4, 4, 1)
+    """
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    return dataclasses.replace(
+        dataset, train_images=images, train_labels=labels, test_images=images, test_labels=labels
+    )
+
+
 def read_idx(path: Path) -> np.ndarray:
     """Reads a gzipped IDX file of unsigned bytes.
 

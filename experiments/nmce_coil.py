@@ -26,6 +26,7 @@ from flax import nnx
 from jax import Array
 
 from experiments import data, evaluation, figures
+from experiments.nmce_images import encode
 from experiments.reporting import (
     ConfigError,
     Outcome,
@@ -127,7 +128,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
         for seed in workdir.seeds:
             network, seconds = train(config, seed, jnp.asarray(images), workdir)
             start = time.perf_counter()
-            features = encode(network, images)
+            features, _ = encode(network, images)
             found = evaluation.subspace_clustering(
                 features, num_clusters=num_clusters, gamma=config.gamma, l1_ratio=config.l1_ratio, seed=seed
             )
@@ -209,9 +210,8 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
         changes, memory = optimizer.update(gradients, memory, params)
         return (optax.apply_updates(params, changes), statistics, memory), value
 
-    advance = compiled_steps(step)
     trained = run_steps(
-        lambda state, start, end: advance(state, start, end, images),
+        compiled_steps(step, images),
         (params, statistics, optimizer.init(params)),
         steps=config.steps,
         stride=1 if jax.default_backend() == "cpu" else 20,
@@ -222,13 +222,6 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
     nnx.update(network, trained.state[0], trained.state[1])
     network.eval()  # type: ignore[no-untyped-call]
     return network, trained.seconds
-
-
-def encode(network: NMCE, images: np.ndarray) -> np.ndarray:
-    """Features of untransformed images, `[num_images, num_features]`."""
-    graph, state = nnx.split(network)
-    apply = jax.jit(lambda state, batch: nnx.merge(graph, state)(batch)[0])
-    return np.asarray(evaluation.map_batches(partial(apply, state), images))
 
 
 def _check(config: Config) -> None:

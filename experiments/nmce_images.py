@@ -163,14 +163,8 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     if config.sweep:
         return _sweep(config)
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
-    if dataset.name == "stl10":  # the paper's 13,000: learned from and clustered all together
-        images = np.concatenate([dataset.train_images, dataset.test_images])
-        assert dataset.train_labels is not None
-        assert dataset.test_labels is not None
-        labels = np.concatenate([dataset.train_labels, dataset.test_labels])
-        dataset = replace(
-            dataset, train_images=images, train_labels=labels, test_images=images, test_labels=labels
-        )
+    if dataset.name == "stl10":  # the paper's 13,000
+        dataset = data.joined(dataset)
     data.check_unit_range(dataset.train_images)
     splits = _splits(dataset, config)
     train = splits.train
@@ -225,12 +219,14 @@ def _run_seed(
                 )  # fmt: skip
         if stage == 1 and config.judge_features:
             values |= _judge(config, seed, network, splits, drawn)
-        features, logits = encode(network, train.images)
+        if stage > 1 or drawn:
+            features, logits = encode(network, train.images)
         if stage == 1 and drawn:
             figures.covariance(features, config.workdir / "figure_a2_covariance.png")
             whole = np.zeros(len(features), int)
             figures.singular_values(features, whole, config.workdir / "figure_a3_all.png")
-        found = np.argmax(logits, axis=1)
+        if stage > 1:
+            found = np.argmax(logits, axis=1)
         if stage > 1 and train.labels is not None:
             judged = evaluation.agreement(train.labels, found)
             judged["clustering_accuracy"] = 100 - judged["clustering_error"]
@@ -414,9 +410,8 @@ def _train(
         judged = evaluation.classifiers(codes[0], known.labels, codes[1], asked.labels, names=["knn"])
         return np.float64(judged["knn"])
 
-    advance = compiled_steps(step)
     trained = run_steps(
-        lambda state, start, end: advance(state, start, end, train.images),
+        compiled_steps(step, train.images),
         state,
         steps=steps,
         stride=1 if jax.default_backend() == "cpu" else 20,
@@ -431,7 +426,7 @@ def _train(
     return [(at / per_epoch, float(value)) for at, value in trained.snapshots], trained.seconds
 
 
-def encode(network: NMCE, images: Array) -> tuple[np.ndarray, np.ndarray]:
+def encode(network: NMCE, images: np.ndarray | Array) -> tuple[np.ndarray, np.ndarray]:
     """Features and cluster logits of images as they are."""
     graph, state = nnx.split(network)
     return jax.device_get(evaluation.map_batches(partial(_outputs, graph, state), images))

@@ -59,30 +59,33 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def compiled_steps(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
+def compiled_steps(
+    step: Callable[..., tuple[Any, Array]], *arrays: Array
+) -> Callable[[Any, int, int], tuple[Any, Array]]:
     """The `advance` of `run_steps` from one step, compiled once however long a stretch of several is.
 
     On a CPU networks of convolutions should take a stride of one step.
 
     Args:
-      step: from a state, the step's index and further arrays to the new state and the loss.
+      step: from a state, the step's index and `arrays` to the new state and the loss.
+      *arrays: handed to every step; not constants of the compiled program, as captured ones would be.
 
     Returns:
-      A function of a state, which is donated, the range of steps (first, end) and the further arrays.
+      A function of a state, which is donated, and the range of steps (first, end).
     """
 
     one = jax.jit(step, donate_argnums=0)
 
     @partial(jax.jit, donate_argnums=0)
-    def several(state: Any, first: int, end: int, *others: Array) -> tuple[Any, Array]:
+    def several(state: Any, first: int, end: int, *arrays: Array) -> tuple[Any, Array]:
         def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            return step(carry[0], index, *others)
+            return step(carry[0], index, *arrays)
 
         return lax.fori_loop(first, end, body, (state, jnp.zeros(())))
 
-    def advance(state: Any, first: int, end: int, *others: Array) -> tuple[Any, Array]:
+    def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
         # In a loop XLA's CPU runs convolutions on one core, and slower still: 9× for a ResNet.
-        return one(state, first, *others) if end - first == 1 else several(state, first, end, *others)
+        return one(state, first, *arrays) if end - first == 1 else several(state, first, end, *arrays)
 
     return advance
 
