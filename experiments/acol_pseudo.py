@@ -237,6 +237,11 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
         )
 
     def together(state: Any, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
+        if len(seeds) == 1:  # convolutions mapped over their kernels take a CPU 1.4 times as long
+            state, value = one(
+                jax.tree.map(lambda leaf: leaf[0], state), jnp.array(seeds[0]), index, images, parents
+            )
+            return jax.tree.map(lambda leaf: leaf[None], state), value
         state, values = jax.vmap(one, (0, 0, None, None, None))(
             state, jnp.array(seeds), index, images, parents
         )
@@ -329,6 +334,8 @@ def _draw(
 
 def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, name: str) -> Split:
     values = evaluation.to_float(jnp.asarray(images[:number]))
+    if name == "digits":  # eight pixels wide to begin with: half the size is enough, at a quarter of the cost
+        values = jax.image.resize(values, (len(values), 14, 14, values.shape[-1]), "linear")
     if name == "svhn_cropped":  # as the authors: each split less its mean image, then each image standardised
         values = values - values.mean(axis=0)
         mean, scale = (f(values, axis=(1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.std))

@@ -1,5 +1,7 @@
 from pathlib import Path
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from flax import nnx
 
 from sul_jax import energy, k_means, stack, whitening
-from sul_jax.nn import EnergyNet
+from sul_jax.nn import EnergyNet, convolution
 
 ARCHITECTURE = energy.EnergyArchitecture(
     3, 2, (energy.EnergyLayer(6, 2, 3, 3, 1), energy.EnergyLayer(5, 3, 2, 4, 0))
@@ -101,3 +103,43 @@ def test_states_must_fit(net: EnergyNet) -> None:
     bare = EnergyNet(states, ARCHITECTURE)
     with pytest.raises(ValueError, match="predict needs centroids"):
         bare.predict(jnp.ones((1, 8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "strides", "padding"),
+    [
+        (9, 3, 1, "SAME"),
+        (9, 3, 2, ((1, 1), (1, 1))),
+        (11, 5, 2, "SAME"),
+        (8, 1, 2, "VALID"),
+        (10, 8, 3, ((0, 0),) * 2),
+    ],
+)
+def test_convolution_agrees_with_xla(size: int, kernel_size: int, strides: int, padding: Any) -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    images = jax.random.normal(keys[0], (6, size, size + 1, 3))
+    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, 3, 5))
+    settings = ((strides, strides), padding)
+
+    def ours(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sin(convolution.conv_general_dilated(images, kernel, *settings, precision="highest"))
+
+    def xla(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sin(
+            jax.lax.conv_general_dilated(
+                images, kernel, *settings, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+            )
+        )
+
+    chex.assert_trees_all_close(ours(images, kernel), xla(images, kernel), atol=1e-5)
+    gradients = [jax.grad(lambda *a, f=f: jnp.sum(f(*a)), (0, 1))(images, kernel) for f in (ours, xla)]
+    chex.assert_trees_all_close(*gradients, atol=1e-4)
+    mapped = jax.vmap(jax.grad(lambda k: jnp.sum(ours(images, k))))(jnp.stack([kernel, 2 * kernel]))
+    chex.assert_trees_all_close(mapped[0], gradients[0][1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 3), (3, 2), (2, 1)])
+def test_max_pool_agrees_with_flax(window: int, stride: int) -> None:
+    values = jax.random.normal(jax.random.key(0), (2, 9, 10, 3))
+    wanted = nnx.max_pool(values, (window, window), (stride, stride))  # type: ignore[no-untyped-call]
+    chex.assert_trees_all_equal(convolution.max_pool(values, window, stride), wanted)

@@ -8,6 +8,7 @@ from jax import Array
 
 from sul_jax import gar
 from sul_jax.nn.backbones import dropout
+from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
 # Dropout after each pair of convolutions and after the linear layer.
 _DROPOUT = (0.2, 0.3, 0.5)
@@ -61,7 +62,15 @@ class ACOL(nnx.Module):
         sizes = (channels, num_filters, num_filters, 2 * num_filters, 2 * num_filters)
         self.convolutions = nnx.List(
             [
-                nnx.Conv(inputs, outputs, (3, 3), padding="SAME", kernel_init=glorot, rngs=rngs)
+                nnx.Conv(
+                    inputs,
+                    outputs,
+                    (3, 3),
+                    padding="SAME",
+                    conv_general_dilated=conv_general_dilated,
+                    kernel_init=glorot,
+                    rngs=rngs,
+                )
                 for inputs, outputs in itertools.pairwise(sizes)
             ]
         )
@@ -76,7 +85,7 @@ class ACOL(nnx.Module):
         for index, convolution in enumerate(self.convolutions):
             values = jax.nn.relu(convolution(values))
             if index % 2:
-                values = nnx.max_pool(values, (2, 2), (2, 2))  # type: ignore[no-untyped-call]
+                values = max_pool(values, 2, 2)
                 values = dropout(key, index, values, _DROPOUT[index // 2])
         values = jax.nn.relu(self.feature_layer(values.reshape(len(values), -1)))
         return dropout(key, len(self.convolutions), values, _DROPOUT[-1])

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from sul_jax.nn.convolution import conv_general_dilated
+
 # Blocks in each of the four stages.
 RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -213,6 +215,7 @@ def _convolution(inputs: int, outputs: int, size: int, strides: int, rngs: nnx.R
         strides=strides,
         padding=((edge, edge), (edge, edge)),
         use_bias=False,
+        conv_general_dilated=conv_general_dilated,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
         rngs=rngs,
     )

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array, lax
 
 from sul_jax.nn.backbones import dropout
+from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
 
 class _Convolution(NamedTuple):
@@ -96,7 +97,7 @@ class _ConvNet(nnx.Module):
                     (layer.kernel_size,) * 2,
                     strides=layer.strides,
                     padding=((layer.padding,) * 2,) * 2,
-                    conv_general_dilated=_banded if banded else lax.conv_general_dilated,
+                    conv_general_dilated=_banded if banded else conv_general_dilated,
                     kernel_init=nnx.initializers.normal((2 / (layer.kernel_size**2 * layer.filters)) ** 0.5),
                     rngs=rngs,
                 )
@@ -255,8 +256,4 @@ def _banded(images: Array, kernel: Array, *settings: Any, **options: Any) -> Arr
 
 
 def _pool(values: Array, pool: tuple[int, int] | None) -> Array:
-    if pool is None:
-        return values
-    window, strides = ((size, size) for size in pool)
-    pooled: Array = nnx.max_pool(values, window, strides)  # type: ignore[no-untyped-call]
-    return pooled
+    return values if pool is None else max_pool(values, *pool)
