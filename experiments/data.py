@@ -132,28 +132,40 @@ PREPARED = {
     "cifar20": ("cifar100", "coarse_label"),
     "stl10": ("stl10", "label"),
     "svhn_cropped": ("svhn_cropped", "label"),
+    "imagenet32": ("imagenet_resized/32x32", "label"),
 }
-NAMES = ("auto", *ORIGINALS, "usps", *COIL, *PREPARED, "digits")
+NAMES = ("auto", *ORIGINALS, "usps", *COIL, *PREPARED, "digits", "photographs")
+# What `auto` may mean: the data set that is wanted, and the bundled one that stands in for it.
+GRAY, COLOUR = ("mnist", "digits"), ("cifar10", "photographs")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def load(name: str = "auto", data_dir: str | Path | None = None, *, image_size: int | None = None) -> Dataset:
+def load(
+    name: str = "auto",
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    auto: tuple[str, str] = GRAY,
+) -> Dataset:
     """Loads a data set by name, or a user's own `.npz` file or folder of images.
 
     Args:
       name: `mnist`, `fashion_mnist`, `usps` (16×16 digits, `usps/usps.h5`), `coil20`, `coil100` (gray 64×64
         images of objects: the data directory's `coil20/coil20_64.npz` and `coil100/coil100_gray64.npz`),
         `cifar10` (tfds's prepared data, or strips of 500 images one below the other,
-        `cifar10/train_00000.webp` …), `cifar20` (CIFAR-100's 20 coarse classes), `stl10` and `svhn_cropped`
-        (tfds's prepared data), `digits` (scikit-learn's bundled 8×8 digits, enlarged to 28×28; all 1,797
-        serve as training and as test images), a path that ends in `.npz` (`images` `[num, height, width]`
-        or `[num, height, width, channels]`, uint8 or floating; optionally `labels` `[num]`), a folder with
-        a separator in its name (`./photos`; its sub-folders, where there are any, are the classes), or
-        `auto`: MNIST if it is on disk or can be fetched within seconds, otherwise `digits`, which is said
-        in one line. A name is never replaced by another data set.
+        `cifar10/train_00000.webp` …), `cifar20` (CIFAR-100's 20 coarse classes), `stl10`, `svhn_cropped` and
+        `imagenet32` (tfds's prepared data; of the last `imagenet_resized/32x32`), `digits` (scikit-learn's
+        bundled 8×8 digits, enlarged to 28×28; all 1,797 serve as training and as test images), `photographs`
+        (scikit-learn's two sample photographs, cut into 520 tiles of 32×32 pixels; no labels), a path that
+        ends in `.npz` (`images` `[num, height, width]` or `[num, height, width, channels]`, uint8 or
+        floating; optionally `labels` `[num]`), a folder with a separator in its name (`./photos`; its
+        sub-folders, where there are any, are the classes), or `auto`: MNIST if it is on disk or can be
+        fetched within seconds, otherwise `digits`, which is said in one line. A name is never replaced by
+        another data set.
       data_dir: folder of data sets: tfds's own, or `<name>/` with the original files.
       image_size: side of the square in the middle of a folder's images, which are RGB; needed there, and
         without effect elsewhere.
+      auto: the data set that `auto` looks for, and the bundled one that it takes instead.
 
     Returns:
       A `Dataset`.
@@ -173,8 +185,8 @@ def load(name: str = "auto", data_dir: str | Path | None = None, *, image_size: 
     if name not in NAMES:
         accepted = f"{', '.join(NAMES)}, FILE.npz, or (nmce_images) a folder as ./FOLDER"
         raise DataError(f"dataset {name!r} is unknown; accepted: {accepted}")
-    if name == "digits":
-        return _digits()
+    if name in _BUNDLED:
+        return _BUNDLED[name]()
     directory = data_dir if data_dir is not None else os.environ.get("SUL_JAX_DATA")
     if directory is not None and not Path(directory).is_dir():
         raise DataError(f"data_dir={str(directory)!r} is not a folder")
@@ -185,14 +197,17 @@ def load(name: str = "auto", data_dir: str | Path | None = None, *, image_size: 
     if name in PREPARED:
         return _prepared_data(name, directory)
     if name == "auto":
+        wanted, bundled = auto
         try:
-            return _from_tfds("mnist", directory, patience=10.0)
+            if wanted in ORIGINALS:
+                return _from_tfds(wanted, directory, patience=10.0)
+            return load(wanted, directory)
         except _NotFoundError:
             print(
-                "MNIST is neither on disk (--data-dir or SUL_JAX_DATA) nor quickly fetched: "
-                "running on scikit-learn's bundled digits."
+                f"{_TITLES[wanted]} is neither on disk (--data-dir or SUL_JAX_DATA) nor quickly fetched: "
+                f"running on scikit-learn's {_TITLES[bundled]}."
             )
-            return _digits()
+            return load(bundled)
     return _from_tfds(name, directory, patience=300.0)
 
 
@@ -397,10 +412,11 @@ def _prepare(name: str, raw: Path) -> Path:
 
 def _read_prepared(name: str, prepared: Path, label: str = "label") -> dict[str, np.ndarray]:
     tfds = _import_tfds()
-    sources = tfds.data_source(f"{name}:{prepared.name}", data_dir=str(prepared.parent.parent), split=None)
+    directory = prepared.parents[1 + name.count("/")]
+    sources = tfds.data_source(f"{name}:{prepared.name}", data_dir=str(directory), split=None)
     arrays: dict[str, np.ndarray] = {}
     for split in ("train", "test"):
-        source = sources[split]
+        source = sources[split if split in sources else "validation"]
         images: list[np.ndarray] = []
         labels: list[int] = []
         for start in range(0, len(source), 5000):
@@ -486,6 +502,29 @@ def _digits() -> Dataset:
     labels = digits.target.astype(np.int32)
     source = "scikit-learn's bundled 8×8 digits, bicubic to 28×28; all of them for training and test"
     return Dataset("digits", images, labels, images, labels, source)
+
+
+def _photographs() -> Dataset:
+    from sklearn.datasets import load_sample_images
+
+    tiles = []
+    for photograph in load_sample_images().images:
+        height, width = (side // 32 for side in photograph.shape[:2])
+        cut = photograph[: 32 * height, : 32 * width].reshape(height, 32, width, 32, 3)
+        tiles.append(cut.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3))
+    images = np.concatenate(tiles).astype(np.uint8)
+    source = "scikit-learn's two sample photographs, cut into tiles of 32×32 pixels"
+    return Dataset("photographs", images, None, images, None, source)
+
+
+_BUNDLED: dict[str, Callable[[], Dataset]] = {"digits": _digits, "photographs": _photographs}
+_TITLES = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "imagenet32": "ImageNet at 32×32 pixels",
+    "digits": "bundled digits",
+    "photographs": "bundled photographs",
+}
 
 
 def _coil(name: str, directory: str | Path | None) -> Dataset:

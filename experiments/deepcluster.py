@@ -35,7 +35,7 @@ from experiments.reporting import (
     identity,
     print_metrics,
 )
-from experiments.training import Trained, run_steps
+from experiments.training import Trained, over_batches, run_steps
 from sul_jax import augment, deep_cluster, metrics
 from sul_jax.nn import AlexNet, LeNet5
 
@@ -272,16 +272,16 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -
             head_memory=head_memory,
         ), value
 
-    @partial(jax.jit, donate_argnums=0)
-    def epoch(learner: Learner, key: Array, raw: Array) -> tuple[Learner, Array]:
+    take_steps = over_batches(step)
+
+    @jax.jit
+    def draw(key: Array, labels: Array) -> tuple[Array, Array]:
         order_key, steps_key = jax.random.split(key)
-        steps = len(raw) // batch_size
+        steps = len(labels) // batch_size
         order = deep_cluster.balanced_indices(
-            order_key, learner.labels, num_clusters=clusters, num_samples=steps * batch_size
+            order_key, labels, num_clusters=clusters, num_samples=steps * batch_size
         )
-        batches = order.reshape(steps, batch_size), jax.random.split(steps_key, steps)
-        learner, values = jax.lax.scan(lambda one, batch: step(one, batch, raw), learner, batches)
-        return learner, jnp.mean(values)
+        return order.reshape(steps, batch_size), jax.random.split(steps_key, steps)
 
     group = jax.jit(cluster(config))
     embed = features(config, network)
@@ -298,7 +298,7 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -
         if not halted or config.fresh_head:
             head = fresh_head(keys[1])
             learner = learner._replace(head=head, head_memory=optimizer.init(head))
-        learner, value = epoch(learner, keys[2], train.raw)
+        learner, value = take_steps(learner, draw(keys[2], learner.labels), train.raw)
         change = metrics.normalized_mutual_info(before, now) if cycle else np.nan
         alike = np.nan if train.labels is None else metrics.normalized_mutual_info(train.labels, now)
         history = learner.history.at[cycle].set(jnp.array([change, alike, value]))

@@ -390,3 +390,68 @@ def alignments(values: np.ndarray, title: str, paper: Sequence[float], path: Pat
     axes.set(xlabel="normalised mutual information with the classes", ylabel="networks", title=title)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def filters(weights: np.ndarray, channels: int, path: Path) -> None:
+    """Figures 1 and 3: filters side by side, similar ones near each other.
+
+    Args:
+      weights: `[num_units, pixels · channels]` of square windows.
+      channels: 1 or 3 are drawn as they are, others as their mean.
+      path: of the PNG.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    unit = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
+    order = leaves_list(linkage(unit, "average", optimal_ordering=len(unit) <= 500))
+    size = round((weights.shape[1] / channels) ** 0.5)
+    tiles = weights[order].reshape(-1, size, size, channels)
+    if channels != 3:
+        tiles = np.repeat(tiles.mean(axis=3, keepdims=True), 3, axis=3)
+    largest = np.maximum(tiles.max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    tiles = np.clip(tiles / largest, 0, 1)
+    across = int(np.ceil((1.6 * len(tiles)) ** 0.5))
+    down = -(-len(tiles) // across)
+    gap = 1
+    canvas = np.ones((down * (size + gap) + gap, across * (size + gap) + gap, 3))
+    for index, tile in enumerate(tiles):
+        top, left = (gap + place * (size + gap) for place in divmod(index, across))
+        canvas[top : top + size, left : left + size] = tile
+    figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1]))
+    axes = figure.add_subplot()
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(f"{len(tiles)} filters of {size}×{size} pixels, similar ones near each other")
+    _save(figure, path)
+
+
+def separation(shares: np.ndarray, path: Path) -> None:
+    """Section 5: units of gray gratings on the left, of even colours on the right."""
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(shares, bins=[index / 40 for index in range(41)], color="tab:blue")
+    axes.set(
+        xlabel="share of colour in the filter's pattern (0 orientation, 1 colour)",
+        ylabel="units",
+        title=f"{np.mean(shares < 0.2):.0%} orientation, {np.mean(shares > 0.8):.0%} colour",
+    )
+    _save(figure, path)
+
+
+def errors(seconds: np.ndarray, curves: Mapping[str, np.ndarray], path: Path) -> None:
+    """Figures 2 and 6: test errors in percent against the time of supervised training."""
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in curves.items():
+        axes.plot(seconds, values, marker=".", label=f"{name}: {values[-1]:.1f} %")
+    axes.set(xlabel="supervised training, s", ylabel="error, %")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def rows_of_images(rows: Sequence[np.ndarray], path: Path) -> None:
+    """Images side by side, a row below the other; uint8 or in [0, 1]."""
+    canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1]))
+    _show(figure.add_axes((0, 0, 1, 1)), canvas, cmap="gray", interpolation="nearest")
+    _save(figure, path)

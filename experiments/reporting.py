@@ -568,7 +568,7 @@ def _belongs(record: Mapping[str, Any], row: Row) -> bool:
 
 def _recorded(config: Any) -> dict[str, Any]:
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return {k: v for k, v in values.items() if k not in _NOT_RECORDED}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items() if k not in _NOT_RECORDED}
 
 
 if __name__ == "__main__":

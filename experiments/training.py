@@ -90,6 +90,44 @@ def compiled_steps(
     return advance
 
 
+def over_batches(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
+    """A function that takes a step for every minibatch of an epoch, compiled once.
+
+    Args:
+      step: from a state, a tree of one minibatch's arrays (such as indices and a key) and further arrays to
+        the new state and the loss.
+
+    Returns:
+      A function of a state, which is donated, a tree of arrays with a leading axis of minibatches, and the
+      further arrays, to the new state and the mean loss.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from experiments.training import over_batches
+      >>> add = over_batches(lambda total, number, factor: (total + factor * number, factor * number))
+      >>> [float(value) for value in add(jnp.zeros(()), jnp.arange(3.0), jnp.array(2.0))]
+      [6.0, 2.0]
+    """
+    one = jax.jit(step, donate_argnums=0)
+
+    @partial(jax.jit, donate_argnums=0)
+    def all_of(state: Any, batches: Any, arrays: tuple[Array, ...]) -> tuple[Any, Array]:
+        state, values = lax.scan(lambda state, batch: step(state, batch, *arrays), state, batches)
+        return state, jnp.mean(values)
+
+    def run(state: Any, batches: Any, *arrays: Array) -> tuple[Any, Array]:
+        if jax.default_backend() != "cpu":
+            return all_of(state, batches, arrays)
+        values = []  # single steps, for the reason given in `compiled_steps`
+        for index in range(len(jax.tree.leaves(batches)[0])):
+            batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
+            state, value = one(state, batch, *arrays)
+            values.append(value)
+        return state, jnp.mean(jnp.stack(values))
+
+    return run
+
+
 def run_steps(
     advance: Callable[[Any, int, int], tuple[Any, Array]],
     state: Any,

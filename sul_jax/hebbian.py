@@ -158,7 +158,7 @@ def encode(state: HebbianState, inputs: Array, *, power: float | Array) -> Array
     """
     check_vectors("inputs", inputs, features=state.weights.shape[1])
     cosines = jnp.matmul(normalize(inputs), normalize(state.weights).T, precision="highest")
-    return _steep(cosines, power)
+    return steepen(cosines, power=power)
 
 
 def convolve(
@@ -201,7 +201,7 @@ def convolve(
     def of_chunk(chunk: Array) -> Array:
         size = patches.norms(chunk, **window).ravel()
         cosines = project(chunk) * jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
-        return _steep(cosines, power).T.reshape(chunk.shape[0], height, width, num_units)
+        return steepen(cosines, power=power).T.reshape(chunk.shape[0], height, width, num_units)
 
     bytes_per_image = height * width * max(features, 2 * num_units) * images.dtype.itemsize
     codes = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
@@ -224,12 +224,30 @@ def unconverged(state: HebbianState, *, tolerance: float | Array = 0.1) -> Array
       >>> hebbian.unconverged(hebbian.HebbianState(jnp.diag(jnp.array([1.0, 3.0])))).tolist()
       [False, True]
     """
-    return jnp.abs(jnp.linalg.norm(state.weights, axis=1) - 1) > tolerance
+    return ~(jnp.abs(jnp.linalg.norm(state.weights, axis=1) - 1) <= tolerance)  # true for NaN
 
 
-def _steep(cosines: Array, power: float | Array) -> Array:
-    """ReLU(c)^n through logarithms: it goes to 0 where float32 ends, and so does its gradient."""
+def steepen(cosines: Array, *, power: float | Array) -> Array:
+    """ReLU(c)^n of eq. 3, through logarithms: it and its gradient go to 0 where float32 ends.
+
+    It grows with c, so that pooling the largest cosine first gives the same and raises fewer numbers.
+
+    Args:
+      cosines: any shape, at most 1.
+      power: n, positive.
+
+    Raises:
+      ValueError: `power` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import hebbian
+      >>> hebbian.steepen(jnp.array([-0.5, 0.0, 0.5, 1.0]), power=2).tolist()
+      [0.0, 0.0, 0.25, 1.0]
+    """
     if not isinstance(power, jax.core.Tracer) and not np.all(np.asarray(power) > 0):
         raise ValueError(f"power={power} is not accepted: it must be positive")
+    if isinstance(power, int | float) and power == 1:
+        return jnp.maximum(cosines, 0)
     active = cosines > 0
     return jnp.where(active, jnp.exp(power * jnp.log(jnp.where(active, cosines, 1))), 0)

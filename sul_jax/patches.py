@@ -337,13 +337,35 @@ def sample(key: Array, images: Array, *, num_patches: int, kernel_size: int, pad
     noise = jax.random.uniform(key, (size.size,))
     order = jnp.argsort(jnp.where(size.ravel() > 0, noise, 2.0))[:num_patches]
     image, row, column = jnp.unravel_index(order, size.shape)
-    padded = _pad(images, padding)
+    return cut(_pad(images, padding), image, row, column, kernel_size=kernel_size)
 
-    def cut(image: Array, row: Array, column: Array) -> Array:
-        shape = (1, kernel_size, kernel_size, images.shape[-1])
-        return lax.dynamic_slice(padded, (image, row, column, 0), shape).ravel()
 
-    return jax.vmap(cut)(image, row, column)
+def cut(images: Array, image: Array, row: Array, column: Array, *, kernel_size: int) -> Array:
+    """Patches at given places, each cut out by itself.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      image: integers `[num]`, which image.
+      row: integers `[num]`, of the patch's upper left pixel.
+      column: integers `[num]`, of the same.
+      kernel_size: side of the patch in pixels.
+
+    Returns:
+      `[num, kernel_size * kernel_size * channels]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import patches
+      >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
+      >>> patches.cut(image, jnp.array([0]), jnp.array([1]), jnp.array([1]), kernel_size=2).tolist()
+      [[4.0, 5.0, 7.0, 8.0]]
+    """
+    shape = (1, kernel_size, kernel_size, images.shape[-1])
+
+    def one(*place: Array) -> Array:
+        return lax.dynamic_slice(images, (*place, 0), shape).ravel()
+
+    return jax.vmap(one)(image, row, column)
 
 
 def map_chunks(

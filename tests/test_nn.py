@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sul_jax import energy, k_means, stack, whitening
-from sul_jax.nn import EnergyNet, convolution
+from sul_jax import energy, hebbian, k_means, patches, stack, whitening
+from sul_jax.nn import EnergyNet, NNLBlock, NNLConv, convolution
 
 ARCHITECTURE = energy.EnergyArchitecture(
     3, 2, (energy.EnergyLayer(6, 2, 3, 3, 1), energy.EnergyLayer(5, 3, 2, 4, 0))
@@ -143,3 +143,39 @@ def test_max_pool_agrees_with_flax(window: int, stride: int) -> None:
     values = jax.random.normal(jax.random.key(0), (2, 9, 10, 3))
     wanted = nnx.max_pool(values, (window, window), (stride, stride))  # type: ignore[no-untyped-call]
     chex.assert_trees_all_equal(convolution.max_pool(values, window, stride), wanted)
+
+
+@pytest.mark.parametrize("response", ["nnl", "relu"])
+def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
+    blocks = [NNLBlock(3, 6, 10, 4, 2), NNLBlock(5, 4, 20, 3, 3)]
+    net = NNLConv((12, 11, 3), blocks, num_classes=5, response=response, rngs=nnx.Rngs(0))
+    images = jax.random.uniform(jax.random.key(0), (7, 12, 11, 3)).at[0].set(0)
+    found = net.features(images)
+    parts = []
+    for block, weights in zip(blocks, net.filters, strict=True):
+        if response == "nnl":
+            responses = hebbian.convolve(
+                images, weights[...], kernel_size=block.kernel_size, power=block.power
+            )
+        else:
+            patch = patches.extract(images, kernel_size=block.kernel_size)
+            responses = jax.nn.relu(jnp.matmul(patch, weights[...].T, precision="highest"))
+        window, strides = (block.pool,) * 2, (block.pool_stride,) * 2
+        pooled = nnx.max_pool(responses, window, strides)  # type: ignore[no-untyped-call]
+        parts.append(pooled.reshape(7, -1))
+    np.testing.assert_allclose(found, jnp.concatenate(parts, axis=1), rtol=1e-3, atol=1e-5)
+    assert net.num_features == found.shape[1]
+    assert (found[0] == 0).all()
+    net.save(tmp_path / "net")
+    loaded = NNLConv.load(tmp_path / "net")
+    np.testing.assert_array_equal(loaded(images), net(images))
+    assert (loaded.blocks, loaded.response) == (tuple(blocks), response)
+    with pytest.raises(ValueError, match="is not a checkpoint of an EnergyNet"):
+        EnergyNet.load(tmp_path / "net")
+
+
+def test_nnl_bad_input() -> None:
+    with pytest.raises(ValueError, match="does not fit images of 8×8 pixels"):
+        NNLConv((8, 8, 3), [NNLBlock(4, 5, 10, 6)], num_classes=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="blocks is empty"):
+        NNLConv((8, 8, 3), [], num_classes=2, rngs=nnx.Rngs(0))

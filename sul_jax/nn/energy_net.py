@@ -1,7 +1,6 @@
 """Inference with a learned energy network."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from orbax.checkpoint import v1 as ocp
 
 from sul_jax import energy, k_means
 from sul_jax.k_subspaces import KSubspacesState
 from sul_jax.learning_rule import stack
+from sul_jax.nn import _checkpoint
 from sul_jax.whitening import ConvZCAState, PCAState, normalize, pca_whiten
 
 
@@ -146,9 +145,6 @@ class EnergyNet(nnx.Module):
         Raises:
           ValueError: there is something else at `path`.
         """
-        target = Path(path).absolute()
-        if target.exists():
-            _metadata(target)  # never replace what is not ours
         arrays: dict[str, Any] = {
             "networks": [
                 {"kernel": zca.kernel, "bases": [layer.bases for layer in layers]}
@@ -159,20 +155,12 @@ class EnergyNet(nnx.Module):
             arrays["whitening"] = self._arrays(self.whitening)._asdict()
         if self.centroids is not None:
             arrays["centroids"] = self.centroids[...]
-        metadata = {
-            "module": "EnergyNet",
+        sizes = {
             "architecture": _to_json(self.architecture),
             "rescale": self.rescale,
             "code_power": self.code_power,
         }
-        # Complete under another name first: there is a whole checkpoint on disk at every moment.
-        new, old = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
-        ocp.save(new, arrays, overwrite=True, custom_metadata=metadata)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _checkpoint.write(path, "EnergyNet", arrays, sizes)
 
     @classmethod
     def load(
@@ -191,20 +179,13 @@ class EnergyNet(nnx.Module):
           ValueError: no such checkpoint, or one of another module or architecture.
         """
         folder = Path(path).absolute()
-        stored, metadata = _metadata(folder)
+        stored, metadata = _checkpoint.metadata(folder, "EnergyNet")
         found = _from_json(metadata["architecture"])
         if architecture is not None and found != architecture:
             raise ValueError(
                 f"path={str(folder)!r} holds another architecture: {found}, expected {architecture}"
             )
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        arrays = ocp.load(
-            folder,
-            jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                stored.metadata,
-            ),
-        )
+        arrays = _checkpoint.arrays(folder, stored)
         networks = [
             (ConvZCAState(one["kernel"]), *map(KSubspacesState, one["bases"])) for one in arrays["networks"]
         ]
@@ -239,21 +220,6 @@ def _codes(
     rescale: bool,
 ) -> Array:
     return energy.pooled_codes(_maps(images, networks, architecture, rescale), power=power)
-
-
-def _metadata(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """Orbax's description of a checkpoint of this module, and our own."""
-    if not folder.is_dir():
-        raise ValueError(f"path={str(folder)!r} is not a folder")
-    try:
-        stored = ocp.metadata(folder)
-    except Exception as error:  # Orbax raises several types for a folder that is not its own
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"path={str(folder)!r} is not a checkpoint: {first}") from None
-    metadata = stored.custom_metadata
-    if not isinstance(metadata, dict) or metadata.get("module") != "EnergyNet":
-        raise ValueError(f"path={str(folder)!r} is not a checkpoint of an EnergyNet")
-    return stored, metadata
 
 
 def _check_states(states: Sequence[Any], architecture: energy.EnergyArchitecture) -> None:

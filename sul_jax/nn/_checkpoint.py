@@ -1,0 +1,59 @@
+"""Checkpoints of modules: Orbax folders that name the module and its sizes."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+
+def write(path: str | os.PathLike[str], module: str, arrays: Any, sizes: dict[str, Any]) -> None:
+    """Writes a checkpoint folder; an existing one of the same module is replaced.
+
+    Raises:
+      ValueError: there is something else at `path`.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        metadata(target, module)  # never replace what is not ours
+    # Complete under another name first: there is a whole checkpoint on disk at every moment.
+    new, old = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
+    ocp.save(new, arrays, overwrite=True, custom_metadata={"module": module, **sizes})
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def metadata(folder: Path, module: str) -> tuple[Any, dict[str, Any]]:
+    """Orbax's description of a module's checkpoint, and our own.
+
+    Raises:
+      ValueError: no such checkpoint, or one of another module.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"path={str(folder)!r} is not a folder")
+    try:
+        stored = ocp.metadata(folder)
+    except Exception as error:  # Orbax raises several types for a folder that is not its own
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"path={str(folder)!r} is not a checkpoint: {first}") from None
+    found = stored.custom_metadata
+    if not isinstance(found, dict) or found.get("module") != module:
+        article = "an" if module[0] in "AEIOU" else "a"
+        raise ValueError(f"path={str(folder)!r} is not a checkpoint of {article} {module}")
+    return stored, found
+
+
+def arrays(folder: Path, stored: Any) -> Any:
+    """The arrays of a checkpoint, on the first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return ocp.load(
+        folder,
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored.metadata
+        ),
+    )

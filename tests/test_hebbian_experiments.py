@@ -1,0 +1,122 @@
+"""Experiments of paper 001 on little data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import cifar10_hebbian, data, hebbian_filters, imagenet32_hebbian, mnist_hebbian
+from experiments.reporting import ConfigError
+from sul_jax.nn import NNLConv
+
+
+@pytest.fixture
+def stripes(tmp_path: Path) -> Path:
+    """Two classes of colour images that one filter tells apart: stripes that lie or stand."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    phase, color = rng.random((120, 1, 1, 1)) * 6, rng.random((120, 1, 1, 3)) * 0.5 + 0.5
+    rows, columns = np.arange(16)[None, :, None, None], np.arange(16)[None, None, :, None]
+    along = np.where(labels[:, None, None, None] == 0, rows, columns)
+    images = ((1 + np.sin(1.6 * along + phase)) / 2 * color * 255).astype(np.uint8)
+    np.savez(tmp_path / "stripes.npz", images=images, labels=labels)
+    return tmp_path / "stripes.npz"
+
+
+def config(stripes: Path, tmp_path: Path, **options: object) -> cifar10_hebbian.Config:
+    defaults = cifar10_hebbian.Config(
+        dataset=str(stripes),
+        workdir=tmp_path / "run",
+        num_units=16,
+        filter_steps=60,
+        patch_batch=100,
+        epochs=4,
+        probe_every=2,
+        batch_size=30,
+        learning_rate=0.02,
+    )
+    return replace(defaults, **options)  # type: ignore[arg-type]
+
+
+def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
+    (result,) = cifar10_hebbian.run(config(stripes, tmp_path, num_validation=40, powers=(10.0, 30.0)))
+    assert result.metrics["test_error"] <= 5
+    assert result.metrics["shadowed_test_error"] <= 15
+    assert result.metrics["converged_units"] >= 95
+    assert result.metrics["power"] in (10, 30)
+    stored = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"figure1_filters.png", "figure2_errors.png", "figure6_shadows.png", "network-0"} <= stored
+    network = NNLConv.load(tmp_path / "run" / "network-0")
+    dataset = data.load(str(stripes))
+    found = np.argmax(network(dataset.test_images / np.float32(255)), axis=1)
+    assert 100 * np.mean(found != dataset.test_labels) == pytest.approx(
+        result.metrics["test_error"], abs=1e-3
+    )
+
+    # Its filters serve another run; a larger cache than allowed changes nothing but memory.
+    borrowed = config(
+        stripes,
+        tmp_path,
+        workdir=tmp_path / "two",
+        filters_from=tmp_path / "run" / "network-0",
+        cache_gib=1e-6,
+    )
+    (second,) = cifar10_hebbian.run(borrowed)
+    assert second.metrics["test_error"] <= 5
+    with pytest.raises(ConfigError, match="holds filters of"):
+        cifar10_hebbian.run(replace(borrowed, num_units=12, workdir=tmp_path / "three"))
+
+
+def test_end_to_end_twin_and_resume(stripes: Path, tmp_path: Path) -> None:
+    setting = config(stripes, tmp_path, response="relu", seeds=2)
+    whole = cifar10_hebbian.run(setting)
+    assert whole[0].metrics["test_error"] <= 20
+    again = cifar10_hebbian.run(replace(setting, resume=True))
+    for one, other in zip(whole, again, strict=True):
+        assert one.metrics["test_error"] == other.metrics["test_error"]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())[1]["seed"] == 1
+
+
+def test_photographs_and_digits(tmp_path: Path) -> None:
+    """Without data: filters of the photographs only, units that see whole digits."""
+    (result,) = imagenet32_hebbian.run(
+        imagenet32_hebbian.Config(
+            dataset="photographs", workdir=tmp_path / "a", filter_steps=20, patch_batch=50, num_units=8
+        )
+    )
+    assert set(result.metrics) == {"filter_seconds", "converged_units", "separated_units"}
+    assert [block.kernel_size for block in result.network.blocks] == [3, 4, 5, 8]
+    (whole,) = mnist_hebbian.run(
+        mnist_hebbian.Config(
+            dataset="digits", workdir=tmp_path / "b", filter_steps=200, num_units=40, epochs=10,
+            learning_rate=0.05, num_train=900, patch_batch=100,
+        )
+    )  # fmt: skip
+    assert whole.network.filters[0].shape == (40, 784)
+    assert whole.metrics["test_error"] < 40
+
+
+def test_shadow_and_colour() -> None:
+    images = np.full((1, 4, 32, 3), 200, np.uint8)
+    assert hebbian_filters.shadowed(images)[0, 0, 24:26, 0].tolist() == [60, 200]
+    noise = np.random.default_rng(0).normal(size=(500, 48))
+    assert np.mean(np.abs(hebbian_filters.color_share(noise) - 0.5) > 0.3) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 1}, "rank=1 is not accepted: it must be at least 2"),
+        ({"rank": 17}, "rank=17 is not accepted"),
+        ({"powers": (-1.0,)}, "powers are positive"),
+        ({"powers": (3.0,), "response": "relu"}, "no part in plain responses"),
+        ({"powers": (3.0,), "num_validation": 500}, "num_validation=500 is not accepted"),
+        ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),
+        ({"filter_learning_rate": 1e30, "normalize_update": False}, "is not finite"),
+    ],
+)
+def test_bad_input(stripes: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cifar10_hebbian.run(config(stripes, tmp_path, **options))
