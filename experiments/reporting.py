@@ -4,6 +4,8 @@
 runs in `experiments/results/`.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import datetime
 import fcntl
@@ -82,6 +84,7 @@ def check_options(
 def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
     """Parses the command line and runs; an error the user can mend is one line, not a traceback."""
     parsed = tyro.cli(config, description=description)
+    _keep_freed_memory()
     try:
         run(parsed)
     except (ValueError, TypeError, OSError) as error:
@@ -89,6 +92,19 @@ def command_line(run: Callable[[Any], Any], config: type[Any], *, description: s
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _keep_freed_memory() -> None:
+    """Large arrays out of memory that was used before, where the C library is glibc.
+
+    By default it returns every large array to the system, which clears the pages of the next one: a step of
+    a linear classifier on 300 × 40,000 features took 26 ms so, and 14 ms without.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            c_library = ctypes.CDLL(None)
+            for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+                c_library.mallopt(threshold, 2**31 - 1)
 
 
 def identity(images: np.ndarray) -> dict[str, Any]:
