@@ -19,12 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 from tqdm import tqdm
 
-from experiments import data, nmce_images
+from experiments import acol_pseudo, data, nmce_images
 from experiments.data import atomic_path
 from experiments.reporting import check_options, command_line, device_name, format_table
-from sul_jax import coding_rate, energy, k_means, k_subspaces, patches, whitening
+from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches, whitening
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 
 
@@ -40,6 +42,8 @@ class Config:
     """Images in a minibatch of the energy network."""
     repetitions: int = 3
     """Of each measurement; the smallest counts."""
+    acol_batch: int = 400
+    """28×28 images in a step of paper 002."""
     image_batch: int = 16
     """Images in a ResNet-18 step of paper 003, two views of each; a GPU takes 1024."""
     growth: bool = True
@@ -50,7 +54,7 @@ class Config:
 
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
-    check_options(config, at_least={"batch_size": 1, "repetitions": 1, "image_batch": 2})
+    check_options(config, at_least={"batch_size": 1, "repetitions": 1, "image_batch": 2, "acol_batch": 1})
     timed = partial(seconds, repetitions=config.repetitions)
     rate = matmul_rate(timed)
     print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")
@@ -60,6 +64,8 @@ def run(config: Config) -> str:
         k_means_table(config, timed),
         coding_rate_table(timed),
         resnet_table(config, timed),
+        hebbian_table(timed),
+        acol_table(config, timed),
     ]
     if config.growth:
         tables.append(growth_table(rate, timed))
@@ -275,6 +281,103 @@ def _torch_resnet_seconds(number: int, lower: bool, timed: Callable[..., float])
         descent.step()
         if lower:
             torch.cuda.synchronize()
+
+    return timed(step)
+
+
+def hebbian_table(timed: Callable[..., float]) -> str:
+    """A ranked Hebbian step on vectors of 784 features beside the authors' formula in NumPy."""
+    rows = []
+    for units, batch in ((100, 100), (2000, 1000)):
+        inputs = jax.random.uniform(jax.random.key(0), (batch, 784))
+        state = hebbian.init(jax.random.key(1), inputs, num_units=units)
+        rate = matmul_rate(timed)
+        ours = timed(jax.jit(partial(hebbian.update, learning_rate=0.02)), state, inputs)
+        peers = []
+        for number in (np.float64, np.float32):
+            x, weights = np.asarray(inputs.T, number), np.asarray(state.weights, number)
+            peers.append(timed(partial(_hebbian_numpy, weights, x, plain=number is np.float64)))
+        limit = 4 * units * batch * 784 / rate
+        size = f"{units} units, batch {batch}"
+        ratios = (f"{peer / ours:.2f}" for peer in peers)
+        rows.append([size, f"{1e3 * ours:.2f} ms", *ratios, f"{limit / ours:.0%}"])
+    header = ["Hebbian step", "sul_jax", "authors' formula ×", "best float32 NumPy ×", "of matmul's rate"]
+    return format_table(header, rows)
+
+
+def _hebbian_numpy(weights: np.ndarray, x: np.ndarray, *, plain: bool) -> np.ndarray:
+    """A step: by sorting all drives, as the authors, or by what NumPy does fastest."""
+    number, examples = len(weights), np.arange(x.shape[1])
+    drives = weights @ x
+    if plain:
+        order = np.argsort(drives, axis=0)
+        first, second = order[number - 1], order[number - 2]
+    else:
+        first = drives.argmax(axis=0)
+        rest = drives.copy()
+        rest[first, examples] = -np.inf
+        second = rest.argmax(axis=0)
+    activity = np.zeros_like(drives)
+    activity[first, examples] = 1
+    activity[second, examples] = -0.2
+    change = activity @ x.T - np.sum(activity * drives, axis=1)[:, None] * weights
+    return np.asarray(weights + 0.02 / max(np.abs(change).max(), 1e-30) * change)
+
+
+def acol_table(config: Config, timed: Callable[..., float]) -> str:
+    """A step of paper 002 beside the same network's without regularisation and augmentation."""
+    setting = acol_pseudo.Config(num_clusters=10, epochs=1, seeds_together=1)
+    number = config.acol_batch
+    images = jax.random.uniform(jax.random.key(0), (number, 28, 28, 1))
+    parents = jax.random.randint(jax.random.key(1), (number,), 0, 8)
+    network = acol_pseudo.build(setting, 0, images.shape[1:])
+    step, optimizer = acol_pseudo.training_step(setting, network)
+    graph, params = nnx.split(network)
+    state, key = (params, optimizer.init(params)), jax.random.key(2)
+
+    def plain(state: Any, key: jax.Array, images: jax.Array, parents: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits = nnx.merge(graph, params)(images, key=key)
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, parents))
+
+        changes, memory = optimizer.update(jax.grad(loss)(state[0]), state[1], state[0])
+        return optax.apply_updates(state[0], changes), memory
+
+    ours, alone = (timed(jax.jit(one), state, key, images, parents) for one in (step, plain))
+    rows = [
+        ["sul_jax", f"{ours:.3f}", "1.00"],
+        ["… the network alone", f"{alone:.3f}", f"{alone / ours:.2f}"],
+    ]
+    peer = _torch_acol_seconds(number, timed)
+    if peer is not None:
+        rows.append(["PyTorch, the plain network", f"{peer:.3f}", f"{peer / ours:.2f}"])
+    return format_table([f"ACOL step on {number} images of 28×28", "seconds", "ratio"], rows)
+
+
+def _torch_acol_seconds(number: int, timed: Callable[..., float]) -> float | None:
+    """The plain network's step in PyTorch on a CPU, or None."""
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        return None
+    if jax.default_backend() != "cpu":
+        return None
+    layers: list[Any] = []
+    for inputs, outputs in ((1, 32), (32, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+        if inputs == outputs:
+            layers += [nn.MaxPool2d(2), nn.Dropout(0.2 if outputs == 32 else 0.3)]
+    layers += [nn.Flatten(), nn.Linear(3136, 2048), nn.ReLU(), nn.Dropout(0.5), nn.Linear(2048, 160)]
+    network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    descent = torch.optim.Adam(network.parameters())
+    images = torch.rand(number, 1, 28, 28).to(memory_format=torch.channels_last)
+    parents = torch.randint(0, 8, (number,))
+
+    def step() -> None:
+        descent.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(network(images), parents).backward()
+        descent.step()
 
     return timed(step)
 

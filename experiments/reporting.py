@@ -385,7 +385,9 @@ def _deepcluster_row(what: str, metric: str) -> Row:
     return Row(what, "–", "deepcluster", metric, where, "fashion_mnist", 60_000, command, "higher")
 
 
-def _acol_row(what: str, paper: str, dataset: str, num_train: int, epochs: int = 400) -> Row:
+def _acol_row(
+    what: str, paper: str, dataset: str, num_train: int, epochs: int = 400, options: str = ""
+) -> Row:
     """A row of paper 002 with all eight transformations: accuracy in percent."""
     where = {
         "supervision": "pseudo", "transformations": list(range(1, 9)), "representation": "features",
@@ -396,8 +398,19 @@ def _acol_row(what: str, paper: str, dataset: str, num_train: int, epochs: int =
         "affinity_weight": 0.1, "balance_weight": 1.0, "frobenius_weight": 1e-6, "learning_rate": 1e-3,
         "num_clusters": 10,
     }  # fmt: skip
-    command, metric = f"acol_pseudo --dataset {dataset}", "clustering_accuracy"
+    command, metric = f"acol_pseudo --dataset {dataset}{options}", "clustering_accuracy"
     return Row(what, paper, "acol_pseudo", metric, where, dataset, num_train, command, "higher")
+
+
+def _hebbian_row(what: str, paper: str, options: str = "", metric: str = "test_error", **where: Any) -> Row:
+    """A row of paper 001 on CIFAR-10: error of the classifier in percent."""
+    design = {
+        "architecture": "single", "response": "nnl", "num_units": None, "powers": [], "filters_from": None,
+        "anti_hebbian": None, "rank": 2, "epochs": 70, "batch_size": 300, "learning_rate": 1e-4,
+        "num_train": None, "num_test": None,
+    } | where  # fmt: skip
+    command = f"cifar10_hebbian{options}"
+    return Row(what, paper, "cifar10_hebbian", metric, design, "cifar10", 50_000, command)
 
 
 ROWS: tuple[Row, ...] = (
@@ -433,6 +446,10 @@ ROWS: tuple[Row, ...] = (
     _energy_row(
         "MNIST, 3 layers, random subspaces¹", "29.4", _ERROR, " --random-subspaces", random_subspaces=True
     ),
+    _hebbian_row("CIFAR-10, Hebbian filters of 4×4 pixels, error", "27.80"),
+    _hebbian_row("… with a shadow over the test images³", "–", metric="shadowed_test_error"),
+    _hebbian_row("… the same network trained end to end", "27.11", " --response relu", response="relu"),
+    _hebbian_row("… five blocks of filters", "23.40", " --architecture five", architecture="five"),
     _nmce_row(
         "double spiral, **accuracy**", "–", "nmce_spiral", "spiral", steps=30_000, batch_size=512, tcr_steps=0
     ),
@@ -500,7 +517,14 @@ ROWS: tuple[Row, ...] = (
         "higher",
     ),
     _acol_row("MNIST, pseudo supervision (ACOL), **accuracy**", "98.32", "mnist", 60_000),
-    _acol_row("USPS, pseudo supervision, **accuracy**", "96.51", "usps", 9298),
+    _acol_row(
+        "USPS, pseudo supervision, 150 epochs (paper: 400), **accuracy**",
+        "96.51",
+        "usps",
+        9298,
+        150,
+        " --epochs 150",
+    ),
     _acol_row("bundled digits, pseudo supervision, **accuracy**", "–", "digits", 1797, 100),
     _alignment_row(
         "MNIST, **initial alignment** of 100 LeNets, 9 clusters (NMI)", "0.409", "mnist", 60_000, 9

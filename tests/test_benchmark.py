@@ -11,7 +11,15 @@ def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     small = partial(nmce_images.Config, depth=10, num_filters=4, num_pre_features=16)
     monkeypatch.setattr(nmce_images, "Config", small)
     text = benchmark.run(
-        Config(dataset="digits", batch_size=2, repetitions=1, image_batch=2, growth=False, workdir=tmp_path)
+        Config(
+            dataset="digits",
+            batch_size=2,
+            repetitions=1,
+            image_batch=2,
+            acol_batch=2,
+            growth=False,
+            workdir=tmp_path,
+        )
     )
     assert "3layer, training on 60,000" in text
     assert "scikit-learn" in text
