@@ -3,7 +3,9 @@
 What `cifar10_hebbian`, `imagenet32_hebbian` and `mnist_hebbian` share: their defaults differ.
 """
 
+import dataclasses
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +36,6 @@ from sul_jax.nn import NNLBlock, NNLConv
 
 _SHADOW = 25, 0.3  # columns of figure 6's shadow, and what is left of the light there
 _FEATURE_BATCH = 250  # images of which features are taken at a time
-_START_DRAWS = 10  # minibatches of which filters are made that start from patches
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
 _MAX_SMALL = 1_000  # images below which a data set is small
 
@@ -49,6 +50,7 @@ class Architecture(NamedTuple):
       drops: epochs after which the classifier's learning rate drops, of `epochs`.
       epochs: of the classifier.
       batch_size: images in a minibatch of the classifier.
+      twin_epochs: of the end-to-end twin, at a constant learning rate; None for the same as the classifier.
     """
 
     blocks: tuple[NNLBlock, ...]
@@ -57,6 +59,7 @@ class Architecture(NamedTuple):
     drops: tuple[int, ...] = (15, 30, 45, 60)
     epochs: int = 70
     batch_size: int = 300
+    twin_epochs: int | None = None
 
 
 # What the paper does not give is ours: windows, powers and pooling of `five`, all but the windows of
@@ -79,13 +82,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (0.1, 0.2, 0.2, 0.2),
         (14, 11, 11, 11),
         (15, 25, 35, 45),
-        48,
-        200,
+        epochs=48,
+        batch_size=200,
+        twin_epochs=5,
     ),
     "full": Architecture((NNLBlock(28, 2000, 20, 1, 1),), (0.4,), (1,)),
 }
-# Of eq. 4 and 5: what the learning rate becomes, in units of the first, after each drop.
-_RATES = (0.8, 0.5, 0.2, 0.1)
+# Of eq. 4 and 5: the learning rate before, between and after the drops, in units of the first.
+_RATES = (1.0, 0.8, 0.5, 0.2, 0.1)
+# Options that say where and how a run is made, not what it computes.
+_INCIDENTAL = (
+    "data_dir", "workdir", "probe_every", "cache_gib", "seed", "seeds", "resume", "record", "num_validation"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,8 @@ class Config:
     num_units: int | None = None
     """Filters of each block."""
     powers: tuple[float, ...] = ()
-    """Candidates for the power of all blocks; the best on the last num_validation training images is taken,
-    and the classifier then learned from all of them."""
+    """Candidates for the power of all blocks; the best on num_validation random training images is taken, and
+    the classifier then learned from all of them. One alone is taken as it is."""
     num_validation: int = 5_000
     """Training images held out to choose among powers."""
     filters_from: Path | None = None
@@ -130,9 +138,9 @@ class Config:
     normalize_update: bool = True
     """Divide an update by its largest entry, as the authors' code does."""
     epochs: int | None = None
-    """Of the classifier; by default 70."""
+    """Of the classifier; by default the architecture's: 70, of imagenet32 48 (its twin 5)."""
     batch_size: int | None = None
-    """Images in a minibatch of the classifier; by default 300."""
+    """Images in a minibatch of the classifier; by default the architecture's: 300, of imagenet32 200."""
     learning_rate: float = 1e-4
     """Adam's, at first; it drops to a tenth as in eq. 4."""
     probe_every: int = 5
@@ -158,11 +166,13 @@ class Split(NamedTuple):
 
     Attributes:
       images: uint8 or floating `[num, height, width, channels]`.
-      labels: int32 `[num]`.
+      labels: int32 `[num]`, or None.
+      num_classes: of all labels of the data set.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
+    num_classes: int
 
 
 class Learner(NamedTuple):
@@ -200,44 +210,66 @@ def run(
     """
     _check(config)
     dataset = data.load(config.dataset, config.data_dir, auto=auto)
-    number = len(dataset.train_images[: config.num_train])
-    small = number < _MAX_SMALL
-    design = ARCHITECTURES[config.architecture]
-    config = replace(
-        config,
-        dataset=dataset.name,
-        filter_steps=config.filter_steps or (10_000 if small else 100_000),
-        epochs=config.epochs or design.epochs,
-        batch_size=min(config.batch_size or design.batch_size, number),
-    )
-    image_shape = dataset.train_images.shape[1:]
-    blocks = blocks_of(config, image_shape)
-    train = _split(dataset.train_images, dataset.train_labels, config.num_train)
-    test = _split(dataset.test_images, dataset.test_labels, config.num_test)
-    if config.powers and (train is None or not 0 < config.num_validation < number):
+    train, test = _split(dataset, config)
+    number = len(train.images)
+    beside = None
+    if dataset.name == auto[0]:
+        filled, defaults = (
+            _fill_in(one, auto[0], number) for one in (config, type(config)(**_choices(config)))
+        )
+        if all(getattr(filled, f.name) == getattr(defaults, f.name) for f in _fields(config)):
+            beside = paper.get((config.architecture, config.response))
+    config = _fill_in(config, dataset.name, number)
+    if len(config.powers) > 1 and (train.labels is None or not 0 < config.num_validation < number):
         raise ConfigError(
             f"num_validation={config.num_validation} is not accepted: powers are chosen on some of the "
             f"{number} training images, by their labels"
         )
-    whole = config.num_train is None and config.num_test is None
-    beside = paper.get((config.architecture, config.response)) if whole else None
+    shape = dataset.train_images.shape[1:]
+    blocks = blocks_of(config, shape)
+    nnx.eval_shape(lambda: NNLConv(shape, blocks, num_classes=1, rngs=nnx.Rngs(0)))  # do they fit?
+    told_apart = identity(train.images)
+    borrowed = None
+    if config.filters_from is not None:
+        borrowed = _borrowed(config.filters_from, blocks, shape[-1])
+        told_apart["filters"] = zlib.crc32(b"".join(np.asarray(w).tobytes() for w in borrowed))
     results = []
-    told_apart = identity(dataset.train_images[: config.num_train])
-    with Workdir(experiment, config, data=told_apart, may_differ=("num_test",)) as workdir:
+    with Workdir(experiment, config, data=told_apart) as workdir:
         print(f"{dataset.name}: {number} images ({dataset.source})")
         for seed in workdir.seeds:
-            began = time.perf_counter()
-            network, values = _learn(config, seed, blocks, dataset, train, test, workdir)
+            network, values, seconds = _learn(config, seed, blocks, borrowed, train, test, workdir)
             network.save(config.workdir / f"network-{seed}")
             values = {name: round(value, 3) for name, value in values.items()}
-            tested = 0 if test is None else len(test.labels)
+            tested = 0 if test is None else len(test.images)
             named = {} if beside is None else {"test_error": beside}
-            outcome = Outcome(values, dataset, number, tested, time.perf_counter() - began, named)
-            workdir.finish(seed, outcome)
+            workdir.finish(seed, Outcome(values, dataset, number, tested, seconds, named))
             results.append(SeedResult(seed, network, values))
     print_metrics(results, {} if beside is None else {"test_error": beside})
     print(f"\nfigures, networks and results: {config.workdir}")
     return results
+
+
+def _fields(config: Config) -> list[dataclasses.Field[Any]]:
+    """Of what a run computes."""
+    return [field for field in dataclasses.fields(config) if field.name not in _INCIDENTAL]
+
+
+def _choices(config: Config) -> dict[str, Any]:
+    """What tells the paper's networks apart."""
+    return {"architecture": config.architecture, "response": config.response}
+
+
+def _fill_in(config: Config, name: str, number: int) -> Any:
+    """The defaults that depend on the architecture and the data."""
+    design = ARCHITECTURES[config.architecture]
+    twin = config.response == "relu" and design.twin_epochs is not None
+    return replace(
+        config,
+        dataset=name,
+        filter_steps=config.filter_steps or (10_000 if number < _MAX_SMALL else 100_000),
+        epochs=config.epochs or (design.twin_epochs if twin else design.epochs),
+        batch_size=min(config.batch_size or design.batch_size, number),
+    )
 
 
 def blocks_of(config: Config, image_shape: tuple[int, ...]) -> tuple[NNLBlock, ...]:
@@ -259,23 +291,22 @@ def _learn(
     config: Config,
     seed: int,
     blocks: tuple[NNLBlock, ...],
-    dataset: data.Dataset,
-    train: Split | None,
+    borrowed: list[Array] | None,
+    train: Split,
     test: Split | None,
     workdir: Workdir,
-) -> tuple[NNLConv, dict[str, float]]:
-    """A network and its metrics."""
-    first, values = seed == config.seed, {}
-    classes = 1 if train is None else int(train.labels.max()) + 1
-    if test is not None:
-        classes = max(classes, int(test.labels.max()) + 1)
+) -> tuple[NNLConv, dict[str, float], float]:
+    """A network, its metrics, and the seconds of learning and evaluation."""
+    first, spent = seed == config.seed, 0.0
+    values: dict[str, float] = {}
+    channels = train.images.shape[-1]
 
     def build(power: float | None = None) -> NNLConv:
         sized = blocks if power is None else tuple(block._replace(power=power) for block in blocks)
         network = NNLConv(
-            dataset.train_images.shape[1:],
+            train.images.shape[1:],
             sized,
-            num_classes=classes,
+            num_classes=train.num_classes,
             response=config.response,
             rngs=nnx.Rngs(seed),
         )
@@ -285,20 +316,19 @@ def _learn(
 
     filters: list[Array] = []
     if config.response == "nnl":
-        if config.filters_from is None:
-            images = jnp.asarray(dataset.train_images[: config.num_train])
+        if borrowed is None:
+            images = jnp.asarray(train.images)
             learned = [
                 learn_filters(config, seed, images, index, block, workdir)
                 for index, block in enumerate(blocks)
             ]
+            del images
             filters = [state.weights for state, _ in learned]
-            values["filter_seconds"] = sum(seconds for _, seconds in learned)
+            spent = values["filter_seconds"] = sum(seconds for _, seconds in learned)
         else:
-            filters = _borrowed(config.filters_from, blocks, dataset.train_images.shape[-1])
-        states = [HebbianState(weights) for weights in filters]
-        dead = np.concatenate([np.asarray(hebbian.unconverged(state)) for state in states])
-        values["converged_units"] = 100 * float(1 - dead.mean())
-        channels = dataset.train_images.shape[-1]
+            filters = borrowed
+        dead = [np.asarray(hebbian.unconverged(HebbianState(weights))) for weights in filters]
+        values["converged_units"] = 100 * float(1 - np.concatenate(dead).mean())
         if channels == 3:
             shares = np.concatenate([color_share(np.asarray(weights)) for weights in filters])
             values["separated_units"] = 100 * float(np.mean(np.abs(shares - 0.5) > 0.3))
@@ -307,15 +337,17 @@ def _learn(
         for index, weights in enumerate(filters if first else ()):
             name = "figure1_filters.png" if len(filters) == 1 else f"figure1_filters_{index + 1}.png"
             figures.filters(np.asarray(weights), channels, config.workdir / name)
-    if train is None:
-        return build(), values
-    power = None
-    if config.powers:
-        power = _choose_power(config, seed, build, train, workdir)
-        values["power"] = power
+    if train.labels is None:
+        return build(), values, spent
+    power = config.powers[0] if config.powers else None
+    if len(config.powers) > 1:
+        power, seconds = _choose_power(config, seed, build, train, workdir)
+        values["power"], spent = power, spent + seconds
     network = build(power)
-    tests = {} if test is None else {"test": test, "shadowed test": Split(shadowed(test.images), test.labels)}
-    history = fit(config, seed, network, train, tests, workdir, "classifier")
+    tests = {}
+    if test is not None:
+        tests = {"test": test, "shadowed test": test._replace(images=shadowed(test.images))}
+    history, seconds = fit(config, seed, network, train, tests, workdir, "classifier")
     values["train_loss"], values["classifier_seconds"] = (float(value) for value in history[-1, :2])
     for name, error in zip(tests, history[-1, 2:], strict=True):
         values[f"{name.replace(' ', '_')}_error"] = float(error)
@@ -323,11 +355,12 @@ def _learn(
         looked = history[np.isfinite(history[:, 2])]
         curves = dict(zip(tests, looked[:, 2:].T, strict=True))
         figures.errors(looked[:, 1], curves, config.workdir / "figure2_errors.png")
-        shown = np.arange(min(16, len(test.images)))
+        shown = test.images[:16]
         figures.rows_of_images(
-            [test.images[shown], shadowed(test.images[shown])], config.workdir / "figure6_shadows.png"
+            [np.asarray(evaluation.to_float(jnp.asarray(shown))), shadowed(shown)],
+            config.workdir / "figure6_shadows.png",
         )
-    return network, values
+    return network, values, spent + seconds
 
 
 def learn_filters(
@@ -363,14 +396,18 @@ def learn_filters(
         share = jnp.mean(hebbian.unconverged(state), dtype=jnp.float32)
         return state, jnp.where(jnp.all(jnp.isfinite(state.weights)), share, jnp.nan)
 
-    example = jax.eval_shape(draw, key, images)
     start_key = jax.random.fold_in(key, config.filter_steps)
-    start = hebbian.init(start_key, jnp.zeros((1, example.shape[1])), num_units=block.num_units)
+    draws = max(10, -(-4 * block.num_units // config.patch_batch))
+    patch = jnp.concatenate([draw(one, images) for one in jax.random.split(start_key, draws)])
+    start = hebbian.init(start_key, patch, num_units=block.num_units)
     if config.filter_start == "patches":
-        seen = jnp.concatenate([draw(k, images) for k in jax.random.split(start_key, _START_DRAWS)])
-        bright = seen[jnp.argsort(jnp.linalg.norm(seen, axis=1) < _DARK)]  # dark ones last
-        if len(bright) >= block.num_units:
-            start = HebbianState(whitening.normalize(bright[: block.num_units]))
+        bright = patch[jnp.linalg.norm(patch, axis=1) > _DARK]
+        if len(bright) < block.num_units:
+            raise ConfigError(
+                f"filter_start='patches' needs {block.num_units} patches that are not black, and found "
+                f"{len(bright)} among {len(patch)}; filter_start='normal' needs none"
+            )
+        start = HebbianState(whitening.normalize(bright[: block.num_units]))
     trained = run_steps(
         compiled_steps(step, images),
         start,
@@ -407,10 +444,11 @@ def color_share(weights: np.ndarray) -> np.ndarray:
 
 
 def shadowed(images: np.ndarray) -> np.ndarray:
-    """Images with figure 6's shadow on their left: of 32 columns, 25."""
+    """Images in [0, 1] with figure 6's shadow on their left: of 32 columns, 25."""
     columns = round(images.shape[2] * _SHADOW[0] / 32)
     light = np.where(np.arange(images.shape[2]) < columns, _SHADOW[1], 1.0)[:, None]
-    return np.asarray(images * light).astype(images.dtype)
+    # Not rounded to whole numbers again: only the brightness is to change.
+    return np.asarray(evaluation.to_float(jnp.asarray(images)) * light, np.float32)
 
 
 def fit(
@@ -421,24 +459,29 @@ def fit(
     tests: Mapping[str, Split],
     workdir: Workdir,
     title: str,
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """Trains the classifier, or everything where responses are plain; the network is changed in place.
 
     Filters that stay as they are respond to every image once, kept in half precision, where memory allows.
 
+    Errors are those on features so kept, where a response below 6e-8 counts as 0.
+
     Returns:
-      The history, as in `Learner`.
+      The history, as in `Learner`, and the seconds of all of it.
     """
     assert config.epochs is not None
     assert config.batch_size is not None
-    batch_size, number = min(config.batch_size, len(train.labels)), len(train.labels)
+    assert train.labels is not None
+    began = time.perf_counter()
+    number = len(train.images)
+    batch_size = min(config.batch_size, number)
     steps = number // batch_size
     fixed = network.response == "nnl"
     trained = network.classifier if fixed else network
     graph, params = nnx.split(trained)
     network_graph, network_state = nnx.split(network)
 
-    examples = number + sum(len(split.labels) for split in tests.values())
+    examples = number + sum(len(split.images) for split in tests.values())
     cached = fixed and 2 * examples * network.num_features <= config.cache_gib * 2**30
 
     def logits(params: Any, inputs: Array) -> Array:
@@ -456,12 +499,14 @@ def fit(
         judged = {name: jnp.asarray(split.images) for name, split in tests.items()}
     labels = jnp.asarray(train.labels)
     design = ARCHITECTURES[config.architecture]
-    ratios = np.array(_RATES) / np.array((1, *_RATES[:-1]))
-    drops = {
-        round(epoch * config.epochs / design.epochs) * steps: float(ratio)
-        for epoch, ratio in zip(design.drops, ratios, strict=True)
-    }
-    optimizer = optax.adam(optax.piecewise_constant_schedule(config.learning_rate, drops))
+    drops = jnp.array([round(epoch * config.epochs / design.epochs) for epoch in design.drops])
+    constant = not fixed and design.twin_epochs is not None
+
+    def rate(step: Any) -> Any:
+        passed = jnp.searchsorted(drops, step // steps, side="right")
+        return config.learning_rate * (1.0 if constant else jnp.array(_RATES)[passed])
+
+    optimizer = optax.adam(rate)
 
     def loss(params: Any, inputs: Array, labels: Array) -> Array:
         values = optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs), labels)
@@ -477,12 +522,12 @@ def fit(
     key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
 
     def advance(learner: Learner, epoch: int, _: int) -> tuple[Learner, Array]:
-        began = time.perf_counter()
+        started = time.perf_counter()
         order = jax.random.permutation(jax.random.fold_in(key, epoch), number)[: steps * batch_size]
         learner, value = take_steps(learner, order.reshape(steps, batch_size), seen, labels)
         jax.block_until_ready(value)
         before = learner.history[epoch - 1, 1] if epoch else 0.0
-        row = [value, before + time.perf_counter() - began]
+        row = [value, before + time.perf_counter() - started]
         look = (epoch + 1) % config.probe_every == 0 or epoch + 1 == config.epochs
         for name, split in tests.items():
             error = jnp.nan
@@ -494,6 +539,7 @@ def fit(
             row.append(error)
         return learner._replace(history=learner.history.at[epoch].set(jnp.stack(jnp.array(row)))), value
 
+    prepared = time.perf_counter() - began
     result = run_steps(
         advance,
         Learner(params, optimizer.init(params), jnp.full((config.epochs, 2 + len(tests)), jnp.nan)),
@@ -505,22 +551,27 @@ def fit(
         log=partial(workdir.log, seed=seed),
     )
     nnx.update(trained, result.state.params)
-    return np.asarray(result.state.history)
+    return np.asarray(result.state.history), prepared + result.seconds
 
 
-def _choose_power(config: Config, seed: int, build: Any, train: Split, workdir: Workdir) -> float:
-    """The candidate of least error on held-out training images, of the same filters."""
-    held = len(train.labels) - config.num_validation
-    shown = Split(train.images[:held], train.labels[:held])
-    hidden = {"validation": Split(train.images[held:], train.labels[held:])}
-    errors = {}
+def _choose_power(
+    config: Config, seed: int, build: Any, train: Split, workdir: Workdir
+) -> tuple[float, float]:
+    """The candidate of least error on held-out training images, of the same filters; and the seconds."""
+    assert train.labels is not None
+    order = np.random.default_rng(seed).permutation(len(train.images))
+    hidden, shown = (
+        Split(train.images[chosen], train.labels[chosen], train.num_classes)
+        for chosen in np.split(order, [config.num_validation])
+    )
+    errors, spent = {}, 0.0
     for power in config.powers:
         title = f"power {power:g}"
-        history = fit(config, seed, build(power), shown, hidden, workdir, title)
-        errors[power] = float(history[-1, 2])
+        history, seconds = fit(config, seed, build(power), shown, {"validation": hidden}, workdir, title)
+        errors[power], spent = float(history[-1, 2]), spent + seconds
         workdir.log(seed=seed, power=power, validation_error=errors[power])
         print(f"{title}: validation error {errors[power]:.2f} %")
-    return min(errors, key=lambda power: errors[power])
+    return min(errors, key=lambda power: errors[power]), spent
 
 
 @partial(jax.jit, static_argnums=0)
@@ -533,11 +584,15 @@ def _kept(take: Any, images: np.ndarray, num_features: int, title: str) -> Array
     """Features of all images in half precision, filled in batch by batch: never held twice on a CPU."""
     from tqdm import tqdm
 
-    kept = np.empty((len(images), num_features), np.float16)
+    size = 2 * len(images) * num_features
+    # A CPU's device takes an array over as it is if it begins at a multiple of 64 bytes.
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    kept = memory[begin : begin + size].view(np.float16).reshape(len(images), num_features)
     for start in tqdm(range(0, len(images), _FEATURE_BATCH), desc=title, unit="batch"):
         part = images[start : start + _FEATURE_BATCH]
         kept[start : start + len(part)] = np.asarray(take(jnp.asarray(part)))
-    return jnp.asarray(kept)
+    return jax.device_put(kept, may_alias=True)
 
 
 def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[Array]:
@@ -552,8 +607,20 @@ def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[A
     return [weights[...] for weights in network.filters]
 
 
-def _split(images: np.ndarray, labels: np.ndarray | None, number: int | None) -> Split | None:
-    return None if labels is None else Split(images[:number], labels[:number])
+def _split(dataset: data.Dataset, config: Config) -> tuple[Split, Split | None]:
+    """Training and test images; of data that come as one set, every fifth is a test image."""
+    labels, test_labels = dataset.train_labels, dataset.test_labels
+    if labels is None or test_labels is None:
+        return Split(dataset.train_images[: config.num_train], None, 1), None
+    classes = int(max(labels.max(), test_labels.max())) + 1
+    images, test_images = dataset.train_images, dataset.test_images
+    if test_images is images:
+        held = np.arange(len(images)) % 5 == 4
+        images, labels, test_images, test_labels = images[~held], labels[~held], images[held], labels[held]
+    return (
+        Split(images[: config.num_train], labels[: config.num_train], classes),
+        Split(test_images[: config.num_test], test_labels[: config.num_test], classes),
+    )
 
 
 def _check(config: Config) -> None:
@@ -570,3 +637,5 @@ def _check(config: Config) -> None:
             raise ConfigError(f"powers={config.powers} is not accepted: powers are positive")
     if config.powers and config.response == "relu":
         raise ConfigError("powers have no part in plain responses (response='relu')")
+    if config.filters_from is not None and config.response == "relu":
+        raise ConfigError("filters_from has no part in what is trained end to end (response='relu')")

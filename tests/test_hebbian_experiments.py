@@ -50,8 +50,8 @@ def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
     assert {"figure1_filters.png", "figure2_errors.png", "figure6_shadows.png", "network-0"} <= stored
     network = NNLConv.load(tmp_path / "run" / "network-0")
     dataset = data.load(str(stripes))
-    found = np.argmax(network(dataset.test_images / np.float32(255)), axis=1)
-    assert 100 * np.mean(found != dataset.test_labels) == pytest.approx(
+    found = np.argmax(network(dataset.test_images[4::5] / np.float32(255)), axis=1)
+    assert 100 * np.mean(found != dataset.test_labels[4::5]) == pytest.approx(
         result.metrics["test_error"], abs=1e-3
     )
 
@@ -99,8 +99,8 @@ def test_photographs_and_digits(tmp_path: Path) -> None:
 
 
 def test_shadow_and_colour() -> None:
-    images = np.full((1, 4, 32, 3), 200, np.uint8)
-    assert hebbian_filters.shadowed(images)[0, 0, 24:26, 0].tolist() == [60, 200]
+    images = np.full((1, 4, 32, 3), 255, np.uint8)
+    np.testing.assert_allclose(hebbian_filters.shadowed(images)[0, 0, 24:26, 0], [0.3, 1])
     noise = np.random.default_rng(0).normal(size=(500, 48))
     assert np.mean(np.abs(hebbian_filters.color_share(noise) - 0.5) > 0.3) < 0.2
 
@@ -112,11 +112,20 @@ def test_shadow_and_colour() -> None:
         ({"rank": 17}, "rank=17 is not accepted"),
         ({"powers": (-1.0,)}, "powers are positive"),
         ({"powers": (3.0,), "response": "relu"}, "no part in plain responses"),
-        ({"powers": (3.0,), "num_validation": 500}, "num_validation=500 is not accepted"),
+        ({"powers": (3.0, 4.0), "num_validation": 500}, "num_validation=500 is not accepted"),
         ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),
+        ({"filters_from": Path("nowhere"), "response": "relu"}, "filters_from has no part"),
+        ({"filters_from": Path("nowhere")}, "path='.*nowhere' is not a folder"),
         ({"filter_learning_rate": 1e30, "normalize_update": False}, "is not finite"),
     ],
 )
 def test_bad_input(stripes: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cifar10_hebbian.run(config(stripes, tmp_path, **options))
+
+
+def test_black_images_make_no_filters(tmp_path: Path) -> None:
+    np.savez(tmp_path / "black.npz", images=np.zeros((9, 16, 16, 3), np.uint8))
+    setting = config(tmp_path / "black.npz", tmp_path, workdir=tmp_path / "run")
+    with pytest.raises(ConfigError, match="needs 16 patches that are not black, and found 0"):
+        cifar10_hebbian.run(setting)

@@ -147,7 +147,8 @@ def test_max_pool_agrees_with_flax(window: int, stride: int) -> None:
 
 @pytest.mark.parametrize("response", ["nnl", "relu"])
 def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
-    blocks = [NNLBlock(3, 6, 10, 4, 2), NNLBlock(5, 4, 20, 3, 3)]
+    # More than ten blocks: their names do not sort as their numbers do.
+    blocks = [NNLBlock(3, 6, 10, 4, 2), NNLBlock(5, 4, 20, 3, 3), *[NNLBlock(3, 2, 5, 2, 2)] * 10]
     net = NNLConv((12, 11, 3), blocks, num_classes=5, response=response, rngs=nnx.Rngs(0))
     images = jax.random.uniform(jax.random.key(0), (7, 12, 11, 3)).at[0].set(0)
     found = net.features(images)
@@ -177,5 +178,48 @@ def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
 def test_nnl_bad_input() -> None:
     with pytest.raises(ValueError, match="does not fit images of 8×8 pixels"):
         NNLConv((8, 8, 3), [NNLBlock(4, 5, 10, 6)], num_classes=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="sizes are at least 1 and the power positive"):
+        NNLConv((8, 8, 3), [NNLBlock(4, 5, 10, 2, 0)], num_classes=2, rngs=nnx.Rngs(0))
+    net = NNLConv((8, 8, 3), [NNLBlock(4, 5, 10, 2)], num_classes=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="images has shape"):
+        net(jnp.ones((1, 9, 8, 3)))
+    with pytest.raises(ValueError, match="images are of type uint8"):
+        net(jnp.ones((1, 8, 8, 3), jnp.uint8))
     with pytest.raises(ValueError, match="blocks is empty"):
         NNLConv((8, 8, 3), [], num_classes=2, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("batch", [0, 7, 13])
+def test_convolution_of_any_batch_and_lower_precision(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that do not divide the batch; sums of bfloat16 products do not lose what XLA's keep."""
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 4 * 36 * 27 * 2)
+    images = jax.random.uniform(jax.random.key(0), (batch, 6, 6, 3), jnp.bfloat16)
+    kernel = jnp.ones((3, 3, 3, 2), jnp.bfloat16)
+    settings = ((1, 1), "SAME")
+    ours = jax.grad(lambda k: convolution.conv_general_dilated(images, k, *settings).sum())(kernel)
+    wide = [value.astype(jnp.float32) for value in (images, kernel)]
+    exact = jax.grad(lambda k: convolution.conv_general_dilated(wide[0], k, *settings).sum())(wide[1])
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=5e-3)
+
+
+def test_convolution_under_shard_map() -> None:
+    """The gradient of a kernel that all devices share is the sum of theirs."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
+    images = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
+
+    def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(convolution.conv_general_dilated(images, kernel, (1, 1), "SAME")))
+
+    split = jax.sharding.PartitionSpec("batch")
+    whole = jax.sharding.PartitionSpec()
+
+    def shared(kernel: jax.Array, images: jax.Array) -> jax.Array:
+        return jax.lax.psum(loss(kernel, images), "batch")
+
+    sharded = jax.shard_map(shared, mesh=mesh, in_specs=(whole, split), out_specs=whole)
+    within = jax.shard_map(jax.grad(shared), mesh=mesh, in_specs=(whole, split), out_specs=whole)
+    wanted = jax.grad(loss)(kernel, images)
+    chex.assert_trees_all_close(jax.grad(sharded)(kernel, images), wanted, atol=1e-4)
+    chex.assert_trees_all_close(within(kernel, images), wanted, atol=1e-4)

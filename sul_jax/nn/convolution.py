@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -17,7 +18,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, with a kernel gradient by matrix products on a CPU.
 
     There XLA takes the kernel's gradient as a convolution by an image-sized window, which costs two to
-    three times as much as the products of patches and gradients, block by block.
+    three times as much as the products of patches and gradients, block by block. (Forward-mode derivatives
+    are not defined there.)
 
     Args:
       images: `[batch, height, width, channels]`.
@@ -25,7 +27,7 @@ def conv_general_dilated(
       strides: of the two spatial axes.
       padding: "SAME", "VALID", or a pair (low, high) for each spatial axis.
       precision: as of `jax.lax.conv_general_dilated`.
-      **options: what `flax.nnx.Conv` passes besides; dilations and groups other than one are left to XLA.
+      **options: what `flax.nnx.Conv` passes besides; whatever is not the default is left to XLA.
 
     Returns:
       `[batch, out_height, out_width, filters]`.
@@ -36,16 +38,35 @@ def conv_general_dilated(
       >>> conv_general_dilated(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5)), (2, 2), "SAME").shape
       (2, 4, 4, 5)
     """
-    dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
-    plain = all(size == 1 for size in (*dilations, options.get("feature_group_count", 1)))
-    if jax.default_backend() != "cpu" or not plain:
-        options = {"dimension_numbers": _LAYOUT, **options}
-        return lax.conv_general_dilated(images, kernel, strides, padding, precision=precision, **options)
-    strides = tuple(strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
-    return _convolve(strides, padding, precision, images, kernel)
+    usual = all(_is_default(name, value, images) for name, value in options.items())
+    if jax.default_backend() != "cpu" or not usual or not len(images) or np.min(padding) < 0:
+        options = {"dimension_numbers": _LAYOUT, **options}
+        return lax.conv_general_dilated(images, kernel, strides, padding, precision=precision, **options)
+    # Where shard_map splits the images alone, this cast's transpose is the sum of the shards' gradients.
+    split = tuple(_mapped_axes(images) - _mapped_axes(kernel))
+    if split:
+        kernel = lax.pcast(kernel, split, to="varying")
+    return _convolve(tuple(strides), padding, precision, images, kernel)
+
+
+def _mapped_axes(values: Array) -> frozenset[Any]:
+    """Axes of shard_map over which an array differs."""
+    kind: Any = jax.typeof(values)
+    found = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    return frozenset(found)
+
+
+def _is_default(name: str, value: Any, images: Array) -> bool:
+    """Whether an option says what goes without saying."""
+    if name == "dimension_numbers":
+        layout = lax.conv_dimension_numbers(images.shape, (1, 1, 1, 1), _LAYOUT)
+        return value is None or value in (_LAYOUT, layout)
+    if name == "preferred_element_type":
+        return value is None or value == images.dtype
+    return value is None or bool(np.all(np.asarray(value) == 1))  # dilations and groups
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -73,25 +94,30 @@ def _backward(
     )
     (of_images,) = by_images(gradient)
     batch, height, width, filters = gradient.shape
-    bytes_per_image = height * width * kernel[..., 0].size * images.dtype.itemsize
-    most = min(batch, max(1, _BLOCK_BYTES // bytes_per_image))
-    block = next(size for size in range(most, 0, -1) if batch % size == 0)
+    size = kernel[..., 0].size
+    block = min(batch, max(1, _BLOCK_BYTES // (height * width * size * images.dtype.itemsize)))
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
-    def add(total: Array, start: Array) -> tuple[Array, None]:
-        part, of_part = (lax.dynamic_slice_in_dim(values, start, block) for values in (padded, gradient))
+    def product(start: int | Array, number: int) -> Array:
+        part, of_part = (lax.dynamic_slice_in_dim(values, start, number) for values in (padded, gradient))
         columns = [
             part[:, row :: strides[0], column :: strides[1]][:, :height, :width]
             for row in range(kernel.shape[0])
             for column in range(kernel.shape[1])
         ]
-        patches = jnp.concatenate(columns, axis=-1).reshape(-1, kernel[..., 0].size)
-        product = jnp.matmul(patches.T, of_part.reshape(-1, filters), precision=precision)
-        return total + product, None
+        patches = jnp.concatenate(columns, axis=-1).reshape(-1, size)
+        wide = jnp.promote_types(images.dtype, jnp.float32)
+        return jnp.matmul(
+            patches.T, of_part.reshape(-1, filters), precision=precision, preferred_element_type=wide
+        )
 
-    empty = jnp.zeros_like(kernel, shape=(kernel[..., 0].size, filters))
-    of_kernel, _ = lax.scan(add, empty, jnp.arange(0, batch, block))
-    return of_images, of_kernel.reshape(kernel.shape)
+    first = batch % block or block
+    of_kernel, _ = lax.scan(
+        lambda total, start: (total + product(start, block), None),
+        product(0, first),
+        jnp.arange(first, batch, block),
+    )
+    return of_images, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _convolve.defvjp(_forward, _backward)

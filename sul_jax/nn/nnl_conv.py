@@ -69,7 +69,8 @@ class NNLConv(nnx.Module):
           rngs: Flax's random number streams.
 
         Raises:
-          ValueError: no block, an unknown response, or a block whose windows do not fit the image.
+          ValueError: no block, an unknown response, sizes below 1, a power that is not positive, or a block
+            whose windows do not fit the image.
 
         Example:
           >>> import jax.numpy as jnp
@@ -91,6 +92,9 @@ class NNLConv(nnx.Module):
         keys, filters = rngs.params, []
         self.num_features = 0
         for block in self.blocks:
+            whole = (block.kernel_size, block.num_units, block.pool, block.pool_stride)
+            if min(whole) < 1 or not block.power > 0:
+                raise ValueError(f"{block} is not accepted: sizes are at least 1 and the power positive")
             sides = [
                 (side - block.kernel_size + 1 - block.pool) // block.pool_stride + 1
                 for side in (height, width)
@@ -111,7 +115,14 @@ class NNLConv(nnx.Module):
 
         Args:
           images: floating `[batch, height, width, channels]`, usually in [0, 1].
+
+        Raises:
+          ValueError: images of another shape or of integers.
         """
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images are of type {images.dtype}: floating ones in [0, 1] are needed")
         found = []
         for index, block in enumerate(self.blocks):
             weights = self.filters[index][...]
@@ -148,7 +159,13 @@ class NNLConv(nnx.Module):
             "num_classes": self.classifier.out_features,
             "response": self.response,
         }
-        _checkpoint.write(path, "NNLConv", nnx.to_pure_dict(nnx.state(self)), sizes)
+        arrays = {
+            "filters": [weights[...] for weights in self.filters],
+            "biases": [bias[...] for bias in self.biases],
+            "classifier": nnx.to_pure_dict(nnx.state(self.classifier)),
+        }
+        # Orbax stores no empty lists.
+        _checkpoint.write(path, "NNLConv", {k: v for k, v in arrays.items() if v}, sizes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -166,7 +183,11 @@ class NNLConv(nnx.Module):
             response=sizes["response"],
             rngs=nnx.Rngs(0),
         )
-        state = nnx.state(network)
-        leaves = jax.tree.leaves(_checkpoint.arrays(folder, stored))
-        nnx.update(network, jax.tree.unflatten(jax.tree.structure(state), leaves))
+        arrays = _checkpoint.arrays(folder, stored)
+        for name in ("filters", "biases"):
+            for variable, value in zip(getattr(network, name), arrays.get(name, ()), strict=True):
+                variable[...] = value
+        classifier = nnx.state(network.classifier)
+        nnx.replace_by_pure_dict(classifier, arrays["classifier"])
+        nnx.update(network.classifier, classifier)
         return network
