@@ -30,8 +30,6 @@ class Config(hebbian_filters.Config):
     """full: units that see whole images; the others are those of `cifar10_hebbian`."""
     filter_learning_rate: float = 0.02
     """ε at the first minibatch; it falls linearly to 0."""
-    learning_rate: float = 1e-3
-    """Adam's, at first; it drops to a tenth as in eq. 4."""
 
 
 def run(config: Config) -> list[SeedResult[NNLConv]]:
