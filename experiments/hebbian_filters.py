@@ -144,7 +144,7 @@ class Config:
     batch_size: int | None = None
     """Images in a minibatch of the classifier; by default the architecture's: 300, of imagenet32 200."""
     learning_rate: float | None = None
-    """Adam's, at first; it drops to a tenth as in eq. 4. By default 1e-4 for the twin, as there, and 1e-3 for
+    """Adam's, at first; it drops to a tenth as in eq. 4. By default 1e-4 for the twin, as there, and 3e-4 for
     the classifier of steep responses, chosen on held-out training images."""
     probe_every: int = 5
     """Epochs between two looks at the test error."""
@@ -272,7 +272,7 @@ def _fill_in(config: Config, name: str, number: int) -> Any:
         filter_steps=config.filter_steps or (10_000 if number < _MAX_SMALL else 50_000),
         epochs=config.epochs or (design.twin_epochs if twin else design.epochs),
         batch_size=min(config.batch_size or design.batch_size, number),
-        learning_rate=config.learning_rate or (1e-4 if config.response == "relu" else 1e-3),
+        learning_rate=config.learning_rate or (1e-4 if config.response == "relu" else 3e-4),
     )
 
 

@@ -407,7 +407,7 @@ def _hebbian_row(what: str, paper: str, options: str = "", metric: str = "test_e
     """A row of paper 001 on CIFAR-10: error of the classifier in percent."""
     design = {
         "architecture": "single", "response": "nnl", "num_units": None, "powers": [], "filters_from": None,
-        "anti_hebbian": None, "rank": 2, "epochs": 70, "batch_size": 300, "learning_rate": 1e-3,
+        "anti_hebbian": None, "rank": 2, "epochs": 70, "batch_size": 300, "learning_rate": 3e-4,
         "num_train": None, "num_test": None, "filter_steps": 50_000, "filter_start": "patches",
         "filter_learning_rate": 4e-3, "patch_batch": 1000, "normalize_update": True,
     } | where  # fmt: skip
