@@ -35,7 +35,7 @@ from experiments.reporting import (
     identity,
     print_metrics,
 )
-from experiments.training import Trained, compiled_steps, run_steps
+from experiments.training import Trained, compiled_steps, convolution_stride, run_steps
 from sul_jax import augment, gar
 from sul_jax.nn import ACOL
 
@@ -253,7 +253,7 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
         compiled_steps(together, train.images, parents),
         (params, jax.vmap(optimizer.init)(params)),
         steps=steps,
-        stride=1 if jax.default_backend() == "cpu" else 200,
+        stride=convolution_stride(200),
         folder=config.workdir / f"checkpoints-{names}",
         title=f"seed {names}",
         log=partial(workdir.log, seeds=names),

@@ -1,6 +1,6 @@
 """How fast the rules run, as ratios measured in one run on this machine.
 
-    python -m experiments.benchmark                  # about two minutes on 2 cores
+    python -m experiments.benchmark                  # some minutes on 2 cores
     python -m experiments.benchmark --data-dir DIR   # k-means rows on MNIST test pixels
 
 Each row is set against the limit: the multiply-adds of the direct computation, at the rate that

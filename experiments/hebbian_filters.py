@@ -3,7 +3,6 @@
 What `cifar10_hebbian`, `imagenet32_hebbian` and `mnist_hebbian` share: their defaults differ.
 """
 
-import dataclasses
 import time
 import zlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from tqdm import tqdm
 
 from experiments import data, evaluation, figures
 from experiments.reporting import (
@@ -28,6 +28,7 @@ from experiments.reporting import (
     check_options,
     identity,
     print_metrics,
+    recorded,
 )
 from experiments.training import compiled_steps, over_batches, run_steps
 from sul_jax import hebbian, patches, whitening
@@ -91,10 +92,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 # Of eq. 4 and 5: the learning rate before, between and after the drops, in units of the first.
 _RATES = (1.0, 0.8, 0.5, 0.2, 0.1)
-# Options that say where and how a run is made, not what it computes.
-_INCIDENTAL = (
-    "data_dir", "workdir", "probe_every", "cache_gib", "seed", "seeds", "resume", "record", "num_validation"
-)  # fmt: skip
+# Options that change no result, besides those that are not recorded.
+_INCIDENTAL = ("probe_every", "cache_gib", "num_validation")
 
 
 @dataclass(frozen=True)
@@ -215,14 +214,11 @@ def run(
     dataset = data.load(config.dataset, config.data_dir, auto=auto)
     train, test = _split(dataset, config)
     number = len(train.images)
-    beside = None
-    if dataset.name == auto[0]:
-        filled, defaults = (
-            _fill_in(one, auto[0], number) for one in (config, type(config)(**_choices(config)))
-        )
-        if all(getattr(filled, f.name) == getattr(defaults, f.name) for f in _fields(config)):
-            beside = paper.get((config.architecture, config.response))
     config = _fill_in(config, dataset.name, number)
+    published = type(config)(architecture=config.architecture, response=config.response)
+    # The paper's number stands beside runs of its own setting alone.
+    same = _computed(config) == _computed(_fill_in(published, auto[0], number))
+    beside = paper.get((config.architecture, config.response)) if same else None
     if len(config.powers) > 1 and (train.labels is None or not 0 < config.num_validation < number):
         raise ConfigError(
             f"num_validation={config.num_validation} is not accepted: powers are chosen on some of the "
@@ -252,14 +248,9 @@ def run(
     return results
 
 
-def _fields(config: Config) -> list[dataclasses.Field[Any]]:
-    """Of what a run computes."""
-    return [field for field in dataclasses.fields(config) if field.name not in _INCIDENTAL]
-
-
-def _choices(config: Config) -> dict[str, Any]:
-    """What tells the paper's networks apart."""
-    return {"architecture": config.architecture, "response": config.response}
+def _computed(config: Config) -> dict[str, Any]:
+    """The options that a result depends on."""
+    return {name: value for name, value in recorded(config).items() if name not in _INCIDENTAL}
 
 
 def _fill_in(config: Config, name: str, number: int) -> Any:
@@ -501,7 +492,6 @@ def fit(
     """Trains the classifier, or everything where responses are plain; the network is changed in place.
 
     Filters that stay as they are respond to every image once, kept in half precision, where memory allows.
-
     Errors are those on features so kept, where a response below 6e-8 counts as 0.
 
     Returns:
@@ -576,7 +566,7 @@ def fit(
                 )
                 error = 100 * np.mean(np.asarray(found) != split.labels)
             row.append(error)
-        return learner._replace(history=learner.history.at[epoch].set(jnp.stack(jnp.array(row)))), value
+        return learner._replace(history=learner.history.at[epoch].set(jnp.array(row))), value
 
     prepared = time.perf_counter() - began
     result = run_steps(
@@ -621,8 +611,6 @@ def _features(graph: Any, state: Any, images: Array) -> Array:
 
 def _kept(take: Any, images: np.ndarray, num_features: int, title: str) -> Array:
     """Features of all images in half precision, filled in batch by batch: never held twice on a CPU."""
-    from tqdm import tqdm
-
     size = 2 * len(images) * num_features
     # A CPU's device takes an array over as it is if it begins at a multiple of 64 bytes.
     memory = np.empty(size + 64, np.uint8)

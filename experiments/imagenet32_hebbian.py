@@ -38,8 +38,7 @@ class Config(hebbian_filters.Config):
 
 def run(config: Config) -> list[SeedResult[NNLConv]]:
     """Trains and evaluates; see the module's docstring and `hebbian_filters.run`."""
-    paper = PAPER if config.dataset in ("auto", "imagenet32") else {}
-    return hebbian_filters.run(config, experiment=EXPERIMENT, auto=("imagenet32", "photographs"), paper=paper)
+    return hebbian_filters.run(config, experiment=EXPERIMENT, auto=("imagenet32", "photographs"), paper=PAPER)
 
 
 def main() -> None:

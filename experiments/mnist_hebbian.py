@@ -4,7 +4,7 @@
     python -m experiments.mnist_hebbian --powers 5 10 20 30      # chosen on held-out training images
 
 2,000 units learn whole images, without labels or gradients; the cosine of image and weights to a steep power
-goes to a softmax layer. README.md lists what it gives, with seeds, device and time.
+goes to a softmax layer. Not run on MNIST yet.
 """
 
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ from experiments.reporting import (
     identity,
     print_metrics,
 )
-from experiments.training import compiled_steps, run_steps
+from experiments.training import compiled_steps, convolution_stride, run_steps
 from sul_jax import augment, coding_rate
 from sul_jax.nn import NMCE, ResNet
 from sul_jax.nn.backbones import RESNET_BLOCKS
@@ -214,7 +214,7 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
         compiled_steps(step, images),
         (params, statistics, optimizer.init(params)),
         steps=config.steps,
-        stride=1 if jax.default_backend() == "cpu" else 20,
+        stride=convolution_stride(20),
         folder=config.workdir / f"checkpoints-{seed}",
         title=f"seed {seed}",
         log=partial(workdir.log, seed=seed),

@@ -44,7 +44,7 @@ from experiments.reporting import (
     identity,
     print_metrics,
 )
-from experiments.training import compiled_steps, run_steps
+from experiments.training import compiled_steps, convolution_stride, run_steps
 from sul_jax import augment, coding_rate
 from sul_jax.nn import NMCE, ResNet
 from sul_jax.nn.backbones import RESNET_BLOCKS
@@ -414,7 +414,7 @@ def _train(
         compiled_steps(step, train.images),
         state,
         steps=steps,
-        stride=1 if jax.default_backend() == "cpu" else 20,
+        stride=convolution_stride(20),
         folder=config.workdir / f"checkpoints-{seed}-stage{stage}",
         title=f"seed {seed}, stage {stage}",
         log=partial(workdir.log, seed=seed, stage=stage),

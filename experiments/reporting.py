@@ -150,7 +150,7 @@ class Workdir:
         # Through JSON, so that it compares equal to what is read back.
         self.described: dict[str, Any] = json.loads(
             json.dumps(
-                {"experiment": experiment, "data": dict(data), **_recorded(config)}
+                {"experiment": experiment, "data": dict(data), **recorded(config)}
                 | {"seed": config.seed, "seeds": config.seeds}
             )
         )
@@ -258,7 +258,7 @@ def record(experiment: str, config: Any, seed: int, outcome: Outcome) -> None:
     records.append(
         {
             "experiment": experiment,
-            "config": _recorded(config),
+            "config": recorded(config),
             "seed": seed,
             "dataset": {
                 "name": outcome.dataset.name,
@@ -614,7 +614,8 @@ def _belongs(record: Mapping[str, Any], row: Row) -> bool:
     )
 
 
-def _recorded(config: Any) -> dict[str, Any]:
+def recorded(config: Any) -> dict[str, Any]:
+    """The options that say what a run computes, not where and how."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items() if k not in _NOT_RECORDED}
 

@@ -64,7 +64,7 @@ def compiled_steps(
 ) -> Callable[[Any, int, int], tuple[Any, Array]]:
     """The `advance` of `run_steps` from one step, compiled once however long a stretch of several is.
 
-    On a CPU networks of convolutions should take a stride of one step.
+    Networks of convolutions should take the stride that `convolution_stride` gives.
 
     Args:
       step: from a state, the step's index and `arrays` to the new state and the loss.
@@ -84,10 +84,22 @@ def compiled_steps(
         return lax.fori_loop(first, end, body, (state, jnp.zeros(())))
 
     def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
-        # In a loop XLA's CPU runs convolutions on one core, and slower still: 9× for a ResNet.
         return one(state, first, *arrays) if end - first == 1 else several(state, first, end, *arrays)
 
     return advance
+
+
+def convolution_stride(steps: int) -> int:
+    """Steps of a network of convolutions in one compiled call: `steps`, but one on a CPU.
+
+    In a loop XLA's CPU runs convolutions on one core, and slower still: 9× for a ResNet.
+
+    Example:
+      >>> from experiments.training import convolution_stride
+      >>> convolution_stride(200) in (1, 200)
+      True
+    """
+    return 1 if jax.default_backend() == "cpu" else steps
 
 
 def over_batches(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
@@ -116,10 +128,11 @@ def over_batches(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[
         return state, jnp.mean(values)
 
     def run(state: Any, batches: Any, *arrays: Array) -> tuple[Any, Array]:
-        if jax.default_backend() != "cpu":
+        number = len(jax.tree.leaves(batches)[0])
+        if convolution_stride(number) > 1:
             return all_of(state, batches, arrays)
-        values = []  # single steps, for the reason given in `compiled_steps`
-        for index in range(len(jax.tree.leaves(batches)[0])):
+        values = []
+        for index in range(number):
             batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
             state, value = one(state, batch, *arrays)
             values.append(value)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_xla = partial(lax.conv_general_dilated, dimension_numbers=_LAYOUT)
 _BLOCK_BYTES = 2**21  # patches held at a time while a kernel's gradient is summed: they stay in the cache
 
 
@@ -43,8 +44,7 @@ def conv_general_dilated(
     padding = tuple((int(low), int(high)) for low, high in padding)
     usual = all(_is_default(name, value, images) for name, value in options.items())
     if jax.default_backend() != "cpu" or not usual or not len(images) or np.min(padding) < 0:
-        options = {"dimension_numbers": _LAYOUT, **options}
-        return lax.conv_general_dilated(images, kernel, strides, padding, precision=precision, **options)
+        return _xla(images, kernel, strides, padding, precision=precision, **options)
     # Where shard_map splits the images alone, this cast's transpose is the sum of the shards' gradients.
     split = tuple(_mapped_axes(images) - _mapped_axes(kernel))
     if split:
@@ -71,9 +71,7 @@ def _is_default(name: str, value: Any, images: Array) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _convolve(strides: Any, padding: Any, precision: Any, images: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision
-    )
+    return _xla(images, kernel, strides, padding, precision=precision)
 
 
 def _forward(
@@ -87,10 +85,7 @@ def _backward(
 ) -> tuple[Array, Array]:
     images, kernel = saved
     by_images = jax.linear_transpose(
-        lambda values: lax.conv_general_dilated(
-            values, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision
-        ),
-        images,
+        lambda values: _xla(values, kernel, strides, padding, precision=precision), images
     )
     (of_images,) = by_images(gradient)
     batch, height, width, filters = gradient.shape
