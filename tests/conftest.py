@@ -1,9 +1,12 @@
 """Eight virtual CPU devices and the folder of real data, before jax starts."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Programs run for moments here, in notebooks and commands of their own too: compiling them takes longest.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -27,7 +30,16 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def data_dir() -> Path:
+def optimized() -> Iterator[None]:
+    """Programs as users run them."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def data_dir(optimized: None) -> Path:
     """The folder of real data sets; skips the test where there is none."""
     found = Path(os.environ.get("SUL_JAX_DATA", _NEIGHBOUR))
     if not found.is_dir():

@@ -197,6 +197,7 @@ def test_scan(case: Case) -> None:
     chex.assert_trees_all_close(invariant(scanned), invariant(state), rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.usefixtures("optimized")  # a near tie falls out otherwise in other programs
 def test_vmap_over_keys(case: Case) -> None:
     inputs = case.inputs()
     keys = jax.random.split(jax.random.key(3), 3)
