@@ -28,7 +28,6 @@ from experiments.data import Dataset, atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-_BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 # Fields of a config that say where and how a run was made, not what it computed.
 _NOT_RECORDED = ("workdir", "data_dir", "resume", "record", "seeds", "seed")
 
@@ -87,6 +86,10 @@ def command_line(run: Callable[[Any], Any], config: type[Any], *, description: s
     _keep_freed_memory()
     try:
         run(parsed)
+    except KeyboardInterrupt:
+        hint = "; the same command with --resume goes on" if hasattr(parsed, "resume") else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("SUL_JAX_TRACEBACK"):
             raise
@@ -120,7 +123,10 @@ class Workdir:
     folder that holds an earlier one sets that aside in `previous-…`; nothing is lost.
     """
 
-    _FILES = ("metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*")
+    _FILES = (
+        "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*", "model.pkl",
+        "report.html", "clusters.csv",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -146,7 +152,7 @@ class Workdir:
         self.path = path = config.workdir
         self.seeds = range(config.seed, config.seed + config.seeds)
         self._experiment, self._config = experiment, config
-        self._results: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
         # Through JSON, so that it compares equal to what is read back.
         self.described: dict[str, Any] = json.loads(
             json.dumps(
@@ -179,7 +185,7 @@ class Workdir:
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         if kind is None:
-            write_json(self.path / "results.json", self._results)
+            write_json(self.path / "results.json", self.results)
         self._lock.close()
 
     def log(self, **values: Any) -> None:
@@ -210,7 +216,7 @@ class Workdir:
         if self._config.record and not recorded:
             record(self._experiment, self._config, seed, outcome)
             write_json(path, stored | {"recorded": True})
-        self._results.append({"seed": seed, "metrics": metrics})
+        self.results.append({"seed": seed, "metrics": metrics})
 
     def _read(self, stored: Path, experiment: str) -> dict[str, Any]:
         try:
@@ -554,11 +560,27 @@ ROWS: tuple[Row, ...] = (
     _deepcluster_row("Fashion-MNIST, DeepCluster, 50 cycles, probe **accuracy**", "probe_accuracy"),
     _deepcluster_row("… of the untrained network", "random_probe_accuracy"),
     Row(
-        "bundled digits, 3 layers (pixels: 20.3)",
+        "bundled digits, the published 3 layers (pixels: 20.3)",
         "–",
         "mnist_energy",
         _ERROR,
         _PUBLISHED | {"batch_size": 128, "passes": 3},
+        "digits",
+        1797,
+        "mnist_energy --dataset digits --architecture 3layer",
+    ),
+    Row(
+        "… searched on one half, error on the other",
+        "–",
+        "mnist_energy",
+        _ERROR,
+        {
+            "architecture": "digits",
+            "zca": True,
+            "rescale": True,
+            "rank_one": False,
+            "random_subspaces": False,
+        },
         "digits",
         1797,
         "mnist_energy --dataset digits",
@@ -597,11 +619,52 @@ def results_table() -> str:
     return format_table(header, lines)
 
 
+# Metrics of `compare`, and what its tables call them.
+COMPARED = {
+    "clustering_accuracy": "accuracy, %",
+    "normalized_mutual_info": "NMI, %",
+    "adjusted_rand_index": "ARI, %",
+    "knn_accuracy": "k-NN of the codes, %",
+    "agreement": "seeds' agreement, %",
+    "seconds": "seconds",
+    "peak_gib": "peak GiB",
+}
+
+
+def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """A table of methods, each with the metrics of its seeds: their means, and the number of seeds."""
+    rows = []
+    for method, seeds in found.items():
+        means = [
+            f"{mean(seed[name] for seed in seeds):.1f}" if name in seeds[0] else "–" for name in COMPARED
+        ]
+        rows.append([method, *means, str(len(seeds))])
+    return format_table(["", *COMPARED.values(), "seeds"], rows)
+
+
+def comparison_table() -> str:
+    """The README's table of all methods on the bundled digits, from the last run of each seed."""
+    path = RESULTS / "compare.json"
+    records = json.loads(path.read_text()) if path.exists() else []
+    latest: dict[str, dict[int, dict[str, float]]] = {}
+    for one in records:
+        if one["dataset"]["name"] == "digits" and one["config"]["num_images"] is None:
+            (method,) = one["config"]["methods"]
+            latest.setdefault(method, {})[one["seed"]] = one["metrics"]
+    return comparison({method: list(seeds.values()) for method, seeds in latest.items()})
+
+
+_TABLES: Mapping[str, Callable[[], str]] = {"results": results_table, "comparison": comparison_table}
+
+
 def render_readme(text: str) -> str:
-    """README text with the table between its markers made anew."""
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
-    return f"{before}{_BEGIN}\n{results_table()}\n{_END}{after}"
+    """README text with the tables between their markers made anew."""
+    for name, table in _TABLES.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
 
 
 def _belongs(record: Mapping[str, Any], row: Row) -> bool:

@@ -20,6 +20,7 @@ from sul_jax import (
 from sul_jax.learning_rule import LearningRule, from_loss, stack
 
 if TYPE_CHECKING:
+    from sul_jax import estimators as estimators
     from sul_jax import nn as nn
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "coding_rate",
     "deep_cluster",
     "energy",
+    "estimators",
     "from_loss",
     "gar",
     "hebbian",
@@ -44,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Flax and Orbax take longer to import than the rest together: only when they are used.
-    if name == "nn":
-        return importlib.import_module("sul_jax.nn")
+    # Flax, Orbax and scikit-learn take longer to import than the rest together: only when they are used.
+    if name in ("estimators", "nn"):
+        return importlib.import_module(f"sul_jax.{name}")
     raise AttributeError(f"module 'sul_jax' has no attribute {name!r}")

@@ -1,0 +1,453 @@
+"""Clusters your own images: one command, one report.
+
+    python -m experiments.cluster_images --images FOLDER --num-clusters 10
+    python -m experiments.cluster_images --images FILE.npz --num-clusters 5 8 10 12 --method acol
+    python -m experiments.cluster_images --predict runs/cluster_images/model.pkl --images NEW
+
+Reads a folder of PNG, JPEG or WebP images of any sizes (or the arrays `images` and perhaps `labels` of an
+.npz file), learns from them without labels, and writes `report.html` (one file that opens anywhere),
+`clusters.csv` and the model. Several networks are learned from different seeds: how well they agree tells
+whether a clustering is stable, and which number of clusters is, without any label. Names of sub-folders
+serve as labels for the report alone. Nothing in the folder is changed; files that cannot be read are listed
+and left out.
+"""
+
+import csv
+import dataclasses
+import itertools
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import data, evaluation, html_report
+from experiments.data import atomic_path
+from experiments.reporting import (
+    ConfigError,
+    Workdir,
+    check_options,
+    command_line,
+    format_table,
+    identity,
+)
+from sul_jax import __version__, metrics
+from sul_jax.estimators import (
+    ACOLClustering,
+    DeepClustering,
+    EnergyClustering,
+    NMCEClustering,
+    PixelClustering,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXPERIMENT = "cluster_images"
+ESTIMATORS: dict[str, Any] = {
+    "energy": EnergyClustering,
+    "acol": ACOLClustering,
+    "nmce": NMCEClustering,
+    "deepcluster": DeepClustering,
+    "pixels": PixelClustering,
+}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command."""
+
+    images: Path
+    """Folder of images (sub-folders are their classes), or a .npz file with `images` and perhaps `labels`."""
+    num_clusters: tuple[int, ...] = ()
+    """Clusters; of several numbers the one on which the seeds agree best is taken. By default the number of
+    classes, where there are labels."""
+    method: Literal["energy", "acol", "nmce", "deepcluster", "pixels"] = "energy"
+    """How to learn; pixels is plain k-means."""
+    image_size: int | None = None
+    """Side of the square to which images are resized (the shorter side, then the middle); by default what the
+    method's network is made for: 28, for acol 16, for deepcluster 32."""
+    predict: Path | None = None
+    """A model.pkl of an earlier run: assign the images to its clusters, learn nothing. A model file can run
+    code when it is read: take none from strangers."""
+    seeds: int = 3
+    """Networks learned from different seeds."""
+    seed: int = 0
+    """The first of them."""
+    workdir: Path = Path("runs/cluster_images")
+    """Where everything is written; an earlier run there is set aside, not lost."""
+    resume: bool = False
+    """Go on with an interrupted run: finished seeds are read, not learned again."""
+
+
+class Images(NamedTuple):
+    """The images of a user.
+
+    Attributes:
+      pixels: uint8 or floating `[num_images, height, width, channels]`, 1 or 3 channels.
+      names: of each.
+      labels: `[num_images]`, or None.
+      classes: names of the labels.
+      skipped: files that could not be read, each with the reason.
+      files: where each is; empty for arrays.
+    """
+
+    pixels: np.ndarray
+    names: list[str]
+    labels: np.ndarray | None
+    classes: list[str]
+    skipped: list[tuple[str, str]]
+    files: list[Path]
+
+
+class Report(NamedTuple):
+    """What a run found.
+
+    Attributes:
+      labels: `[num_images]`, clusters.
+      num_clusters: the number taken.
+      agreement: for each number of clusters, the mean ARI between seeds in percent; empty with one seed.
+      scores: accuracy, NMI and ARI against labels in percent, where there are any.
+      model: the estimator.
+    """
+
+    labels: np.ndarray
+    num_clusters: int
+    agreement: dict[int, float]
+    scores: dict[str, float]
+    model: Any
+
+
+def run(config: Config) -> Report:
+    """Clusters images; see the module's docstring.
+
+    Args:
+      config: the options.
+
+    Raises:
+      ValueError: images or options that cannot be used.
+    """
+    check_options(config, at_least={"image_size": 4, "seeds": 1, "seed": 0})
+    for number in config.num_clusters:
+        if number < 2:
+            raise ConfigError(f"num_clusters={number} is not accepted: it must be at least 2")
+    if config.predict is not None:
+        return _predict(config, config.predict)
+    began = time.perf_counter()
+    size = _estimator(config, 2, 0).image_size
+    if config.workdir.resolve() == config.images.resolve():
+        raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of images; give another")
+    try:
+        config.workdir.mkdir(parents=True, exist_ok=True)  # before anything takes time
+    except OSError as error:
+        raise ConfigError(f"workdir={str(config.workdir)!r} cannot be written: {error}") from None
+    images = read_images(config.images, size)
+    config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, images), image_size=size)
+    with Workdir(EXPERIMENT, config, data=identity(images.pixels)) as workdir:
+        _say_what_was_read(images)
+        fits = _learn(config, images, workdir.seeds)
+        report, fit, table = _judge(images, fits)
+        codes = np.load(fit.codes)
+        found = fit.model.distances_of(codes)
+        _write_clusters(config.workdir / "clusters.csv", images.names, fit.model.labels_, found)
+        _write_model(config, images, fit.model)
+        html = html_report.render(
+            images,
+            config,
+            report,
+            codes=codes,
+            distances=found,
+            between_seeds=table,
+            seconds=time.perf_counter() - began,
+        )
+        with atomic_path(config.workdir / "report.html") as temporary:
+            temporary.write_text(html, encoding="utf-8")
+        numbers = {"num_clusters": report.num_clusters, "agreement": report.agreement}
+        workdir.results.append(numbers | report.scores)
+    _print(config, report)
+    return report
+
+
+class _Fit(NamedTuple):
+    """One seed's network with one number of clusters."""
+
+    seed: int
+    model: Any
+    codes: Path  # of the images' codes
+
+
+def read_images(path: Path, size: int) -> Images:
+    """A folder's images, or an `.npz` file's.
+
+    Args:
+      path: the folder, searched with all its sub-folders, or the file.
+      size: side to which a folder's images are resized.
+
+    Raises:
+      ValueError: nothing that can be read.
+    """
+    if path.suffix == ".npz":
+        dataset = data.load(str(path))
+        labels = dataset.train_labels
+        classes = [] if labels is None else [str(c) for c in np.unique(labels)]
+        if labels is not None:
+            labels = np.unique(labels, return_inverse=True)[1]
+        if dataset.train_images.shape[-1] not in (1, 3):
+            raise ConfigError(
+                f"images in {str(path)!r} have {dataset.train_images.shape[-1]} channels; 1 or 3 are accepted"
+            )
+        names = [str(index) for index in range(len(dataset.train_images))]
+        return Images(dataset.train_images, names, labels, classes, [], [])
+    if not path.is_dir():
+        raise ConfigError(f"images={str(path)!r} is neither a folder nor an .npz file")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not files:
+        raise ConfigError(f"images={str(path)!r} holds no {', '.join(_SUFFIXES)} files")
+    pixels = np.empty((len(files), size, size, 3), np.uint8)
+    read: list[Path] = []
+    skipped: list[tuple[str, str]] = []
+    for file in tqdm(files, desc="reading", unit="image"):
+        try:
+            pixels[len(read)] = _decoded(file, size)
+            read.append(file)
+        except Exception as error:  # Pillow's decoders raise many types for what is corrupt
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            skipped.append((_name(file, path), reason[:200]))
+    if not read:
+        raise ConfigError(f"none of the {len(files)} files in {str(path)!r} can be read: {skipped[0][1]}")
+    pixels = pixels[: len(read)]
+    if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2]):
+        pixels = pixels[..., :1].copy()
+    names = [_name(file, path) for file in read]
+    tops = [file.relative_to(path).parts[0] if file.parent != path else None for file in read]
+    classes = sorted({top for top in tops if top is not None})
+    labels = None
+    if None not in tops and len(classes) > 1:
+        number = {name: index for index, name in enumerate(classes)}
+        labels = np.array([number[top] for top in tops if top is not None])
+        classes = [_readable(name) for name in classes]
+    return Images(pixels, names, labels, classes if labels is not None else [], skipped, read)
+
+
+def _name(file: Path, folder: Path) -> str:
+    return _readable(str(file.relative_to(folder)))
+
+
+def _readable(name: str) -> str:
+    """Names on disk are bytes, and not always UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _decoded(file: Path, size: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(picture(file), (size, size), Image.Resampling.BICUBIC))
+
+
+def picture(file: Path) -> "Image.Image":
+    """A file's first frame, upright, on white where transparent, in RGB with 8 bits a channel."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):  # 16 bits, or more
+            values = np.asarray(image, np.float64)
+            top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
+            image = Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
+        if image.mode in ("P", "LA", "PA", "RGBA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+def _numbers_of_clusters(config: Config, images: Images) -> tuple[int, ...]:
+    numbers = config.num_clusters or ((len(images.classes),) if images.labels is not None else ())
+    if not numbers:
+        raise ConfigError("num_clusters is needed: there are no labels (sub-folders) to count")
+    if len(numbers) > 1 and config.seeds == 1:
+        raise ConfigError(
+            "several num_clusters are compared by how well seeds agree: seeds must be at least 2"
+        )
+    different: set[bytes] = set()
+    for image in images.pixels:
+        different.add(image.tobytes())
+        if len(different) >= max(numbers):
+            return tuple(dict.fromkeys(numbers))
+    raise ConfigError(
+        f"num_clusters={max(numbers)} exceeds the {len(different)} images that differ from each other"
+    )
+
+
+def _say_what_was_read(images: Images) -> None:
+    shape = "×".join(map(str, images.pixels.shape[1:]))
+    classes = f", {len(images.classes)} classes" if images.labels is not None else ", no labels"
+    print(f"{len(images.pixels)} images of {shape}{classes}")
+    for name, reason in images.skipped[:5]:
+        print(f"  left out: {name} ({reason})")
+    if len(images.skipped) > 5:
+        print(f"  … and {len(images.skipped) - 5} more, listed in the report")
+
+
+def _learn(config: Config, images: Images, seeds: Sequence[int]) -> list[_Fit]:
+    """Every seed with every number of clusters."""
+    fits: list[_Fit] = []
+    for seed in seeds:
+        for number in config.num_clusters:
+            if fits and fits[-1].seed == seed and not fits[-1].model.learns_clusters:
+                again = fits[-1].model.with_clusters(np.load(fits[-1].codes), number)
+                fits.append(_Fit(seed, again, fits[-1].codes))
+                continue
+            stored = config.workdir / f"network-seed{seed}-{number}.pkl"
+            codes = stored.with_suffix(".npy")
+            if stored.exists():
+                model = pickle.loads(stored.read_bytes())
+            else:
+                print(f"seed {seed}, {number} clusters")
+                model = _estimator(config, number, seed)
+                with atomic_path(codes) as temporary, open(temporary, "wb") as file:
+                    np.save(file, model.fit_transform(images.pixels))
+                with atomic_path(stored) as temporary, open(temporary, "wb") as file:
+                    pickle.dump(model, file)
+            fits.append(_Fit(seed, model, codes))
+    return fits
+
+
+def _estimator(config: Config, number: int, seed: int) -> Any:
+    model = ESTIMATORS[config.method](number, random_state=seed, verbose=True)
+    if config.image_size in (None, model.image_size):
+        return model
+    if "image_size" not in model.get_params():
+        raise ConfigError(
+            f"image_size={config.image_size} is not accepted: the network of {config.method} is made for "
+            f"{model.image_size}"
+        )
+    return model.set_params(image_size=config.image_size)
+
+
+def _judge(images: Images, fits: Sequence[_Fit]) -> tuple[Report, _Fit, np.ndarray]:
+    """The number of clusters and the seed that agree best with the others, and the seeds' agreement."""
+    tables = {}
+    for number in dict.fromkeys(fit.model.n_clusters for fit in fits):
+        labels = [fit.model.labels_ for fit in fits if fit.model.n_clusters == number]
+        tables[number] = agreement(labels)
+    means = {number: mean_agreement(table) for number, table in tables.items()}
+    number = max(means, key=lambda n: means[n])
+    table = tables[number]
+    of_number = [fit for fit in fits if fit.model.n_clusters == number]
+    chosen = of_number[int(np.argmax(table.sum(axis=1)))]
+    scores = {}
+    if images.labels is not None:
+        judged = evaluation.agreement(images.labels, chosen.model.labels_)
+        scores = {
+            "clustering_accuracy": 100 - judged["clustering_error"],
+            "normalized_mutual_info": judged["normalized_mutual_info"],
+            "adjusted_rand_index": judged["adjusted_rand_index"],
+        }
+    several = {n: round(value, 3) for n, value in means.items()} if len(table) > 1 else {}
+    scores = {name: round(value, 3) for name, value in scores.items()}
+    return Report(chosen.model.labels_, number, several, scores, chosen.model), chosen, table
+
+
+def agreement(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Adjusted Rand index in percent between every two clusterings of the same images.
+
+    Example:
+      >>> import numpy as np
+      >>> from experiments import cluster_images
+      >>> one = np.array([0, 0, 1, 1])
+      >>> cluster_images.agreement([one, 1 - one]).tolist()
+      [[100.0, 100.0], [100.0, 100.0]]
+    """
+    table = np.full((len(labels), len(labels)), 100.0)
+    for (i, one), (j, other) in itertools.combinations(enumerate(labels), 2):
+        table[i, j] = table[j, i] = 100 * metrics.adjusted_rand_index(one, other)
+    return table
+
+
+def mean_agreement(table: np.ndarray) -> float:
+    """Of all pairs in a table of `agreement`; 0 where there is a single clustering."""
+    between = table[~np.eye(len(table), dtype=bool)]
+    return float(between.mean()) if between.size else 0.0
+
+
+def _write_clusters(path: Path, names: Sequence[str], labels: np.ndarray, distances: np.ndarray) -> None:
+    """`clusters.csv`: file, cluster, distance to its centre, margin to the next centre."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "cluster", "distance", "margin"])
+        for name, label, row in zip(names, labels, distances, strict=True):
+            others = np.delete(row, label)
+            margin = others.min() - row[label] if others.size else np.inf
+            writer.writerow([name, int(label), f"{row[label]:.6g}", f"{margin:.6g}"])
+
+
+def _write_model(config: Config, images: Images, model: Any) -> None:
+    stored = {
+        "sul_jax": __version__,
+        "image_size": config.image_size,
+        "shape": images.pixels.shape[1:],
+        "model": model,
+    }
+    with atomic_path(config.workdir / "model.pkl") as temporary:
+        temporary.write_bytes(pickle.dumps(stored))
+
+
+def _predict(config: Config, path: Path) -> Report:
+    """Assigns images to the clusters of a stored model."""
+    try:
+        stored = pickle.loads(path.read_bytes())
+        model, size, shape = stored["model"], stored["image_size"], tuple(stored["shape"])
+    except Exception as error:  # whatever else is in the file
+        raise ConfigError(
+            f"predict={str(path)!r} is not a model that cluster_images wrote ({error})"
+        ) from None
+    try:
+        config.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"workdir={str(config.workdir)!r} cannot be written: {error}") from None
+    images = read_images(config.images, size)
+    pixels = images.pixels
+    if pixels.shape[-1] < shape[-1]:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    elif pixels.shape[-1] > shape[-1]:
+        gray = pixels @ np.array([0.299, 0.587, 0.114])
+        pixels = (np.round(gray) if pixels.dtype == np.uint8 else gray).astype(pixels.dtype)[..., None]
+    if pixels.shape[1:] != shape:
+        given, wanted = ("×".join(map(str, s)) for s in (pixels.shape[1:], shape))
+        raise ConfigError(f"images of {given} do not fit the model, which learned from images of {wanted}")
+    _say_what_was_read(images)
+    model.verbose = True
+    codes = model.transform(pixels)
+    distances = model.distances_of(codes)
+    labels = model.predict(pixels) if model.learns_clusters else np.argmin(distances, axis=1).astype(np.int32)
+    _write_clusters(config.workdir / "predicted.csv", images.names, labels, distances)
+    print(f"clusters: {config.workdir / 'predicted.csv'}")
+    return Report(labels, model.n_clusters, {}, {}, model)
+
+
+def _print(config: Config, report: Report) -> None:
+    if len(report.agreement) > 1:
+        rows = [[str(number), f"{value:.1f}"] for number, value in report.agreement.items()]
+        print("\n" + format_table(["clusters", "agreement between seeds (ARI, %)"], rows))
+        print(f"taken: {report.num_clusters} clusters, on which the seeds agree best")
+    elif report.agreement:
+        print(f"agreement between seeds (ARI): {next(iter(report.agreement.values())):.1f} %")
+    for name, value in report.scores.items():
+        print(f"{name.replace('_', ' ')}: {value:.2f} %")
+    print(f"report: {config.workdir / 'report.html'}")
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Every method on the same images, judged in the same way.
+
+    python -m experiments.compare                              # MNIST's test images if at hand, or the digits
+    python -m experiments.compare --dataset digits --seeds 2
+    python -m experiments.compare --dataset usps --methods energy acol pixels
+
+Each method learns from the images without their labels, as its estimator in `sul_jax.estimators` does by
+default, in a process of its own. Where umap-learn is installed, UMAP with a Gaussian mixture stands beside
+them.
+"""
+
+import dataclasses
+import importlib.util
+import multiprocessing
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import data, evaluation
+from experiments.cluster_images import ESTIMATORS, agreement, mean_agreement
+from experiments.reporting import (
+    ConfigError,
+    Outcome,
+    check_options,
+    command_line,
+    comparison,
+    record,
+    write_json,
+)
+
+EXPERIMENT = "compare"
+UMAP = "umap"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the comparison."""
+
+    dataset: str = "auto"
+    """As in mnist_energy; the test images are clustered."""
+    data_dir: Path | None = None
+    """Folder of data sets; by default $SUL_JAX_DATA."""
+    methods: tuple[str, ...] = ()
+    """energy, acol, nmce, deepcluster, pixels, umap; by default all that can run."""
+    num_images: int | None = None
+    """Use only the first images."""
+    seeds: int = 2
+    """Number of seeds: seed, seed + 1, …"""
+    seed: int = 0
+    """First seed."""
+    workdir: Path = Path("runs/compare")
+    """Where the table is written."""
+    record: bool = False
+    """Append the results to experiments/results/compare.json."""
+
+
+def run(config: Config) -> dict[str, list[dict[str, float]]]:
+    """Compares; see the module's docstring.
+
+    Returns:
+      The metrics of every seed of every method: accuracies and agreements in percent, seconds, and GiB of
+      memory at the peak.
+
+    Raises:
+      ValueError: options or data that cannot be used.
+    """
+    check_options(config, at_least={"num_images": 20, "seeds": 1, "seed": 0})
+    available = [*ESTIMATORS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
+    for method in config.methods:
+        if method not in available:
+            raise ConfigError(f"methods: {method!r} is not one of {', '.join(available)}")
+    dataset = data.load(config.dataset, config.data_dir)
+    images, labels = dataset.test_images[: config.num_images], dataset.test_labels
+    if labels is None:
+        raise ConfigError(f"dataset={config.dataset!r} has no labels to compare by")
+    labels = labels[: len(images)]
+    config = dataclasses.replace(config, dataset=dataset.name, methods=config.methods or tuple(available))
+    print(f"{dataset.name}: {len(images)} images ({dataset.source})")
+    found: dict[str, list[dict[str, float]]] = {}
+    with tqdm(total=len(config.methods) * config.seeds, desc="comparing", unit="run") as bar:
+        for method in config.methods:
+            runs = []
+            for seed in range(config.seed, config.seed + config.seeds):
+                bar.set_postfix_str(f"{method}, seed {seed}")
+                # A process of its own: its memory is its own peak, and nothing is compiled already.
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    runs.append(process.submit(judge, method, seed, images, labels).result())
+                bar.update()
+            alike = {}
+            if len(runs) > 1:
+                alike["agreement"] = round(mean_agreement(agreement([clusters for _, clusters in runs])), 3)
+            found[method] = [values | alike for values, _ in runs]
+            write_json(config.workdir / "results.json", found)
+            for index, values in enumerate(found[method] if config.record else ()):
+                one = dataclasses.replace(config, methods=(method,))
+                outcome = Outcome(values, dataset, len(images), len(images), values["seconds"])
+                record(EXPERIMENT, one, config.seed + index, outcome)
+    print("\n" + comparison(found))
+    if len(found) > 2 and config.seeds > 1:
+        print(f"\nrank correlation of agreement and accuracy over the methods: {rank_correlation(found):.2f}")
+    return found
+
+
+def rank_correlation(found: Mapping[str, Sequence[Mapping[str, float]]]) -> float:
+    """Spearman's, between what the seeds of a method agree on and its mean accuracy.
+
+    Example:
+      >>> from experiments import compare
+      >>> runs = {str(i): [{"agreement": i, "clustering_accuracy": i**2}] for i in range(4)}
+      >>> round(compare.rank_correlation(runs), 6)
+      1.0
+    """
+    from scipy.stats import spearmanr
+
+    pairs = [
+        [mean(one[name] for one in values) for name in ("agreement", "clustering_accuracy")]
+        for values in found.values()
+    ]
+    return float(spearmanr(*np.transpose(pairs)).statistic)
+
+
+def judge(
+    method: str, seed: int, images: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, float], np.ndarray]:
+    """Learns, clusters and compares with the labels; meant for a process of its own.
+
+    Args:
+      method: a key of `cluster_images.ESTIMATORS`, or umap.
+      seed: of the method.
+      images: `[num_images, height, width, channels]`.
+      labels: `[num_images]`.
+
+    Returns:
+      The metrics, and the clusters.
+    """
+    number = len(np.unique(labels))
+    if method == UMAP:
+        importlib.import_module("umap")  # takes longer than what it does here
+    began = time.perf_counter()
+    if method == UMAP:
+        codes, clusters = _umap(seed, images, number)
+    else:
+        model: Any = ESTIMATORS[method](number, random_state=seed)
+        codes = model.fit_transform(images)
+        clusters = model.labels_
+    seconds, peak = time.perf_counter() - began, _peak_gib()
+    judged = evaluation.agreement(labels, clusters)
+    half = np.random.default_rng(0).permutation(len(labels))
+    known, asked = half[: len(half) // 2], half[len(half) // 2 :]
+    knn = evaluation.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
+    values = {
+        "clustering_accuracy": 100 - judged["clustering_error"],
+        "normalized_mutual_info": judged["normalized_mutual_info"],
+        "adjusted_rand_index": judged["adjusted_rand_index"],
+        "knn_accuracy": knn["knn"],
+        "seconds": seconds,
+        "peak_gib": peak,
+    }
+    return {name: round(value, 3) for name, value in values.items()}, clusters
+
+
+def _peak_gib() -> float:
+    """This process's memory at its peak."""
+    status = Path("/proc/self/status")
+    if status.exists():  # a child's `ru_maxrss` begins with its parent's
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on a Mac
+
+
+def _umap(seed: int, images: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.mixture import GaussianMixture
+    from umap import UMAP as Reducer  # noqa: N811
+
+    codes = Reducer(random_state=seed, n_jobs=1).fit_transform(images.reshape(len(images), -1))
+    clusters = GaussianMixture(number, n_init=5, random_state=seed).fit_predict(codes)
+    return np.asarray(codes), np.asarray(clusters)
+
+
+def main() -> None:
+    """The command line."""
+    command_line(run, Config, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,880 @@
+"""Scikit-learn estimators: each method learns from unlabelled images and clusters them.
+
+They hold what was learned and compile what they run; all mathematics is in the functions of this package.
+An image's code and cluster do not depend on the batch it comes in: programs take batches of one size.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sul_jax import LearningRule, augment, coding_rate, deep_cluster, energy, gar, k_means, stack, whitening
+from sul_jax.nn import ACOL, NMCE, LeNet5, ResNet
+
+# Images that a compiled program encodes at a time.
+_ENCODED = 256
+# Images that whitening is learned from.
+_WHITENED_FROM = 2048
+# Folded into the seed for the last k-means.
+_CLUSTERING = 2**31 - 1
+_AT_LEAST = {
+    "n_clusters": 1, "image_size": 4, "batch_size": 1, "max_steps": 1, "epochs": 1, "cycles": 0,
+    "steps_per_cycle": 1, "num_filters": 1, "num_features": 1, "nodes_per_parent": 1,
+}  # fmt: skip
+# Components of the codes kept where they are whitened.
+_CODE_COMPONENTS = 20
+
+
+# Compiled once for each shape: called as they are, their loops would be compiled anew every time.
+_k_means = jax.jit(k_means.fit, static_argnames="num_clusters")
+_pseudo_labels = jax.jit(deep_cluster.pseudo_labels, static_argnames="num_clusters")
+_preprocess = jax.jit(deep_cluster.preprocess)
+_balanced_indices = jax.jit(deep_cluster.balanced_indices, static_argnames=("num_clusters", "num_samples"))
+
+
+class _Images(NamedTuple):
+    """Flattened images of any type, and how they are to be seen."""
+
+    rows: np.ndarray  # [num_images, features]
+    shape: tuple[int, int, int]
+    size: int
+    scale: float
+
+    def take(self, indices: np.ndarray) -> Array:
+        """Images `[len(indices), size, size, channels]` in float32."""
+        return _seen(jnp.asarray(self.rows[indices]), self.scale, shape=self.shape, size=self.size)
+
+
+@partial(jax.jit, static_argnames=("shape", "size"))
+def _seen(rows: Array, scale: float, *, shape: tuple[int, int, int], size: int) -> Array:
+    missing = int(np.prod(shape)) - rows.shape[1]
+    images = jnp.pad(rows.astype(jnp.float32) / scale, ((0, 0), (0, missing))).reshape(-1, *shape)
+    return jax.image.resize(images, (len(rows), size, size, shape[2]), "linear")
+
+
+class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
+    """What the estimators share: reading images, codes in batches, k-means on them."""
+
+    n_clusters: int
+    image_shape: tuple[int, ...] | None
+    image_size: int
+    random_state: Any
+    verbose: bool
+    learns_clusters = False  # whether what is learned depends on their number
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: N803
+        """Learns from images and clusters them.
+
+        Args:
+          X: `[num_images, height, width]`, `[num_images, height, width, channels]` or, flattened,
+            `[num_images, features]`; uint8, equal to floats in [0, 1], or floats on a scale of their own.
+          y: ignored.
+
+        Returns:
+          The estimator itself.
+
+        Raises:
+          ValueError: images that are not finite or do not fit `image_shape`, or fewer than clusters.
+        """
+        self._fit(X)
+        return self
+
+    def fit_transform(self, X: ArrayLike, y: object = None) -> np.ndarray:  # noqa: N803
+        """Learns from images, clusters them, and returns their codes; see `fit` and `transform`."""
+        return self._shown(self._fit(X))
+
+    def _fit(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
+        """`fit`; returns what `_cluster` was given."""
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name, low)
+            if not isinstance(value, int | np.integer) or value < low:
+                raise ValueError(f"{name}={value!r} is not accepted: it must be an integer of at least {low}")
+        rows = self._rows(X, reset=True)
+        if self.n_clusters > len(rows):
+            raise ValueError(f"n_clusters={self.n_clusters} exceeds n_samples={len(rows)}")
+        self.is_uint8_ = rows.dtype == np.uint8
+        # Bytes count as [0, 1], and so do floating images there; others have a scale of their own.
+        self.scale_ = 1.0 if self.is_uint8_ else max(1.0, float(np.abs(rows).max()))
+        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        images = self._images(rows)
+        self.learned_ = jax.device_get(self._learn(jax.random.key(self.seed_), images))
+        codes = self._codes(rows)
+        self._cluster(codes)
+        return codes
+
+    def transform(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
+        """Codes of images, float32 `[num_images, num_codes]`."""
+        check_is_fitted(self)
+        return self._shown(self._codes(self._rows(X, reset=False)))
+
+    def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
+        """The cluster of each image, the one with the nearest centre, int32 `[num_images]`."""
+        return np.argmin(self.distances(X), axis=1).astype(np.int32)
+
+    def distances(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
+        """Distance of each image's code to the centre of every cluster, `[num_images, n_clusters]`."""
+        return self.distances_of(self.transform(X))
+
+    def distances_of(self, codes: np.ndarray) -> np.ndarray:
+        """Distance of each code, from `transform`, to the centre of every cluster."""
+        # A part at a time: no array of images × clusters × codes, and no cancellation as in expanded squares.
+        parts = [
+            np.stack([np.linalg.norm(part - one, axis=1) for one in self.cluster_centers_], axis=1)
+            for part in np.array_split(codes, -(-len(codes) // 4096))
+        ]
+        return np.concatenate(parts)
+
+    def with_clusters(self, codes: np.ndarray, n_clusters: int) -> Self:
+        """A copy with another number of clusters, on the codes of the images learned from.
+
+        Args:
+          codes: from `fit_transform`.
+          n_clusters: clusters.
+
+        Raises:
+          ValueError: what is learned depends on the clusters.
+        """
+        if self.learns_clusters:
+            raise ValueError(
+                f"{type(self).__name__} learns its clusters; make another with n_clusters={n_clusters}"
+            )
+        other = copy.copy(self).set_params(n_clusters=n_clusters)
+        other._cluster(codes)
+        return other
+
+    def _shown(self, codes: np.ndarray) -> np.ndarray:
+        return codes
+
+    def _cluster(self, codes: np.ndarray) -> None:
+        key = jax.random.fold_in(jax.random.key(self.seed_), _CLUSTERING)
+        found = _k_means(key, jnp.asarray(codes), num_clusters=self.n_clusters)
+        self.cluster_centers_ = np.asarray(found.centroids)
+        self.labels_ = np.argmin(self.distances_of(codes), axis=1).astype(np.int32)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.cluster_centers_.shape[1])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def _rows(self, X: Any, *, reset: bool) -> np.ndarray:  # noqa: N803
+        shape = None
+        if getattr(X, "ndim", 0) in (3, 4):
+            shape = tuple(X.shape[1:]) + ((1,) if X.ndim == 3 else ())
+            X = np.asarray(X).reshape(len(X), -1)  # noqa: N806
+        kept = np.asarray(X).dtype if hasattr(X, "dtype") else None
+        dtype = np.uint8 if kept == np.uint8 else np.float32
+        rows: np.ndarray = validate_data(
+            self, X, reset=reset, dtype=dtype, ensure_min_samples=2 if reset else 1
+        )
+        if reset:
+            self.image_shape_ = self._shape(shape, rows.shape[1])
+            return rows
+        if shape is not None and shape != self.image_shape_:
+            raise ValueError(
+                f"images of shape {shape} were given, but those learned from had {self.image_shape_}"
+            )
+        if rows.dtype == np.uint8 and self.scale_ != 1:
+            raise ValueError("uint8 images were given, but those learned from were floating, beyond [0, 1]")
+        if rows.dtype != np.uint8 and self.is_uint8_ and np.abs(rows).max() > 1:
+            raise ValueError("floating images beyond [0, 1] were given, but those learned from were uint8")
+        return rows
+
+    def _shape(self, found: tuple[int, ...] | None, num_features: int) -> tuple[int, int, int]:
+        """The images' height, width and channels."""
+        given = self.image_shape
+        if given is None and found is None:  # the smallest square that holds the features, row by row
+            side = int(np.ceil(np.sqrt(num_features)))
+            return side, side, 1
+        shape = tuple(int(n) for n in (given if given is not None else found or ()))
+        shape += (1,) * (len(shape) == 2)
+        if len(shape) != 3 or int(np.prod(shape)) != num_features:
+            raise ValueError(
+                f"image_shape={given} does not fit images of {num_features} values; it must be "
+                "(height, width) or (height, width, channels)"
+            )
+        return shape[0], shape[1], shape[2]
+
+    def _images(self, rows: np.ndarray) -> _Images:
+        scale = 255.0 if rows.dtype == np.uint8 else self.scale_
+        return _Images(rows, self.image_shape_, self.image_size, scale)
+
+    def _codes(self, rows: np.ndarray) -> np.ndarray:
+        images = self._images(rows)
+        number = len(rows)
+        parts = []
+        encode = self._encoder()
+        for start in self._progress(range(0, number, _ENCODED), "codes"):
+            chosen = np.minimum(np.arange(start, start + _ENCODED), number - 1)
+            codes = np.asarray(encode(self.learned_, images.take(chosen)))
+            parts.append(codes[: number - start])
+        return np.concatenate(parts)
+
+    def _progress(self, steps: Sequence[Any], title: str) -> Iterable[Any]:
+        if not self.verbose:
+            return steps
+        from tqdm import tqdm
+
+        return tqdm(steps, desc=title, leave=False)
+
+    def _learn(self, key: Array, images: _Images) -> Any:
+        raise NotImplementedError
+
+    def _encoder(self) -> Callable[[Any, Array], Array]:
+        """From what was learned and images to codes."""
+        raise NotImplementedError
+
+
+def _minibatches(key: Array, number: int, batch_size: int, steps: int) -> list[np.ndarray]:
+    """Indices of each step: passes in random order, one running into the next."""
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    passes = -(-steps * batch_size // number)
+    order = np.concatenate([generator.permutation(number) for _ in range(passes)])
+    return list(order[: steps * batch_size].reshape(steps, batch_size))
+
+
+class PixelClustering(_ImageClustering):
+    """k-means on the pixels, the baseline.
+
+    Args:
+      n_clusters: clusters.
+      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_size: side to which images are resized.
+      random_state: an integer for the same result every time.
+      verbose: show progress.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax.estimators import PixelClustering
+      >>> images = np.repeat(np.eye(2), 5, axis=0).reshape(10, 2, 1)
+      >>> PixelClustering(2, random_state=0).fit_predict(images)[[0, 5]].tolist() in ([0, 1], [1, 0])
+      True
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        image_shape: tuple[int, ...] | None = None,
+        image_size: int = 28,
+        random_state: Any = None,
+        verbose: bool = False,
+    ):
+        self.n_clusters = n_clusters
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _learn(self, key: Array, images: _Images) -> Any:
+        return ()
+
+    def _encoder(self) -> Callable[[Any, Array], Array]:
+        return lambda learned, images: images.reshape(len(images), -1)
+
+
+class EnergyClustering(_ImageClustering):
+    """Stacked convolutional energy layers learned by K-Subspaces, then k-means (paper 000).
+
+    Args:
+      n_clusters: clusters.
+      architecture: a name in `energy.ARCHITECTURES` or an `EnergyArchitecture`, for images of `image_size`.
+      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_size: side to which images are resized.
+      batch_size: images in a minibatch.
+      max_steps: minibatches that each layer learns from, at most; the paper takes 118 of 512.
+      code_power: power of the pooled codes before clustering.
+      code_whitening: if positive, codes are normalised and their 20 leading components divided by their
+        variance to this power, at most 0.5.
+      random_state: an integer for the same result every time.
+      verbose: show progress.
+
+    Attributes:
+      labels_: int32 `[num_images]`, clusters of the images learned from.
+      cluster_centers_: `[n_clusters, num_codes]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax import energy
+      >>> from sul_jax.estimators import EnergyClustering
+      >>> small = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(8, 2, 2, 5, 0),))
+      >>> images = np.random.default_rng(0).random((30, 12, 12))
+      >>> model = EnergyClustering(3, architecture=small, image_size=12, max_steps=3, random_state=0)
+      >>> model.fit(images).transform(images[:2]).shape
+      (2, 32)
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        architecture: str | energy.EnergyArchitecture = "3layer",
+        image_shape: tuple[int, ...] | None = None,
+        image_size: int = 28,
+        batch_size: int = 128,
+        max_steps: int = 120,
+        code_power: float = 1.0,
+        code_whitening: float = 0.0,
+        random_state: Any = None,
+        verbose: bool = False,
+    ):
+        self.n_clusters = n_clusters
+        self.architecture = architecture
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.code_power = code_power
+        self.code_whitening = code_whitening
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _sizes(self) -> energy.EnergyArchitecture:
+        if isinstance(self.architecture, str):
+            if self.architecture not in energy.ARCHITECTURES:
+                accepted = ", ".join(energy.ARCHITECTURES)
+                raise ValueError(f"architecture={self.architecture!r} is unknown; accepted: {accepted}")
+            return energy.ARCHITECTURES[self.architecture]
+        return self.architecture
+
+    def _learn(self, key: Array, images: _Images) -> Any:
+        if not 0 <= self.code_whitening <= 0.5:
+            raise ValueError(f"code_whitening={self.code_whitening} is not accepted: it must be 0 to 0.5")
+        architecture = self._sizes()
+        rules = energy.network_rules(architecture)
+        number = len(images.rows)
+        keys = jax.random.split(key, len(rules) + 1)
+        some = _minibatches(keys[-1], number, _WHITENED_FROM, 1)[0]
+        states: tuple[Any, ...] = (_learn_whitening(architecture, images.take(some)),)
+        # One pass; three where images are few.
+        steps = min(
+            self.max_steps, max(-(-number // self.batch_size), min(40, -(-3 * number // self.batch_size)))
+        )
+        for index in range(1, len(rules)):
+            chosen = _minibatches(jax.random.fold_in(keys[index], 0), number, self.batch_size, steps)
+            state = _begin_layer(architecture, index, keys[index], states, images.take(chosen[0]))
+            for step, indices in enumerate(self._progress(chosen, f"layer {index}")):
+                state = _energy_step(architecture, index, state, states, images.take(indices), step < 10)
+            states = (*states, state)
+        whitener = None
+        if self.code_whitening:
+            some_codes = np.concatenate(
+                [
+                    np.asarray(_energy_codes(architecture, states, images.take(part), self.code_power))
+                    for part in _minibatches(keys[-1], number, _ENCODED, -(-min(number, 10_000) // _ENCODED))
+                ]
+            )
+            normal = whitening.normalize(jnp.asarray(some_codes))
+            components = min(_CODE_COMPONENTS, normal.shape[1])
+            whitener = whitening.pca(normal, num_components=components, exponent=self.code_whitening)
+        return states, whitener
+
+    def _encoder(self) -> Callable[[Any, Array], Array]:
+        architecture = self._sizes()
+
+        def encode(learned: Any, images: Array) -> Array:
+            states, whitener = learned
+            codes = _energy_codes(architecture, states, images, self.code_power)
+            if whitener is None:
+                return codes
+            return whitening.pca_whiten(whitening.normalize(codes), whitener)
+
+        return encode
+
+    def first_kernels(self) -> np.ndarray:
+        """Directions of the first layer's subspaces, `[num, kernel_size, kernel_size, channels]`."""
+        check_is_fitted(self)
+        size = self._sizes().layers[0].kernel_size
+        bases = self.learned_[0][1].bases
+        return np.asarray(bases).reshape(-1, size, size, self.image_shape_[2])
+
+
+@partial(jax.jit, static_argnums=0)
+def _learn_whitening(architecture: energy.EnergyArchitecture, images: Array) -> Any:
+    return energy.network_rules(architecture)[0].init(jax.random.key(0), images)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin_layer(
+    architecture: energy.EnergyArchitecture, index: int, key: Array, below: tuple[Any, ...], images: Array
+) -> Any:
+    rules = energy.network_rules(architecture)
+    return rules[index].init(key, stack(*rules).encode(below, images))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _energy_step(
+    architecture: energy.EnergyArchitecture,
+    index: int,
+    state: Any,
+    below: tuple[Any, ...],
+    images: Array,
+    warmup: bool | Array,
+) -> Any:
+    rules: Sequence[LearningRule] = energy.network_rules(architecture)
+    return rules[index].update(state, stack(*rules).encode(below, images), warmup=warmup)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _energy_codes(
+    architecture: energy.EnergyArchitecture, states: tuple[Any, ...], images: Array, power: float
+) -> Array:
+    maps = stack(*energy.network_rules(architecture)).encode(states, images)
+    return energy.pooled_codes(maps, power=power)
+
+
+class ACOLClustering(_ImageClustering):
+    """Pseudo supervision with an auto-clustering output layer, then k-means on F (paper 002).
+
+    A convolutional network learns to tell how an image was flipped or turned; Graph-based Activity
+    Regularization spreads the images over several nodes for each way. For images whose classes look different
+    from each other however they are turned.
+
+    Args:
+      n_clusters: clusters.
+      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_size: side to which images are resized.
+      nodes_per_parent: k_s, softmax nodes for each way.
+      num_features: size of F.
+      num_filters: of the first two convolutions; the next have twice as many.
+      batch_size: images in a minibatch.
+      max_steps: minibatches, in at most `epochs` passes.
+      epochs: passes over the images, in at most `max_steps` minibatches.
+      learning_rate: of Adam.
+      random_state: an integer for the same result every time.
+      verbose: show progress.
+
+    Attributes:
+      labels_: int32 `[num_images]`, clusters of the images learned from.
+      cluster_centers_: `[n_clusters, num_features]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax.estimators import ACOLClustering
+      >>> images = np.random.default_rng(0).random((20, 8, 8))
+      >>> model = ACOLClustering(2, image_size=8, num_filters=4, num_features=16, batch_size=10, epochs=1)
+      >>> model.fit(images).transform(images).shape
+      (20, 16)
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        image_shape: tuple[int, ...] | None = None,
+        image_size: int = 16,
+        nodes_per_parent: int = 20,
+        num_features: int = 2048,
+        num_filters: int = 32,
+        batch_size: int = 100,
+        max_steps: int = 1500,
+        epochs: int = 100,
+        learning_rate: float = 1e-3,
+        random_state: Any = None,
+        verbose: bool = False,
+    ):
+        self.n_clusters = n_clusters
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.nodes_per_parent = nodes_per_parent
+        self.num_features = num_features
+        self.num_filters = num_filters
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _network(self, seed: int) -> ACOL:
+        return ACOL(
+            (self.image_size, self.image_size, self.image_shape_[2]),
+            num_parents=len(augment.FLIPS_AND_ROTATIONS),
+            nodes_per_parent=self.nodes_per_parent,
+            num_features=self.num_features,
+            num_filters=self.num_filters,
+            rngs=nnx.Rngs(seed),
+        )
+
+    def _learn(self, key: Array, images: _Images) -> Any:
+        graph, params = nnx.split(self._network(_integer(key)))
+        return _descend(
+            self,
+            key,
+            images,
+            partial(_acol_loss, graph),
+            params,
+            (),
+            self.learning_rate,
+            _steps(self, images),
+        )[0]
+
+    def _encoder(self) -> Callable[[Any, Array], Array]:
+        return partial(_features, _graph(self._network))
+
+
+def _acol_loss(graph: Any, params: Any, statistics: Any, key: Array, images: Array) -> tuple[Array, Any]:
+    turn_key, dropout_key = jax.random.split(key)
+    ways = len(augment.FLIPS_AND_ROTATIONS)
+    turned, parents = augment.random_transformation(turn_key, images)
+    logits = nnx.merge(graph, params)(turned, key=dropout_key)
+    pooled = gar.acol_pool(jax.nn.softmax(logits), num_parents=ways)
+    taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
+    loss = gar.gar_loss(logits, num_parents=ways) - jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
+    return loss, statistics
+
+
+class NMCEClustering(_ImageClustering):
+    """Neural manifold clustering and embedding: coding rates of two random views (paper 003).
+
+    A small ResNet first learns an embedding by the total coding rate, then embedding and clusters together.
+
+    Args:
+      n_clusters: clusters.
+      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_size: side to which images are resized.
+      num_filters: of the ResNet's first stage.
+      num_features: of the embedding.
+      batch_size: images in a minibatch, of which two views are taken.
+      max_steps: minibatches, in at most `epochs` passes; the first two thirds learn the embedding.
+      epochs: passes over the images, in at most `max_steps` minibatches.
+      learning_rate: of Adam.
+      eps_squared: squared distortion of the coding rates.
+      invariance_weight: weight λ of the views' similarity.
+      random_state: an integer for the same result every time.
+      verbose: show progress.
+
+    Attributes:
+      labels_: int32 `[num_images]`, clusters of the images learned from.
+      cluster_centers_: `[n_clusters, num_features]`, means of the embeddings, infinite where a cluster is
+        empty. `predict` and `labels_` come from the network's own cluster head, as the method has it, so that
+        another centre may be nearer.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax.estimators import NMCEClustering
+      >>> images = np.random.default_rng(0).random((20, 8, 8))
+      >>> model = NMCEClustering(2, image_size=8, num_filters=2, num_features=4, batch_size=10, epochs=1)
+      >>> model.fit(images).transform(images).shape
+      (20, 4)
+    """
+
+    learns_clusters = True
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        image_shape: tuple[int, ...] | None = None,
+        image_size: int = 28,
+        num_filters: int = 16,
+        num_features: int = 64,
+        batch_size: int = 256,
+        max_steps: int = 300,
+        epochs: int = 60,
+        learning_rate: float = 1e-3,
+        eps_squared: float = 0.2,
+        invariance_weight: float = 20.0,
+        random_state: Any = None,
+        verbose: bool = False,
+    ):
+        self.n_clusters = n_clusters
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.num_filters = num_filters
+        self.num_features = num_features
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.eps_squared = eps_squared
+        self.invariance_weight = invariance_weight
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _network(self, seed: int) -> NMCE:
+        rngs = nnx.Rngs(seed)
+        backbone = ResNet(
+            10,
+            channels=self.image_shape_[2],
+            num_filters=self.num_filters,
+            stem="5x5",
+            num_pre_features=None,
+            rngs=rngs,
+        )
+        return NMCE(
+            backbone,
+            backbone.num_features,
+            num_features=self.num_features,
+            num_clusters=self.n_clusters,
+            rngs=rngs,
+        )
+
+    def _learn(self, key: Array, images: _Images) -> Any:
+        graph, params, statistics = nnx.split(self._network(_integer(key)), nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        total = _steps(self, images)
+        first = 2 * total // 3
+        for clustering, steps in ((False, first), (True, total - first)):
+            loss = partial(_nmce_loss, graph, self.eps_squared, self.invariance_weight, clustering)
+            key = jax.random.fold_in(key, clustering)
+            params, statistics = _descend(
+                self, key, images, loss, params, statistics, self.learning_rate, steps
+            )
+        return params, statistics
+
+    def _encoder(self) -> Callable[[Any, Array], Array]:
+        # Embedding and logits side by side: `_codes` is asked for either.
+        return partial(_nmce_outputs, _graph(self._network))
+
+    def _shown(self, codes: np.ndarray) -> np.ndarray:
+        return codes[:, : self.num_features]
+
+    def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
+        """The cluster of each image by the cluster head, int32 `[num_images]`."""
+        check_is_fitted(self)
+        return self._heads(self._codes(self._rows(X, reset=False)))
+
+    def _heads(self, codes: np.ndarray) -> np.ndarray:
+        return np.argmax(codes[:, self.num_features :], axis=1).astype(np.int32)
+
+    def _cluster(self, codes: np.ndarray) -> None:
+        self.labels_ = self._heads(codes)
+        one_hot = (self.labels_ == np.arange(self.n_clusters)[:, None]).astype(np.float32)
+        sums = one_hot @ self._shown(codes)
+        number = one_hot.sum(axis=1, keepdims=True)
+        self.cluster_centers_ = np.where(number > 0, sums / np.maximum(number, 1), np.float32(np.inf))
+
+
+def _nmce_loss(
+    graph: Any,
+    eps_squared: float,
+    invariance_weight: float,
+    clustering: bool,
+    params: Any,
+    statistics: Any,
+    key: Array,
+    images: Array,
+) -> tuple[Array, Any]:
+    view_keys, member_key = jax.random.split(key), jax.random.fold_in(key, 2)
+    both = jnp.concatenate([_view(k, images) for k in view_keys])
+    net = nnx.merge(graph, params, statistics, copy=True)
+    net.train()
+    features, logits = (v.reshape(2, len(images), -1) for v in net(both))
+    common: dict[str, Any] = {"eps_squared": eps_squared, "invariance_weight": invariance_weight}
+    if clustering:
+        memberships = coding_rate.gumbel_softmax(member_key, logits)
+        loss = coding_rate.nmce_loss(features, memberships, **common)
+    else:
+        loss = coding_rate.tcr_loss(features, average_views=False, **common)
+    return loss, nnx.state(net, nnx.BatchStat)
+
+
+def _view(key: Array, images: Array) -> Array:
+    """A random crop; in colour, flipped and with changed colours as well."""
+    keys = jax.random.split(key, 4)
+    changed = augment.random_resized_crop(keys[0], images, scale=(0.5, 1.0))
+    if images.shape[-1] != 3:
+        return augment.gaussian_noise(keys[1], changed, scale=0.05)
+    changed = augment.horizontal_flip(keys[1], changed)
+    changed = augment.color_jitter(
+        keys[2], changed, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8
+    )
+    return augment.grayscale(keys[3], changed, probability=0.2)
+
+
+@partial(jax.jit, static_argnums=0)
+def _nmce_outputs(graph: Any, learned: Any, images: Array) -> Array:
+    net = nnx.merge(graph, *learned)
+    net.eval()
+    return jnp.concatenate(net(images), axis=1)
+
+
+class DeepClustering(_ImageClustering):
+    """DeepCluster: a LeNet-5 learns its own features' clusters as classes, again and again (paper 004).
+
+    Args:
+      n_clusters: clusters, of the pseudo-labels and of the last k-means.
+      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      cycles: times the features are clustered, each followed by learning the clusters.
+      steps_per_cycle: minibatches of a cycle, at most one pass over the images.
+      batch_size: images in a minibatch.
+      learning_rate: of the descent with momentum 0.9.
+      random_state: an integer for the same result every time.
+      verbose: show progress.
+
+    Attributes:
+      labels_: int32 `[num_images]`, clusters of the images learned from.
+      cluster_centers_: `[n_clusters, num_features]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax.estimators import DeepClustering
+      >>> images = np.random.default_rng(0).random((20, 8, 8))
+      >>> DeepClustering(2, cycles=1, batch_size=10).fit(images).transform(images).shape
+      (20, 84)
+    """
+
+    image_size = 32  # LeNet-5's
+    learns_clusters = True
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        image_shape: tuple[int, ...] | None = None,
+        cycles: int = 10,
+        steps_per_cycle: int = 100,
+        batch_size: int = 128,
+        learning_rate: float = 0.02,
+        random_state: Any = None,
+        verbose: bool = False,
+    ):
+        self.n_clusters = n_clusters
+        self.image_shape = image_shape
+        self.cycles = cycles
+        self.steps_per_cycle = steps_per_cycle
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _network(self, seed: int) -> LeNet5:
+        return LeNet5(channels=self.image_shape_[2], rngs=nnx.Rngs(seed))
+
+    def _learn(self, key: Array, images: _Images) -> Any:
+        network = self._network(_integer(key))
+        graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        number, clusters = len(images.rows), self.n_clusters
+        steps = max(1, min(self.steps_per_cycle, number // self.batch_size))
+        for cycle in self._progress(range(self.cycles), "cycle"):
+            keys = jax.random.split(jax.random.fold_in(key, cycle), 4)
+            self.learned_ = params, statistics
+            features = _preprocess(jnp.asarray(self._codes(images.rows)))
+            labels = _pseudo_labels(keys[0], features, num_clusters=clusters)
+            order = _balanced_indices(
+                keys[1], labels, num_clusters=clusters, num_samples=steps * self.batch_size
+            )
+            head = 0.01 * jax.random.normal(keys[2], (network.num_features, clusters)), jnp.zeros(clusters)
+            weights, memory = (params, head), None
+            for indices in np.asarray(order).reshape(steps, self.batch_size):
+                weights, statistics, memory = _classify(
+                    graph,
+                    weights,
+                    statistics,
+                    memory,
+                    images.take(indices),
+                    labels[indices],
+                    self.learning_rate,
+                )
+            params = weights[0]
+        return params, statistics
+
+    def _encoder(self) -> Callable[[Any, Array], Array]:
+        return partial(_evaluated, _graph(self._network))
+
+
+@partial(jax.jit, static_argnums=0)
+def _classify(
+    graph: Any, weights: Any, statistics: Any, memory: Any, images: Array, labels: Array, rate: float
+) -> tuple[Any, Any, Any]:
+    optimizer = optax.sgd(rate, momentum=0.9)
+
+    def loss(weights: Any) -> tuple[Array, Any]:
+        params, (kernel, bias) = weights
+        net = nnx.merge(graph, params, statistics, copy=True)
+        net.train()
+        logits = jax.nn.relu(net(images)) @ kernel + bias
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return value, nnx.state(net, nnx.BatchStat)
+
+    gradients, statistics = jax.grad(loss, has_aux=True)(weights)
+    memory = optimizer.init(weights) if memory is None else memory
+    changes, memory = optimizer.update(gradients, memory)
+    return optax.apply_updates(weights, changes), statistics, memory
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluated(graph: Any, learned: Any, images: Array) -> Array:
+    net = nnx.merge(graph, *learned)
+    net.eval()
+    return net(images)
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(graph: Any, params: Any, images: Array) -> Array:
+    return nnx.merge(graph, params).features(images)
+
+
+def _graph(network: Callable[[int], nnx.Module]) -> Any:
+    """The structure alone; no weights are made."""
+    return nnx.graphdef(nnx.eval_shape(lambda: network(0)))
+
+
+def _integer(key: Array) -> int:
+    return int(jax.random.randint(key, (), 0, 2**31 - 1))
+
+
+def _steps(estimator: Any, images: _Images) -> int:
+    """Of the estimator's epochs, but at most its `max_steps`."""
+    steps: int = min(estimator.max_steps, estimator.epochs * -(-len(images.rows) // estimator.batch_size))
+    return steps
+
+
+def _descend(
+    estimator: Any,
+    key: Array,
+    images: _Images,
+    loss: "partial[tuple[Array, Any]]",
+    params: Any,
+    statistics: Any,
+    learning_rate: float,
+    steps: int,
+) -> tuple[Any, Any]:
+    """Adam on minibatches of images."""
+    number, batch_size = len(images.rows), estimator.batch_size
+    memory = optax.adam(learning_rate).init(params)
+    chosen = _minibatches(jax.random.fold_in(key, 0), number, batch_size, steps)
+    for step, indices in enumerate(estimator._progress(chosen, "learning")):
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
+        params, statistics, memory = _adam_step(
+            loss.func, loss.args, params, statistics, memory, step_key, images.take(indices), learning_rate
+        )
+    return params, statistics
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _adam_step(
+    loss: Callable[..., tuple[Array, Any]],
+    bound: tuple[Any, ...],
+    params: Any,
+    statistics: Any,
+    memory: Any,
+    key: Array,
+    images: Array,
+    learning_rate: float,
+) -> tuple[Any, Any, Any]:
+    optimizer = optax.adam(learning_rate)
+    objective = partial(loss, *bound)
+    gradients, statistics = jax.grad(objective, has_aux=True)(params, statistics, key, images)
+    changes, memory = optimizer.update(gradients, memory)
+    return optax.apply_updates(params, changes), statistics, memory

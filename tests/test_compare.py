@@ -1,0 +1,45 @@
+"""Methods side by side on a few digits."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import compare, reporting
+from experiments.compare import Config
+
+
+def test_a_table_of_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reporting, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    config = Config(
+        "digits", methods=("pixels",), num_images=200, seeds=2, workdir=tmp_path / "run", record=True
+    )
+    found = compare.run(config)
+    assert len(found["pixels"]) == 2
+    assert 50 < found["pixels"][0]["clustering_accuracy"] <= 100
+    assert found["pixels"][0]["knn_accuracy"] > 70
+    assert found["pixels"][0]["peak_gib"] > 0.1
+    assert "pixels" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    recorded = json.loads((tmp_path / "results" / "compare.json").read_text())
+    assert [(r["seed"], r["config"]["methods"]) for r in recorded] == [(0, ["pixels"]), (1, ["pixels"])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"methods": ("magic",)}, "'magic' is not one of energy"), ({"seeds": 0}, "seeds=0")],
+)
+def test_bad_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compare.run(Config(**({"dataset": "digits", "workdir": tmp_path} | options)))
+
+
+def test_data_without_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", images=np.zeros((30, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match="no labels"):
+        compare.run(Config(str(tmp_path / "plain.npz"), workdir=tmp_path))
