@@ -455,3 +455,28 @@ def rows_of_images(rows: Sequence[np.ndarray], path: Path) -> None:
     figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1]))
     _show(figure.add_axes((0, 0, 1, 1)), canvas, cmap="gray", interpolation="nearest")
     _save(figure, path)
+
+
+def of_axes(axes: matplotlib.axes.Axes, path: Path) -> None:
+    """A plot that another package drew; its figure is closed."""
+    from matplotlib import pyplot
+
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    _save(figure, path)
+    pyplot.close(figure)
+
+
+def error_against_cost(mflop: Sequence[float], errors: Sequence[float], path: Path) -> None:
+    """Trials of a search, and those that no cheaper one equals."""
+    figure = Figure(figsize=(5, 3.5))
+    axes = figure.add_subplot()
+    axes.scatter(mflop, errors, s=14, alpha=0.6, label="trials")
+    order = np.argsort(mflop, kind="stable")
+    cost, lowest = np.asarray(mflop)[order], np.minimum.accumulate(np.asarray(errors)[order])
+    axes.step(cost, lowest, where="post", color="C1", label="best up to this cost")
+    axes.set_xscale("log")
+    axes.set_xlabel("million operations an image")
+    axes.set_ylabel("clustering error in %")
+    axes.legend(frameon=False)
+    _save(figure, path)

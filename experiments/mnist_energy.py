@@ -11,11 +11,11 @@ what ours gives, with seeds, device and time.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from experiments import data, evaluation, figures, training
+from experiments import architectures, data, evaluation, figures, training
 from experiments.reporting import (
     ConfigError,
     Outcome,
@@ -69,8 +69,9 @@ class Config:
     """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs/mnist_energy")
     """Where everything is written; an earlier run there is set aside, not lost."""
-    architecture: Literal["1layer", "2layer", "3layer", "4layer"] = "3layer"
-    """The paper's networks (table 6)."""
+    architecture: str = "auto"
+    """1layer, 2layer, 3layer or 4layer, the paper's networks (table 6), the name of one that tune_energy
+    found, or its FILE.json; auto: digits for the bundled digits, else 3layer."""
     zca: bool = True
     """Whiten the images first; --no-zca feeds pixels to the first layer."""
     rescale: bool = True
@@ -158,10 +159,16 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     _check(config)
     dataset = data.load(config.dataset, config.data_dir)
     train = dataset.train_images[: config.num_train]
-    test = dataset.test_images[: config.num_test]
-    test_labels = None if dataset.test_labels is None else dataset.test_labels[: len(test)]
+    named = architectures.get(_architecture_name(config, dataset.name))
+    # The search for a network has seen the labels of the first images.
+    searched = 0
+    if dataset.train_images is dataset.test_images and named.study.get("searched"):
+        same = named.study["crc32"] == identity(dataset.train_images)["crc32"]
+        searched = int(named.study["searched"]) if same else 0
+    test = dataset.test_images[searched:][: config.num_test]
+    test_labels = None if dataset.test_labels is None else dataset.test_labels[searched:][: len(test)]
     train_labels = None if dataset.train_labels is None else dataset.train_labels[: len(train)]
-    config = _fill_in(config, dataset.name, len(train), test_labels)
+    config = _fill_in(config, dataset.name, len(train), test_labels, named.options)
     rules = energy.network_rules(architecture_of(config), rescale=config.rescale)
     _check_sizes(config, rules, train, test)
     if config.seeds_together is None:
@@ -176,7 +183,7 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
 
 def _run_seeds(
     config: Config,
-    rules: Sequence[LearningRule],
+    rules: tuple[LearningRule, ...],
     workdir: Workdir,
     dataset: data.Dataset,
     train: np.ndarray,
@@ -231,7 +238,7 @@ def _run_seeds(
 
 def architecture_of(config: Config) -> energy.EnergyArchitecture:
     """The named architecture with the config's ablations."""
-    architecture = energy.ARCHITECTURES[config.architecture]
+    architecture = architectures.get(config.architecture).architecture
     if not config.zca:
         architecture = architecture._replace(zca_num_components=0)
     if config.rank_one:
@@ -242,7 +249,7 @@ def architecture_of(config: Config) -> energy.EnergyArchitecture:
 
 def train_group(
     config: Config,
-    rules: Sequence[LearningRule],
+    rules: tuple[LearningRule, ...],
     zca: Any,
     images: Array,
     members: Sequence[Member],
@@ -250,7 +257,6 @@ def train_group(
 ) -> dict[Member, Trained]:
     """Trains networks at the same time, layer after layer; continues from their checkpoint."""
     together = len(members) > 1
-    over_members: Callable[..., Any] = jax.vmap if together else lambda function, **_: function
     name = "-".join(map(str, members[0]))
     checkpoints = Checkpoints(config.workdir / f"checkpoints-{name}")
     layers: list[k_subspaces.KSubspacesState] = []
@@ -270,14 +276,14 @@ def train_group(
         steps = orders.shape[-2]
         below = tuple(layers[: index - 1])
         if index > current:
-            begin = over_members(partial(_begin_layer, config, rules, index), in_axes=(0, None, 0, None, 0))
+            begin = _compiled_begin(config, rules, index, together)
             keys = stacked([_key(member, index) for member in members])
-            layers.append(jax.jit(begin)(keys, zca, below, images, orders[..., 0, :]))
+            layers.append(begin(keys, zca, below, images, orders[..., 0, :]))
             energies.append(np.zeros((0, len(members))))
             done = 0
         if config.random_subspaces:
             continue
-        step = _compiled_steps(config, rules, index, over_members)
+        step = _compiled_steps(config, rules, index, together)
         stride = 1 if jax.default_backend() == "cpu" else 10  # a short step is mostly its launch
         last_saved = time.monotonic()
         title = f"seed {members[0].seed}, layer {index}"
@@ -341,19 +347,40 @@ def _begin_layer(
 ) -> k_subspaces.KSubspacesState:
     """The initial state of a layer from a first minibatch of the codes below."""
     codes = stack(*rules).encode((zca, *below), evaluation.to_float(images[chosen]))
-    state: k_subspaces.KSubspacesState = rules[index].init(key, codes)
-    if not config.random_subspaces:
-        return state
-    num_subspaces, rank, features = state.bases.shape
-    noise = jax.random.normal(key, (num_subspaces, features))
-    return k_subspaces.init(key, noise, num_subspaces=num_subspaces, rank=rank)
+    rule = random_rule(rules[index]) if config.random_subspaces else rules[index]
+    state: k_subspaces.KSubspacesState = rule.init(key, codes)
+    return state
 
 
+def random_rule(rule: LearningRule) -> LearningRule:
+    """An energy layer whose subspaces begin, and without updates stay, random and orthonormal."""
+
+    def init(key: Array, images: Array) -> k_subspaces.KSubspacesState:
+        shapes = jax.eval_shape(rule.init, key, images)
+        num_subspaces, rank, features = shapes.bases.shape
+        noise = jax.random.normal(key, (num_subspaces, features))
+        return k_subspaces.init(key, noise, num_subspaces=num_subspaces, rank=rank)
+
+    return rule._replace(init=init)
+
+
+def _over_members(function: Callable[..., Any], together: bool, in_axes: Any) -> Callable[..., Any]:
+    return jax.vmap(function, in_axes=in_axes) if together else function
+
+
+# Networks trained one after the other share their compiled programs.
+@lru_cache(maxsize=16)
+def _compiled_begin(
+    config: Config, rules: tuple[LearningRule, ...], index: int, together: bool
+) -> Callable[..., Any]:
+    """A jitted `_begin_layer`."""
+    begin = partial(_begin_layer, config, rules, index)
+    return jax.jit(_over_members(begin, together, (0, None, 0, None, 0)))
+
+
+@lru_cache(maxsize=16)
 def _compiled_steps(
-    config: Config,
-    rules: Sequence[LearningRule],
-    index: int,
-    over_members: Callable[..., Any],
+    config: Config, rules: tuple[LearningRule, ...], index: int, together: bool
 ) -> Callable[..., Any]:
     """A jitted function that takes several minibatch steps of one layer."""
     net = stack(*rules)
@@ -382,7 +409,7 @@ def _compiled_steps(
         return scan_updates(one, state, images, chosen, warmup=warmup)
 
     compiled: Callable[..., Any] = jax.jit(
-        over_members(steps, in_axes=(0, None, 0, None, 0, None)), donate_argnums=0
+        _over_members(steps, together, (0, None, 0, None, 0, None)), donate_argnums=0
     )
     return compiled
 
@@ -588,27 +615,36 @@ def _check(config: Config) -> None:
     )  # fmt: skip
     if config.code_whitening > 0.5:
         raise ConfigError(f"code_whitening={config.code_whitening} is not accepted: it must be 0 to 0.5")
-    if config.architecture not in energy.ARCHITECTURES:
-        raise ConfigError(
-            f"architecture={config.architecture!r} is unknown; accepted: {', '.join(energy.ARCHITECTURES)}"
-        )
     available = jax.device_count()
     if config.devices > available:
         hint = "; set JAX_NUM_CPU_DEVICES for more on a CPU" if jax.default_backend() == "cpu" else ""
         raise ConfigError(f"devices={config.devices} is not accepted: there are {available}{hint}")
 
 
-def _fill_in(config: Config, name: str, num_train: int, labels: np.ndarray | None) -> Config:
-    """The defaults that depend on the data, and the data set's own name."""
+def _fill_in(
+    config: Config, name: str, num_train: int, labels: np.ndarray | None, options: Mapping[str, Any]
+) -> Config:
+    """The defaults that depend on the data and on the network, and the data set's own name."""
     small = num_train < 10_000
+    left = {key: value for key, value in options.items() if getattr(config, key) == getattr(Config, key)}
+    if left.get("batch_size", 1) > num_train:
+        del left["batch_size"]
+    config = replace(config, **left)
     return replace(
         config,
         dataset=name,
+        architecture=_architecture_name(config, name),
         batch_size=config.batch_size or min(128 if small else 512, num_train),
         passes=config.passes or (3 if small else 1),
         learning_curve=not small if config.learning_curve is None else config.learning_curve,
         num_clusters=config.num_clusters or (10 if labels is None else len(np.unique(labels))),
     )
+
+
+def _architecture_name(config: Config, dataset: str) -> str:
+    if config.architecture != "auto":
+        return config.architecture
+    return "digits" if dataset == "digits" else "3layer"
 
 
 def _check_sizes(config: Config, rules: Sequence[LearningRule], train: np.ndarray, test: np.ndarray) -> None:

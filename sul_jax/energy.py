@@ -5,7 +5,7 @@ thresholded to w winners, normalised, and rescaled by the patch's own norm. Its 
 by K-Subspaces on the patches of the layer below, one layer after the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,6 +52,15 @@ class EnergyArchitecture(NamedTuple):
     zca_kernel_size: int
     zca_num_components: int
     layers: tuple[EnergyLayer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON."""
+        return {**self._asdict(), "layers": [layer._asdict() for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "EnergyArchitecture":
+        """What `to_dict` made a dict of."""
+        return cls(**{**stored, "layers": tuple(EnergyLayer(**layer) for layer in stored["layers"])})
 
 
 ARCHITECTURES = {

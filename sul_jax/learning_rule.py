@@ -10,11 +10,14 @@ Under `jax.pmap`, `jax.shard_map` or `jax.vmap(..., axis_name=...)`, `update(...
 sums its sufficient statistics over the axis, so that a sharded step is the step on the whole batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
+
+from sul_jax._check import check_integer
 
 if TYPE_CHECKING:
     import optax
@@ -241,3 +244,110 @@ def scan_updates(
         return update(state, inputs[batch], **keywords)
 
     return lax.scan(step, state, (indices, per_step))
+
+
+class Trained(NamedTuple):
+    """What `train_greedily` gave.
+
+    Attributes:
+      states: one a rule, as those of a `stack`.
+      infos: of each rule, with a leading axis of steps.
+      codes: the top rule's, `[num_batches * batch_size, ...]`, in the order of the inputs.
+    """
+
+    states: tuple[Any, ...]
+    infos: tuple[Any, ...]
+    codes: Array
+
+
+def train_greedily(
+    key: Array,
+    inputs: Array,
+    rules: Sequence[LearningRule],
+    *,
+    batch_size: int,
+    passes: int = 1,
+    num_batches: int | Array | None = None,
+    hyperparameters: Callable[[Array], Mapping[str, Any]] = lambda step: {},
+) -> Trained:
+    """Trains rules one after the other, each on the codes of the finished one below.
+
+    The codes of all inputs are held, so that each rule encodes them once. Minibatches are taken in the order
+    of the inputs: shuffle them first.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: `[num_examples, ...]`; a last partial minibatch is left out.
+      rules: from the input upwards. A rule's first state is made from the first minibatch.
+      batch_size: examples in a minibatch.
+      passes: over the inputs, of each rule; 0 leaves the first states as they are.
+      num_batches: learn from this many minibatches, by default all. It may be traced: one compiled program
+        then serves many budgets. Infos and codes beyond it are zero.
+      hyperparameters: from the index of a rule's step to keyword arguments of `update`.
+
+    Returns:
+      A `Trained`.
+
+    Raises:
+      ValueError: `batch_size` or `passes` out of range, or no rules.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import energy, learning_rule
+      >>> rules = [energy.layer_rule(energy.EnergyLayer(8, 2, 3, 5, 0)) for _ in range(2)]
+      >>> images = jax.random.uniform(jax.random.key(0), (20, 12, 12, 1))
+      >>> found = learning_rule.train_greedily(jax.random.key(1), images, rules, batch_size=5, passes=2)
+      >>> found.codes.shape, found.infos[0].energy.shape
+      ((20, 4, 4, 8), (8,))
+    """
+    if not rules:
+        raise ValueError("rules is empty; at least one rule is needed")
+    check_integer("batch_size", batch_size, low=1, high=inputs.shape[0], why=", the number of inputs")
+    check_integer("passes", passes, low=0)
+    total = inputs.shape[0] // batch_size
+    if isinstance(num_batches, int):
+        check_integer("num_batches", num_batches, low=1, high=total)
+    count = total if num_batches is None else num_batches
+    batches = inputs[: total * batch_size].reshape(total, batch_size, *inputs.shape[1:])
+    states, infos = [], []
+    for rule, rule_key in zip(rules, jax.random.split(key, len(rules)), strict=True):
+        state, info = _train(rule, rule.init(rule_key, batches[0]), batches, passes, count, hyperparameters)
+        states.append(state)
+        infos.append(info)
+        batches = _encode(rule, state, batches, count)
+    codes = batches.reshape(total * batch_size, *batches.shape[2:])
+    return Trained(tuple(states), tuple(infos), codes)
+
+
+def _train(
+    rule: LearningRule,
+    state: Any,
+    batches: Array,
+    passes: int,
+    count: int | Array,
+    hyperparameters: Callable[[Array], Mapping[str, Any]],
+) -> tuple[Any, Any]:
+    def update(state: Any, index: Array) -> tuple[Any, Any]:
+        return rule.update(state, batches[index % count], **hyperparameters(index))
+
+    shapes = jax.eval_shape(update, state, jnp.zeros((), jnp.int32))[1]
+    infos = jax.tree.map(lambda s: jnp.zeros((passes * len(batches), *s.shape), s.dtype), shapes)
+    if not passes:
+        return state, infos
+
+    def step(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, info = update(carry[0], index)
+        return state, jax.tree.map(lambda all_of, one: all_of.at[index].set(one), carry[1], info)
+
+    result: tuple[Any, Any] = lax.fori_loop(0, passes * count, step, (state, infos))
+    return result
+
+
+def _encode(rule: LearningRule, state: Any, batches: Array, count: int | Array) -> Array:
+    shape = jax.eval_shape(rule.encode, state, batches[0])
+
+    def step(index: Array, codes: Array) -> Array:
+        return codes.at[index].set(rule.encode(state, batches[index]))
+
+    codes: Array = lax.fori_loop(0, count, step, jnp.zeros((len(batches), *shape.shape), shape.dtype))
+    return codes

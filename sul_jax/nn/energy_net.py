@@ -156,7 +156,7 @@ class EnergyNet(nnx.Module):
         if self.centroids is not None:
             arrays["centroids"] = self.centroids[...]
         sizes = {
-            "architecture": _to_json(self.architecture),
+            "architecture": self.architecture.to_dict(),
             "rescale": self.rescale,
             "code_power": self.code_power,
         }
@@ -180,7 +180,7 @@ class EnergyNet(nnx.Module):
         """
         folder = Path(path).absolute()
         stored, metadata = _checkpoint.metadata(folder, "EnergyNet")
-        found = _from_json(metadata["architecture"])
+        found = energy.EnergyArchitecture.from_dict(metadata["architecture"])
         if architecture is not None and found != architecture:
             raise ValueError(
                 f"path={str(folder)!r} holds another architecture: {found}, expected {architecture}"
@@ -238,12 +238,3 @@ def _check_states(states: Sequence[Any], architecture: energy.EnergyArchitecture
                 f"but the architecture asks for {shape}"
             )
         channels = layer.num_subspaces
-
-
-def _to_json(architecture: energy.EnergyArchitecture) -> dict[str, Any]:
-    return {**architecture._asdict(), "layers": [layer._asdict() for layer in architecture.layers]}
-
-
-def _from_json(stored: dict[str, Any]) -> energy.EnergyArchitecture:
-    layers = tuple(energy.EnergyLayer(**layer) for layer in stored["layers"])
-    return energy.EnergyArchitecture(**{**stored, "layers": layers})

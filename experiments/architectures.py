@@ -1,0 +1,87 @@
+"""Energy networks by name: the published ones, and those that `tune_energy` found and saved."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.reporting import ConfigError, write_json
+from sul_jax import energy
+
+FOUND = Path(__file__).parent / "architectures.json"
+
+
+class Named(NamedTuple):
+    """An architecture and where it comes from.
+
+    Attributes:
+      architecture: the sizes.
+      options: what else `mnist_energy` must be given, such as `{"rescale": False}`.
+      study: the search it came from; empty for a published one.
+    """
+
+    architecture: energy.EnergyArchitecture
+    options: Mapping[str, Any] = {}
+    study: Mapping[str, Any] = {}
+
+
+def get(name: str) -> Named:
+    """An architecture by name, or from a file that `tune_energy` wrote.
+
+    Args:
+      name: `1layer` to `4layer`, a name in `experiments/architectures.json`, or a path that ends in `.json`.
+
+    Raises:
+      ConfigError: no such architecture.
+
+    Example:
+      >>> from experiments import architectures
+      >>> len(architectures.get("3layer").architecture.layers)
+      3
+    """
+    if name in energy.ARCHITECTURES:
+        return Named(energy.ARCHITECTURES[name])
+    if name.endswith(".json"):
+        try:
+            return _named(json.loads(Path(name).read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"architecture={name!r} is no file of tune_energy ({error})") from None
+    found = _found()
+    if name not in found:
+        accepted = ", ".join([*energy.ARCHITECTURES, *found])
+        raise ConfigError(f"architecture={name!r} is unknown; accepted: {accepted}, or FILE.json")
+    return _named(found[name])
+
+
+def save(path: Path, named: Named) -> None:
+    """Writes an architecture to a file that `get` reads."""
+    write_json(path, _stored(named))
+
+
+def save_as(name: str, named: Named) -> None:
+    """Puts an architecture into `experiments/architectures.json`."""
+    write_json(FOUND, _found() | {name: _stored(named)})
+
+
+def check_new_name(name: str) -> None:
+    """Raises `ConfigError` for a name that a published network has, or that is no name."""
+    if name in energy.ARCHITECTURES or name == "auto" or not name.isidentifier():
+        raise ConfigError(f"save_as={name!r} is not accepted: it must be an identifier of its own")
+
+
+def _found() -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(FOUND.read_text()) if FOUND.exists() else {}
+    return stored
+
+
+def _stored(named: Named) -> dict[str, Any]:
+    return {
+        "architecture": named.architecture.to_dict(),
+        "options": dict(named.options),
+        "study": dict(named.study),
+    }
+
+
+def _named(stored: Mapping[str, Any]) -> Named:
+    architecture = energy.EnergyArchitecture.from_dict(stored["architecture"])
+    return Named(architecture, stored["options"], stored["study"])

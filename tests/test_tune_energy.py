@@ -1,0 +1,171 @@
+"""The search for architectures: on a few hundred of the bundled digits, with one small layer."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from experiments import architectures, mnist_energy, tune_energy
+from experiments.tune_energy import Config
+from sul_jax import energy
+
+SMALL = {
+    "dataset": "digits", "num_layers": 1, "num_images": 256, "trials": 3, "max_mflop": 2.0, "passes": 1,
+    "finalists": 1, "finalist_seeds": 1,
+}  # fmt: skip
+
+
+def study_in(workdir: Path) -> optuna.Study:
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(workdir / "study.log")))
+    return optuna.load_study(storage=storage, study_name="tune_energy")
+
+
+def test_a_search_and_what_it_found(tmp_path: Path) -> None:
+    first = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(8, 2, 2, 9, 0),))
+    architectures.save(tmp_path / "first.json", architectures.Named(first))
+    config = Config(
+        **SMALL,
+        num_labels=100,
+        workdir=tmp_path / "study",
+        start_from=str(tmp_path / "first.json"),
+        networks=2,
+    )
+    found = tune_energy.run(config)
+    assert found.named.options == {"networks": 2, "code_power": 1.0, "batch_size": 128, "passes": 1}
+    study = study_in(config.workdir)
+    assert study.trials[0].params == tune_energy._as_parameters(first)
+    begun = [t for t in study.trials if "error_first" in t.user_attrs]
+    assert len(begun) == 3
+    assert 0 <= found.error <= 90
+    assert all(t.user_attrs["mflop"] <= 2 for t in begun)
+    for name in ("history", "importances", "cost"):
+        assert (config.workdir / f"{name}.png").exists()
+    assert architectures.get(str(config.workdir / "best.json")).architecture == found.named.architecture
+
+    with pytest.raises(ValueError, match="--resume"):
+        tune_energy.run(config)
+    with pytest.raises(ValueError, match="num_labels"):
+        tune_energy.run(replace(config, num_labels=50, resume=True))
+    tune_energy.run(replace(config, trials=4, resume=True))
+    assert sum("error_first" in t.user_attrs for t in study_in(config.workdir).trials) == 4
+
+    # The half whose labels the search has seen is left out of the test.
+    (result,) = mnist_energy.run(
+        mnist_energy.Config(
+            dataset="digits",
+            architecture=str(config.workdir / "best.json"),
+            num_train=256,
+            passes=1,
+            num_train_evaluated=0,
+            evaluate_layers=False,
+            workdir=tmp_path / "run",
+        )
+    )
+    assert result.network.architecture == found.named.architecture
+    assert found.named.study["searched"] == 898
+
+
+def test_presets_change_the_space() -> None:
+    trial = optuna.trial.FixedTrial(tune_energy._as_parameters(energy.ARCHITECTURES["3layer"]))
+    assert tune_energy.propose(trial, Config(), (28, 28, 1)) == energy.ARCHITECTURES["3layer"]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for preset, check in {
+        "no_zca": lambda a: a.zca_num_components == 0,
+        "rank_one": lambda a: all(layer.rank == 1 for layer in a.layers),
+    }.items():
+        assert check(tune_energy.propose(study.ask(), Config(preset=preset, num_layers=1), (28, 28, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "mflop"), [("1layer", 17), ("2layer", 633), ("3layer", 393), ("4layer", 1680)]
+)
+def test_cost_is_that_of_the_published_networks(name: str, mflop: float) -> None:
+    found, _ = tune_energy.cost(energy.ARCHITECTURES[name], (28, 28, 1), Config(num_images=1000))
+    assert found == pytest.approx(mflop, rel=0.02)
+
+
+@pytest.mark.parametrize("preset", ["neither", "random_subspaces"])
+def test_ablations_are_searched_anew(preset: str, tmp_path: Path) -> None:
+    small = SMALL | {"trials": 1, "finalist_seeds": 0}
+    found = tune_energy.run(Config(**small, preset=preset, workdir=tmp_path))
+    assert set(found.named.options) & {"rescale", "random_subspaces"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 5}, "num_layers=5"),
+        ({"num_labels": 5}, "num_labels=5"),
+        ({"num_images": 5000}, "num_images=5000"),
+        ({"first_share": 2.0}, "first_share=2.0"),
+        ({"max_mflop": 1e-6}, "could not be begun"),
+        ({"save_as": "3layer"}, "save_as='3layer'"),
+        ({"start_from": "3layer"}, "start_from='3layer'"),
+        ({"storage": "no-such-thing"}, "storage='no-such-thing'"),
+        ({"preset": "nothing"}, "preset='nothing'"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tune_energy.run(Config(**(SMALL | {"workdir": tmp_path} | options)))
+
+
+def test_unknown_architectures() -> None:
+    with pytest.raises(ValueError, match="architecture='5layer' is unknown"):
+        architectures.get("5layer")
+    with pytest.raises(ValueError, match="no-such"):
+        architectures.get("no-such.json")
+
+
+def worker(workdir: Path, trials: int, *options: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "experiments.tune_energy", "--workdir", str(workdir)]
+    small = SMALL | {"trials": trials}
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        [*command, *options], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
+    def wait_for(condition: str) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            log = tmp_path / "study.log"
+            if log.exists() and condition in log.read_text():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{condition} never came")
+
+    killed = worker(tmp_path, 50)
+    wait_for('"worker"')
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    both = [worker(tmp_path, 4, "--resume") for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    trials = study_in(tmp_path).trials
+    states = [trial.state for trial in trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    begun = [t for t in trials if "error_first" in t.user_attrs]
+    assert 4 <= len(begun) <= 5  # both may begin the last at once
+    assert len({json.dumps(t.params, sort_keys=True) for t in begun}) == len(begun)
+    assert len({t.user_attrs["worker"] for t in trials if "worker" in t.user_attrs}) >= 2
+
+
+def test_the_digits_have_a_network_of_their_own() -> None:
+    found = architectures.get("digits")
+    assert found.study["dataset"] == "digits"
+    assert found.study["searched"] == 898
