@@ -47,20 +47,24 @@ def to_float(images: Array) -> Array:
 def map_batches(
     function: Callable[[Array], Any], images: np.ndarray | Array, *, batch_size: int = 500
 ) -> Any:
-    """Applies a compiled function to images batch by batch; compiles once for the full batches.
+    """Applies a compiled function to images batch by batch; it sees batches of one size.
 
     Args:
-      function: maps `[batch, ...]` to an array `[batch, ...]` or a tree of such arrays.
+      function: maps `[batch, ...]` to an array `[batch, ...]` or a tree of such arrays, image by image.
       images: `[num_images, ...]`.
       batch_size: images at a time.
 
     Returns:
       The concatenated results.
     """
-    parts = [
-        function(jnp.asarray(images[start : start + batch_size]))
-        for start in range(0, len(images), batch_size)
-    ]
+    number = len(images)
+    if number <= batch_size:
+        return function(jnp.asarray(images))
+    starts = range(0, number, batch_size)
+    # The last batch ends with the last image; those that the one before has had already are cut off.
+    parts = [function(jnp.asarray(images[min(s, number - batch_size) :][:batch_size])) for s in starts]
+    repeated = len(starts) * batch_size - number
+    parts[-1] = jax.tree.map(lambda array: array[repeated:], parts[-1])
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 

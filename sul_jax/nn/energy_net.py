@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from sul_jax import energy, k_means
 from sul_jax.k_subspaces import KSubspacesState
@@ -208,7 +208,11 @@ def _maps(
     rescale: bool,
 ) -> Array:
     encode = stack(*energy.network_rules(architecture, rescale=rescale)).encode
-    return jnp.concatenate([encode(states, images) for states in networks], axis=-1)
+    if len(networks) == 1:
+        return encode(networks[0], images)
+    # A loop, so that what all networks share is compiled once.
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    return jnp.concatenate(list(lax.map(lambda states: encode(states, images), together)), axis=-1)
 
 
 @partial(jax.jit, static_argnames=("architecture", "rescale"))
