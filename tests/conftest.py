@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and the folder of real data, before jax starts."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,14 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     shared = tmp_path_factory.getbasetemp().parent / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(shared))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Compiled programs hold memory maps, of which a process may have 65,530: XLA crashes beyond."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
