@@ -190,8 +190,6 @@ def training_step(config: Config, network: ACOL) -> Any:
 
     def loss(params: Any, key: Array, images: Array, parents: Array) -> Array:
         logits = nnx.merge(graph, params)(images, key=key)
-        pooled = gar.acol_pool(jax.nn.softmax(logits), num_parents=num_parents)
-        taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
         regularization = gar.gar_loss(
             logits,
             num_parents=num_parents,
@@ -200,7 +198,7 @@ def training_step(config: Config, network: ACOL) -> Any:
             frobenius_weight=config.frobenius_weight,
             frobenius=config.frobenius,
         )
-        return regularization - jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
+        return regularization + gar.parent_loss(logits, parents, num_parents=num_parents)
 
     def step(state: Any, key: Array, images: Array, parents: Array) -> tuple[Any, Array]:
         params, memory = state

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from experiments.reporting import (
     command_line,
     format_table,
     identity,
+    make_workdir,
 )
 from sul_jax import __version__, metrics
 from sul_jax.estimators import (
@@ -44,9 +45,6 @@ from sul_jax.estimators import (
     NMCEClustering,
     PixelClustering,
 )
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 EXPERIMENT = "cluster_images"
 ESTIMATORS: dict[str, Any] = {
@@ -143,10 +141,7 @@ def run(config: Config) -> Report:
     size = _estimator(config, 2, 0).image_size
     if config.workdir.resolve() == config.images.resolve():
         raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of images; give another")
-    try:
-        config.workdir.mkdir(parents=True, exist_ok=True)  # before anything takes time
-    except OSError as error:
-        raise ConfigError(f"workdir={str(config.workdir)!r} cannot be written: {error}") from None
+    make_workdir(config.workdir)  # before anything takes time
     images = read_images(config.images, size)
     config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, images), image_size=size)
     with Workdir(EXPERIMENT, config, data=identity(images.pixels)) as workdir:
@@ -247,24 +242,7 @@ def _readable(name: str) -> str:
 def _decoded(file: Path, size: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(picture(file), (size, size), Image.Resampling.BICUBIC))
-
-
-def picture(file: Path) -> "Image.Image":
-    """A file's first frame, upright, on white where transparent, in RGB with 8 bits a channel."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith(("I", "F")):  # 16 bits, or more
-            values = np.asarray(image, np.float64)
-            top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
-            image = Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
-        if image.mode in ("P", "LA", "PA", "RGBA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+    return np.asarray(ImageOps.fit(data.picture(file), (size, size), Image.Resampling.BICUBIC))
 
 
 def _numbers_of_clusters(config: Config, images: Images) -> tuple[int, ...]:
@@ -344,12 +322,7 @@ def _judge(images: Images, fits: Sequence[_Fit]) -> tuple[Report, _Fit, np.ndarr
     chosen = of_number[int(np.argmax(table.sum(axis=1)))]
     scores = {}
     if images.labels is not None:
-        judged = evaluation.agreement(images.labels, chosen.model.labels_)
-        scores = {
-            "clustering_accuracy": 100 - judged["clustering_error"],
-            "normalized_mutual_info": judged["normalized_mutual_info"],
-            "adjusted_rand_index": judged["adjusted_rand_index"],
-        }
+        scores = evaluation.scores(images.labels, chosen.model.labels_)
     several = {n: round(value, 3) for n, value in means.items()} if len(table) > 1 else {}
     scores = {name: round(value, 3) for name, value in scores.items()}
     return Report(chosen.model.labels_, number, several, scores, chosen.model), chosen, table
@@ -408,10 +381,7 @@ def _predict(config: Config, path: Path) -> Report:
         raise ConfigError(
             f"predict={str(path)!r} is not a model that cluster_images wrote ({error})"
         ) from None
-    try:
-        config.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"workdir={str(config.workdir)!r} cannot be written: {error}") from None
+    make_workdir(config.workdir)
     images = read_images(config.images, size)
     pixels = images.pixels
     if pixels.shape[-1] < shape[-1]:
@@ -424,9 +394,7 @@ def _predict(config: Config, path: Path) -> Report:
         raise ConfigError(f"images of {given} do not fit the model, which learned from images of {wanted}")
     _say_what_was_read(images)
     model.verbose = True
-    codes = model.transform(pixels)
-    distances = model.distances_of(codes)
-    labels = model.predict(pixels) if model.learns_clusters else np.argmin(distances, axis=1).astype(np.int32)
+    labels, distances = model.assign(pixels)
     _write_clusters(config.workdir / "predicted.csv", images.names, labels, distances)
     print(f"clusters: {config.workdir / 'predicted.csv'}")
     return Report(labels, model.n_clusters, {}, {}, model)

@@ -152,14 +152,10 @@ def judge(
         codes = model.fit_transform(images)
         clusters = model.labels_
     seconds, peak = time.perf_counter() - began, _peak_gib()
-    judged = evaluation.agreement(labels, clusters)
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]
     knn = evaluation.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
-    values = {
-        "clustering_accuracy": 100 - judged["clustering_error"],
-        "normalized_mutual_info": judged["normalized_mutual_info"],
-        "adjusted_rand_index": judged["adjusted_rand_index"],
+    values = evaluation.scores(labels, clusters) | {
         "knn_accuracy": knn["knn"],
         "seconds": seconds,
         "peak_gib": peak,

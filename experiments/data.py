@@ -24,9 +24,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class DataError(ValueError):
@@ -609,6 +612,23 @@ def _strip(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
+
+
+def picture(file: Path) -> "Image.Image":
+    """A file's first frame, upright, on white where transparent, in RGB with 8 bits a channel."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):  # 16 bits, or more
+            values = np.asarray(image, np.float64)
+            top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
+            image = Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
+        if image.mode in ("P", "LA", "PA", "RGBA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
 
 
 def _load_folder(folder: Path, size: int | None) -> Dataset:

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments import data
+
 if TYPE_CHECKING:
     from experiments.cluster_images import Config, Images, Report
 
@@ -157,11 +159,9 @@ def _gallery(images: "Images", chosen: np.ndarray) -> str:
 
 def _thumbnail(images: "Images", index: int) -> str:
     """As it is in its file where there is one, so that more can be seen than the network saw."""
-    from experiments.cluster_images import picture
-
     buffer = io.BytesIO()
     if images.files:
-        shown = picture(images.files[index])
+        shown = data.picture(images.files[index])
     else:
         pixels = images.pixels[index]
         if pixels.dtype != np.uint8:

@@ -243,17 +243,7 @@ def _run_seed(
 
 def views(key: Array, images: Array) -> Array:
     """Two random views of each image by the paper's transformations, `[2, *images.shape]`."""
-
-    def view(key: Array) -> Array:
-        keys = jax.random.split(key, 4)
-        changed = augment.random_resized_crop(keys[0], images)
-        changed = augment.horizontal_flip(keys[1], changed)
-        changed = augment.color_jitter(
-            keys[2], changed, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8
-        )
-        return augment.grayscale(keys[3], changed, probability=0.2)
-
-    return jnp.stack([view(k) for k in jax.random.split(key)])
+    return jnp.stack([augment.random_view(k, images) for k in jax.random.split(key)])
 
 
 def build(config: Config, seed: int, channels: int) -> NMCE:

@@ -116,6 +116,14 @@ def identity(images: np.ndarray) -> dict[str, Any]:
     return {"num_train": len(images), "shape": images.shape[1:], "crc32": zlib.crc32(images.tobytes())}
 
 
+def make_workdir(path: Path) -> None:
+    """Makes a run's folder where there is none; raises `ConfigError` where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None
+
+
 class Workdir:
     """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, figures, checkpoints.
 
@@ -160,8 +168,8 @@ class Workdir:
                 | {"seed": config.seed, "seeds": config.seeds}
             )
         )
+        make_workdir(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / ".lock", "w")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None

@@ -40,6 +40,7 @@ from experiments.reporting import (
     device_name,
     format_table,
     identity,
+    make_workdir,
     recorded,
 )
 from sul_jax import LearningRule, energy, patches, whitening
@@ -177,10 +178,7 @@ def run(config: Config) -> Found:
         mflop, _ = cost(first, search.images.shape[1:], config)
         if mflop > config.max_mflop:
             raise ConfigError(f"start_from={config.start_from!r} takes {mflop:.0f} MFLOP; raise --max-mflop")
-    try:
-        config.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"workdir={str(config.workdir)!r} cannot be written: {error}") from None
+    make_workdir(config.workdir)
     settings = recorded(config) | {"seed": config.seed, "data": identity(np.asarray(search.images))}
     # Through JSON, so that they compare equal to what is read back.
     settings = json.loads(json.dumps({k: v for k, v in settings.items() if k not in _WORKERS_OWN}))
@@ -421,12 +419,6 @@ def _objective(trial: "optuna.Trial", search: Search) -> float:
     assert config.batch_size is not None
     total = len(search.images) // config.batch_size
     first = max(1, round(config.first_share * total))
-    side, places = min(search.images.shape[1:3]), []
-    for layer in architecture.layers:
-        side += 2 * layer.padding - layer.kernel_size + 1
-        places.append((side**2 * config.batch_size, layer.num_subspaces))
-    if any(patches_of_batch < subspaces for patches_of_batch, subspaces in places):
-        raise optuna.TrialPruned("more subspaces than patches in a minibatch, too few to pool")
     learn = learner(architecture, search)
     seeds = [config.seed + 1000 * trial.number + i for i in range(config.seeds_per_trial)]
     for name, number in (("error_first", first), ("error", total)):
@@ -470,9 +462,11 @@ def propose(
         padding = suggest("padding", 0, size // 2)
         rank = suggest("rank", 1, min(preset.get("max_rank", _MAX_RANK), size**2 * channels))
         layers.append(energy.EnergyLayer(num_subspaces, rank, winners, size, padding))
-        side, channels = side + 2 * padding - size + 1, num_subspaces
+        side, channels = patches.output_size(side, kernel_size=size, padding=padding), num_subspaces
         if side < 2:
             raise optuna.TrialPruned(f"layer {index} leaves {side}×{side} positions, too few to pool")
+        if config.batch_size is not None and side**2 * config.batch_size < num_subspaces:
+            raise optuna.TrialPruned("more subspaces than patches in a minibatch, too few to pool")
     return energy.EnergyArchitecture(kernel, components, tuple(layers))
 
 
@@ -503,10 +497,10 @@ def cost(
     """
     assert config.num_images is not None
     height, width, channels = shape
-    operations, held, most = 0, 0, height * width * channels
-    below = most
+    operations, held, below = 0, 0, height * width * channels
     for layer in architecture.layers:
-        height, width = (side + 2 * layer.padding - layer.kernel_size + 1 for side in (height, width))
+        window = {"kernel_size": layer.kernel_size, "padding": layer.padding}
+        height, width = (patches.output_size(side, **window) for side in (height, width))
         patch = layer.kernel_size**2 * channels
         operations += 2 * height * width * patch * layer.num_subspaces * layer.rank
         channels = layer.num_subspaces

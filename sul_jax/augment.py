@@ -292,6 +292,38 @@ def random_perspective(
     return jnp.where(_chosen(chosen_key, images, probability), warped, images).astype(images.dtype)
 
 
+def random_view(key: Array, images: Array, *, scale: tuple[float, float] = (0.08, 1.0)) -> Array:
+    """A random view of colour images: cropped, flipped, of changed colours, and sometimes gray.
+
+    The transformations and their strengths are those of Li et al. (2022).
+
+    Args:
+      key: `jax.random.key`.
+      images: `[batch, height, width, 3]` in [0, 1].
+      scale: smallest and largest share of the area that is kept.
+
+    Returns:
+      An array of the same shape.
+
+    Raises:
+      ValueError: images without three channels.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import augment
+      >>> images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+      >>> augment.random_view(jax.random.key(1), images).shape
+      (2, 8, 8, 3)
+    """
+    keys = jax.random.split(key, 4)
+    changed = random_resized_crop(keys[0], images, scale=scale)
+    changed = horizontal_flip(keys[1], changed)
+    changed = color_jitter(
+        keys[2], changed, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8
+    )
+    return grayscale(keys[3], changed, probability=0.2)
+
+
 def _chosen(key: Array, images: Array, probability: float | Array) -> Array:
     return jax.random.uniform(key, (images.shape[0], 1, 1, 1)) < probability
 

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import LearningRule, augment, coding_rate, deep_cluster, energy, gar, k_means, stack, whitening
-from sul_jax.nn import ACOL, NMCE, LeNet5, ResNet
+from sul_jax.nn import ACOL, NMCE, EnergyNet, LeNet5, ResNet
 
 # Images that a compiled program encodes at a time.
 _ENCODED = 256
@@ -125,12 +125,19 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         return self._shown(self._codes(self._rows(X, reset=False)))
 
     def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
-        """The cluster of each image, the one with the nearest centre, int32 `[num_images]`."""
-        return np.argmin(self.distances(X), axis=1).astype(np.int32)
+        """The cluster of each image, int32 `[num_images]`."""
+        return self.assign(X)[0]
 
     def distances(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """Distance of each image's code to the centre of every cluster, `[num_images, n_clusters]`."""
-        return self.distances_of(self.transform(X))
+        return self.assign(X)[1]
+
+    def assign(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
+        """The cluster of each image and its distances to all centres: `predict` and `distances` at once."""
+        check_is_fitted(self)
+        codes = self._codes(self._rows(X, reset=False))
+        distances = self.distances_of(self._shown(codes))
+        return self._labels(codes, distances), distances
 
     def distances_of(self, codes: np.ndarray) -> np.ndarray:
         """Distance of each code, from `transform`, to the centre of every cluster."""
@@ -166,7 +173,11 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         key = jax.random.fold_in(jax.random.key(self.seed_), _CLUSTERING)
         found = _k_means(key, jnp.asarray(codes), num_clusters=self.n_clusters)
         self.cluster_centers_ = np.asarray(found.centroids)
-        self.labels_ = np.argmin(self.distances_of(codes), axis=1).astype(np.int32)
+        self.labels_ = self._labels(codes, self.distances_of(codes))
+
+    def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """The nearest centre's number."""
+        return np.argmin(distances, axis=1).astype(np.int32)
 
     @property
     def _n_features_out(self) -> int:
@@ -378,28 +389,18 @@ class EnergyClustering(_ImageClustering):
             states = (*states, state)
         whitener = None
         if self.code_whitening:
-            some_codes = np.concatenate(
-                [
-                    np.asarray(_energy_codes(architecture, states, images.take(part), self.code_power))
-                    for part in _minibatches(keys[-1], number, _ENCODED, -(-min(number, 10_000) // _ENCODED))
-                ]
-            )
+            net = EnergyNet(states, architecture, code_power=self.code_power)
+            parts = _minibatches(keys[-1], number, _ENCODED, -(-min(number, 10_000) // _ENCODED))
+            some_codes = np.concatenate([np.asarray(net(images.take(part))) for part in parts])
             normal = whitening.normalize(jnp.asarray(some_codes))
             components = min(_CODE_COMPONENTS, normal.shape[1])
             whitener = whitening.pca(normal, num_components=components, exponent=self.code_whitening)
         return states, whitener
 
     def _encoder(self) -> Callable[[Any, Array], Array]:
-        architecture = self._sizes()
-
-        def encode(learned: Any, images: Array) -> Array:
-            states, whitener = learned
-            codes = _energy_codes(architecture, states, images, self.code_power)
-            if whitener is None:
-                return codes
-            return whitening.pca_whiten(whitening.normalize(codes), whitener)
-
-        return encode
+        states, whitener = self.learned_
+        net = EnergyNet(states, self._sizes(), code_power=self.code_power, whitening=whitener)
+        return lambda learned, images: net(images)
 
     def first_kernels(self) -> np.ndarray:
         """Directions of the first layer's subspaces, `[num, kernel_size, kernel_size, channels]`."""
@@ -433,14 +434,6 @@ def _energy_step(
 ) -> Any:
     rules: Sequence[LearningRule] = energy.network_rules(architecture)
     return rules[index].update(state, stack(*rules).encode(below, images), warmup=warmup)[0]
-
-
-@partial(jax.jit, static_argnums=0)
-def _energy_codes(
-    architecture: energy.EnergyArchitecture, states: tuple[Any, ...], images: Array, power: float
-) -> Array:
-    maps = stack(*energy.network_rules(architecture)).encode(states, images)
-    return energy.pooled_codes(maps, power=power)
 
 
 class ACOLClustering(_ImageClustering):
@@ -538,10 +531,8 @@ def _acol_loss(graph: Any, params: Any, statistics: Any, key: Array, images: Arr
     ways = len(augment.FLIPS_AND_ROTATIONS)
     turned, parents = augment.random_transformation(turn_key, images)
     logits = nnx.merge(graph, params)(turned, key=dropout_key)
-    pooled = gar.acol_pool(jax.nn.softmax(logits), num_parents=ways)
-    taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
-    loss = gar.gar_loss(logits, num_parents=ways) - jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
-    return loss, statistics
+    regularization = gar.gar_loss(logits, num_parents=ways)
+    return regularization + gar.parent_loss(logits, parents, num_parents=ways), statistics
 
 
 class NMCEClustering(_ImageClustering):
@@ -649,16 +640,12 @@ class NMCEClustering(_ImageClustering):
     def _shown(self, codes: np.ndarray) -> np.ndarray:
         return codes[:, : self.num_features]
 
-    def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
-        """The cluster of each image by the cluster head, int32 `[num_images]`."""
-        check_is_fitted(self)
-        return self._heads(self._codes(self._rows(X, reset=False)))
-
-    def _heads(self, codes: np.ndarray) -> np.ndarray:
+    def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """The cluster head's choice."""
         return np.argmax(codes[:, self.num_features :], axis=1).astype(np.int32)
 
     def _cluster(self, codes: np.ndarray) -> None:
-        self.labels_ = self._heads(codes)
+        self.labels_ = self._labels(codes, np.empty(0))
         one_hot = (self.labels_ == np.arange(self.n_clusters)[:, None]).astype(np.float32)
         sums = one_hot @ self._shown(codes)
         number = one_hot.sum(axis=1, keepdims=True)
@@ -691,15 +678,11 @@ def _nmce_loss(
 
 def _view(key: Array, images: Array) -> Array:
     """A random crop; in colour, flipped and with changed colours as well."""
+    if images.shape[-1] == 3:
+        return augment.random_view(key, images, scale=(0.5, 1.0))
     keys = jax.random.split(key, 4)
     changed = augment.random_resized_crop(keys[0], images, scale=(0.5, 1.0))
-    if images.shape[-1] != 3:
-        return augment.gaussian_noise(keys[1], changed, scale=0.05)
-    changed = augment.horizontal_flip(keys[1], changed)
-    changed = augment.color_jitter(
-        keys[2], changed, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8
-    )
-    return augment.grayscale(keys[3], changed, probability=0.2)
+    return augment.gaussian_noise(keys[1], changed, scale=0.05)
 
 
 @partial(jax.jit, static_argnums=0)

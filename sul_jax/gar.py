@@ -174,6 +174,34 @@ def acol_pool(probabilities: Array, *, num_parents: int) -> Array:
     return jnp.sum(_by_parent("probabilities", probabilities, num_parents, least=1), axis=1)
 
 
+def parent_loss(logits: Array, parents: Array, *, num_parents: int, axis_name: str | None = None) -> Array:
+    """Cross-entropy of the parents' probabilities, which `gar_loss` is added to: what supervision teaches.
+
+    Args:
+      logits: Z, `[batch, num_nodes]`.
+      parents: integers `[batch]`, the parent of each example.
+      num_parents: number of parents.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar, at least 0; no example counts more than −log 1e-7.
+
+    Raises:
+      ValueError: wrong rank, or nodes that are not divided evenly.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import gar
+      >>> logits, parents = jnp.zeros((1, 4)), jnp.array([0])
+      >>> round(gar.parent_loss(logits, parents, num_parents=2).item(), 4)  # log 2
+      0.6931
+    """
+    pooled = acol_pool(jax.nn.softmax(logits), num_parents=num_parents)
+    taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
+    loss = -jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
+    return loss if axis_name is None else lax.pmean(loss, axis_name)
+
+
 def _by_parent(name: str, values: Array, num_parents: int, least: int = 2) -> Array:
     """`[batch, nodes of a parent, num_parents]`."""
     check_array(name, values, ndim=2, axes="[batch, num_nodes]")

@@ -26,6 +26,9 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("SUL_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     # Beside the folders of parallel workers, so that they share it.
     shared = tmp_path_factory.getbasetemp().parent / "compiled"
+    # Commands and notebooks that tests start take theirs from here too.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     jax.config.update("jax_compilation_cache_dir", str(shared))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -1,6 +1,7 @@
 """Affinity, balance and the regulariser; the network; the experiment."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -285,3 +286,14 @@ def test_quarter_turns_need_square_images(tmp_path: Path) -> None:
     config = Config(dataset=str(tmp_path / "x.npz"), workdir=tmp_path / "run", batch_size=9)
     with pytest.raises(ValueError, match="quarter turns change the shape of 6×8 images"):
         acol_pseudo.run(config)
+
+
+def test_parent_loss_is_the_cross_entropy_of_the_sums() -> None:
+    logits = jax.random.normal(jax.random.key(0), (8, 6))
+    parents = jnp.arange(8) % 3
+    probabilities = np.asarray(jax.nn.softmax(logits)).reshape(8, 2, 3).sum(axis=1)
+    expected = -np.mean(np.log(probabilities[np.arange(8), np.asarray(parents)]))
+    loss = partial(gar.parent_loss, num_parents=3)
+    assert float(loss(logits, parents)) == pytest.approx(expected, rel=1e-5)
+    split = jax.vmap(partial(loss, axis_name="batch"), axis_name="batch")
+    np.testing.assert_allclose(split(logits.reshape(4, 2, 6), parents.reshape(4, 2)), expected, rtol=1e-5)
