@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from sul_jax import energy, hebbian, k_means, patches, stack, whitening
-from sul_jax.nn import EnergyNet, NNLBlock, NNLConv, convolution
+from sul_jax.nn import ACOL, MLP, NMCE, AlexNet, EnergyNet, LeNet5, NNLBlock, NNLConv, ResNet, convolution
 
 ARCHITECTURE = energy.EnergyArchitecture(
     3, 2, (energy.EnergyLayer(6, 2, 3, 3, 1), energy.EnergyLayer(5, 3, 2, 4, 0))
@@ -173,6 +173,46 @@ def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
     assert (loaded.blocks, loaded.response) == (tuple(blocks), response)
     with pytest.raises(ValueError, match="is not a checkpoint of an EnergyNet"):
         EnergyNet.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda rngs: ACOL((8, 8, 3), num_parents=2, num_features=8, num_filters=2, rngs=rngs),
+        lambda rngs: LeNet5(channels=3, use_sobel=True, rngs=rngs),
+        lambda rngs: NMCE(
+            ResNet(10, num_filters=2, num_pre_features=None, rngs=rngs),
+            16,
+            num_features=3,
+            num_clusters=2,
+            rngs=rngs,
+        ),
+    ],
+    ids=["ACOL", "LeNet5", "NMCE"],
+)
+def test_saved_with_its_arguments(build: Any, tmp_path: Path) -> None:
+    net = build(nnx.Rngs(0))
+    size = 32 if isinstance(net, LeNet5) else 8
+    images = jax.random.uniform(jax.random.key(0), (4, size, size, 3))
+    net.train()
+    net(images)  # moves the statistics of batch normalisation
+    net.eval()
+    net.save(tmp_path / "net")
+    loaded = type(net).load(tmp_path / "net")
+    chex.assert_trees_all_equal(loaded(images), net(images))
+    with pytest.raises(ValueError, match="is not a checkpoint of an AlexNet"):
+        AlexNet.load(tmp_path / "net")
+
+
+def test_what_is_not_known_by_name_is_not_loaded(tmp_path: Path) -> None:
+    rngs = nnx.Rngs(0)
+    mlp = MLP(2, 3, num_layers=1, activation=jnp.sin, rngs=rngs)
+    mlp.save(tmp_path / "mlp")
+    with pytest.raises(ValueError, match="the activation 'sin' is not one of jax.nn's"):
+        MLP.load(tmp_path / "mlp")
+    NMCE(nnx.Linear(2, 3, rngs=rngs), 3, num_features=2, num_clusters=2, rngs=rngs).save(tmp_path / "nmce")
+    with pytest.raises(ValueError, match="the backbone 'Linear' cannot be loaded by name"):
+        NMCE.load(tmp_path / "nmce")
 
 
 def test_nnl_bad_input() -> None:

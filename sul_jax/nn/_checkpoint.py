@@ -3,10 +3,59 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
+from flax import nnx
 from orbax.checkpoint import v1 as ocp
+
+
+class Saved(nnx.Module):
+    """A module that is saved with the arguments it was built with.
+
+    Attributes:
+      arguments: names and values, but for `rngs`.
+    """
+
+    arguments: tuple[tuple[str, Any], ...]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an Orbax checkpoint folder; an existing one is replaced.
+
+        Args:
+          path: the folder, new or an earlier checkpoint of the same kind of module.
+
+        Raises:
+          ValueError: there is something else at `path`.
+        """
+        write(path, type(self).__name__, _named(nnx.state(self)), dict(self.arguments))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Builds what `save` wrote, with `eval()` in effect.
+
+        Raises:
+          ValueError: no such checkpoint, or one of another module.
+        """
+        folder = Path(path).absolute()
+        stored, sizes = metadata(folder, cls.__name__)
+        network = cls._build({name: value for name, value in sizes.items() if name != "module"})
+        state = nnx.state(network)
+        found = arrays(folder, stored)
+        leaves = [found[name] for name in _named(state)]
+        nnx.update(network, jax.tree.unflatten(jax.tree.structure(state), leaves))
+        network.eval()  # type: ignore[no-untyped-call]
+        return network
+
+    @classmethod
+    def _build(cls, arguments: dict[str, Any]) -> Self:
+        return cls(**arguments, rngs=nnx.Rngs(0))  # type: ignore[call-arg]  # of the subclasses
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """The arrays of a state by their places, in its order."""
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(place, simple=True, separator="."): leaf for place, leaf in leaves}
 
 
 def write(path: str | os.PathLike[str], module: str, arrays: Any, sizes: dict[str, Any]) -> None:

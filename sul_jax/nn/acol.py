@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import gar
+from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.backbones import dropout
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
@@ -14,7 +15,7 @@ from sul_jax.nn.convolution import conv_general_dilated, max_pool
 _DROPOUT = (0.2, 0.3, 0.5)
 
 
-class ACOL(nnx.Module):
+class ACOL(Saved):
     """Two pairs of 3×3 convolutions, each pooled, a linear layer F and the nodes Z (Kilinc & Uysal, table 2).
 
     Attributes:
@@ -58,6 +59,13 @@ class ACOL(nnx.Module):
         if min(height, width) < 4:
             raise ValueError(f"image_shape={image_shape} is not accepted: sides must be at least 4")
         self.num_parents, self.num_features = num_parents, num_features
+        self.arguments = (
+            ("image_shape", (height, width, channels)),
+            ("num_parents", num_parents),
+            ("nodes_per_parent", nodes_per_parent),
+            ("num_features", num_features),
+            ("num_filters", num_filters),
+        )
         glorot = nnx.initializers.glorot_uniform()
         sizes = (channels, num_filters, num_filters, 2 * num_filters, 2 * num_filters)
         self.convolutions = nnx.List(

@@ -2,20 +2,21 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.convolution import conv_general_dilated
 
 # Blocks in each of the four stages.
 RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-class MLP(nnx.Module):
+class MLP(Saved):
     """Fully connected layers, each followed by the activation.
 
     Attributes:
@@ -55,7 +56,20 @@ class MLP(nnx.Module):
         sizes = [in_features] + [num_features] * num_layers
         self.num_features = num_features
         self.activation = activation
+        self.arguments = (
+            ("in_features", in_features),
+            ("num_features", num_features),
+            ("num_layers", num_layers),
+            ("activation", activation.__name__),
+        )
         self.layers = nnx.List([linear(i, o, rngs) for i, o in itertools.pairwise(sizes)])
+
+    @classmethod
+    def _build(cls, arguments: dict[str, Any]) -> Self:
+        name = arguments["activation"]
+        if not hasattr(jax.nn, name):
+            raise ValueError(f"the activation {name!r} is not one of jax.nn's: it cannot be loaded by name")
+        return super()._build({**arguments, "activation": getattr(jax.nn, name)})
 
     def __call__(self, inputs: Array) -> Array:
         """`[batch, in_features]` to `[batch, num_features]`."""
@@ -64,7 +78,7 @@ class MLP(nnx.Module):
         return inputs
 
 
-class ResNet(nnx.Module):
+class ResNet(Saved):
     """ResNet-10, -18 or -34 with the stems of Li et al. (2022), ending in pre-features.
 
     Statistics of batch normalisation change while `train()` is in effect and are used after `eval()`,
@@ -112,6 +126,13 @@ class ResNet(nnx.Module):
             raise ValueError(f"depth={depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")
         if stem not in ("3x3", "5x5"):
             raise ValueError(f"stem={stem!r} is not accepted: it must be '3x3' or '5x5'")
+        self.arguments = (
+            ("depth", depth),
+            ("channels", channels),
+            ("num_filters", num_filters),
+            ("stem", stem),
+            ("num_pre_features", num_pre_features),
+        )
         self.pools = stem == "5x5"
         size, strides = (5, 2) if self.pools else (3, 1)
         self.stem = _convolution(channels, num_filters, size, strides, rngs)

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.backbones import dropout
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
@@ -67,7 +68,7 @@ def sobel(images: Array) -> Array:
     )
 
 
-class _ConvNet(nnx.Module):
+class _ConvNet(Saved):
     """Convolutions, each with batch normalisation, ReLU and perhaps pooling; linear layers on top."""
 
     def __init__(
@@ -185,6 +186,7 @@ class LeNet5(_ConvNet):
           >>> net(jnp.ones((2, 32, 32, 1))).shape
           (2, 84)
         """
+        self.arguments = (("channels", channels), ("use_sobel", use_sobel))
         super().__init__(
             _LENET, (120, 84), image_size=32, channels=channels, use_sobel=use_sobel, dropout=0.0, rngs=rngs
         )
@@ -229,6 +231,7 @@ class AlexNet(_ConvNet):
         """
         if variant not in _ALEXNETS:
             raise ValueError(f"variant={variant!r} is not accepted: it must be one of {tuple(_ALEXNETS)}")
+        self.arguments = (("variant", variant), ("channels", channels), ("use_sobel", use_sobel))
         size, units = (32, 1024) if variant == "small" else (224, 4096)
         super().__init__(
             _ALEXNETS[variant],

@@ -1,16 +1,20 @@
 """A backbone with the two heads of neural manifold clustering and embedding."""
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from sul_jax import whitening
-from sul_jax.nn.backbones import linear
+from sul_jax.nn._checkpoint import Saved
+from sul_jax.nn.backbones import MLP, ResNet, linear
+
+_BACKBONES: dict[str, type[MLP] | type[ResNet]] = {"MLP": MLP, "ResNet": ResNet}
 
 
-class NMCE(nnx.Module):
+class NMCE(Saved):
     """Features on the unit sphere and cluster logits over a backbone (Li et al. 2022, section 3).
 
     Attributes:
@@ -31,7 +35,8 @@ class NMCE(nnx.Module):
         """Puts linear heads on a backbone.
 
         Args:
-          backbone: a module with outputs `[batch, in_features]`.
+          backbone: a module with outputs `[batch, in_features]`; an `MLP` or a `ResNet` if `load` is to build
+            it again.
           in_features: size of the backbone's output.
           num_features: size of the embedding.
           num_clusters: number of clusters.
@@ -49,8 +54,21 @@ class NMCE(nnx.Module):
           ((5, 6), (5, 2))
         """
         self.backbone = backbone
+        self.arguments = (
+            ("backbone", (type(backbone).__name__, getattr(backbone, "arguments", ()))),
+            ("in_features", in_features),
+            ("num_features", num_features),
+            ("num_clusters", num_clusters),
+        )
         self.feature_head = linear(in_features, num_features, rngs)
         self.cluster_head = linear(in_features, num_clusters, rngs)
+
+    @classmethod
+    def _build(cls, arguments: dict[str, Any]) -> Self:
+        name, pairs = arguments["backbone"]
+        if name not in _BACKBONES:
+            raise ValueError(f"the backbone {name!r} cannot be loaded by name: only {tuple(_BACKBONES)} can")
+        return super()._build({**arguments, "backbone": _BACKBONES[name]._build(dict(pairs))})
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         """Features of unit norm `[batch, num_features]` and logits `[batch, num_clusters]`."""

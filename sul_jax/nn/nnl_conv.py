@@ -1,9 +1,7 @@
 """Blocks of convolutional filters side by side, with normalised non-linear responses or plain ones."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import hebbian
-from sul_jax.nn import _checkpoint
+from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
 Response = Literal["nnl", "relu"]
@@ -35,7 +33,7 @@ class NNLBlock(NamedTuple):
     pool_stride: int = 2
 
 
-class NNLConv(nnx.Module):
+class NNLConv(Saved):
     """Blocks of filters, each pooled, under one softmax layer (Grinberg, Hopfield & Krotov 2019, figure 2).
 
     With the response `"nnl"` the filters are weights that `hebbian.update` learned and the response to a
@@ -89,6 +87,12 @@ class NNLConv(nnx.Module):
         height, width, channels = image_shape
         self.image_shape, self.response = (height, width, channels), response
         self.blocks = tuple(NNLBlock(*block) for block in blocks)
+        self.arguments = (
+            ("image_shape", self.image_shape),
+            ("blocks", self.blocks),
+            ("num_classes", num_classes),
+            ("response", response),
+        )
         keys, filters = rngs.params, []
         self.num_features = 0
         for block in self.blocks:
@@ -143,51 +147,3 @@ class NNLConv(nnx.Module):
     def __call__(self, images: Array) -> Array:
         """Logits, `[batch, num_classes]`."""
         return self.classifier(self.features(images))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an Orbax checkpoint folder; an existing one is replaced.
-
-        Args:
-          path: the folder, new or an earlier checkpoint of an NNLConv.
-
-        Raises:
-          ValueError: there is something else at `path`.
-        """
-        sizes = {
-            "image_shape": self.image_shape,
-            "blocks": [list(block) for block in self.blocks],
-            "num_classes": self.classifier.out_features,
-            "response": self.response,
-        }
-        arrays = {
-            "filters": [weights[...] for weights in self.filters],
-            "biases": [bias[...] for bias in self.biases],
-            "classifier": nnx.to_pure_dict(nnx.state(self.classifier)),
-        }
-        # Orbax stores no empty lists.
-        _checkpoint.write(path, "NNLConv", {k: v for k, v in arrays.items() if v}, sizes)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what `save` wrote.
-
-        Raises:
-          ValueError: no such checkpoint, or one of another module.
-        """
-        folder = Path(path).absolute()
-        stored, sizes = _checkpoint.metadata(folder, "NNLConv")
-        network = cls(
-            tuple(sizes["image_shape"]),
-            [NNLBlock(*block) for block in sizes["blocks"]],
-            num_classes=sizes["num_classes"],
-            response=sizes["response"],
-            rngs=nnx.Rngs(0),
-        )
-        arrays = _checkpoint.arrays(folder, stored)
-        for name in ("filters", "biases"):
-            for variable, value in zip(getattr(network, name), arrays.get(name, ()), strict=True):
-                variable[...] = value
-        classifier = nnx.state(network.classifier)
-        nnx.replace_by_pure_dict(classifier, arrays["classifier"])
-        nnx.update(network.classifier, classifier)
-        return network
