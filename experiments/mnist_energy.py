@@ -42,6 +42,7 @@ from sul_jax.nn import EnergyNet
 
 EXPERIMENT = "mnist_energy"
 _WHITENED_COMPONENTS = 20
+_CURVE_STEPS = 60  # of figure 5
 # Test clustering error in percent: table 2 for the layers of the three-layer network, table 5 for depth.
 PAPER_LAYERS = {"pixels": 46.2, "zca": 50.0, "layer1": 22.7, "layer2": 22.2, "layer3": 2.3}
 # (architecture, ablations): test and training error. The paper searched new sizes for each ablation;
@@ -536,7 +537,8 @@ def learning_curve(
     net = stack(zca, rule)
     images = jnp.asarray(train)
     batch_size = min(256, len(train))
-    order = _order(len(train), batch_size, passes=-(-60 * batch_size // len(train)), entropy=(config.seed, 0))
+    passes = -(-_CURVE_STEPS * batch_size // len(train))
+    order = _order(len(train), batch_size, passes=passes, entropy=(config.seed, 0))
     below = jax.jit(lambda images: zca.init(jax.random.key(0), evaluation.to_float(images)))(images)
     whiten = jax.jit(lambda images: net.encode((below,), evaluation.to_float(images)))
     state = jax.jit(rule.init)(jax.random.key(config.seed), whiten(images[order[0]]))

@@ -40,7 +40,8 @@ def bases(result: reporting.SeedResult) -> np.ndarray:
     return np.asarray(result.network.learned_states()[0][1].bases)
 
 
-def test_run_leaves_everything_behind(config: Config) -> None:
+def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mnist_energy, "_CURVE_STEPS", 5)
     (result,) = mnist_energy.run(replace(config, learning_curve=True, evaluate_layers=True, seed=3))
     folder = config.workdir
     for name in (
