@@ -3,6 +3,7 @@
     python -m experiments.acol_pseudo                                    # MNIST at hand, or bundled digits
     python -m experiments.acol_pseudo --data-dir DIR --dataset usps --seeds 3
     python -m experiments.acol_pseudo --data-dir DIR --dataset mnist --transformations 1 3
+    python -m experiments.acol_pseudo --sweep transformations            # figure 8; width: figure 4, right
     python -m experiments.acol_pseudo --supervision parents              # taught: digits below or above 5
 
 A network learns to tell how images were flipped and turned, with twenty softmax nodes for each way, among
@@ -43,7 +44,12 @@ EXPERIMENT = "acol_pseudo"
 _ALL = tuple(range(1, 9))
 _SMALL = 5_000  # images below which a data set is small
 _SHARES = (0, 0.05, 0.2, 1)  # of the steps, after which figure 3 looks at F
-# Accuracy in percent: table 3, and section 4.4 for sets of transformations on MNIST.
+# What is swept: sizes of F around the 1,024 below which the paper sees it fail, and section 4.6's sets.
+_SWEEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "width": ("num_features", (128, 256, 512, 1024, 2048)),
+    "transformations": ("transformations", ((1, 2), (1, 3), (1, 2, 3, 4), _ALL)),
+}
+# Accuracy in percent: table 3, and section 4.6 for sets of transformations on MNIST.
 PAPER = {
     ("mnist", _ALL): 98.32,
     ("mnist", (1, 2, 3, 4)): 97.80,
@@ -74,12 +80,12 @@ class Config:
     """Softmax nodes of each class that is taught."""
     num_features: int = 2048
     """Width of F, the layer below the nodes."""
-    num_filters: int = 32
-    """Of the first pair of convolutions; the second has twice as many."""
+    num_filters: int | None = None
+    """Of the first pair of convolutions, by default 32, 16 for small data; the second has twice as many."""
     epochs: int | None = None
-    """Passes over the images; by default 400, 100 for small data."""
-    batch_size: int = 400
-    """Images in a minibatch."""
+    """Passes over the images; by default 400, 85 for small data."""
+    batch_size: int | None = None
+    """Images in a minibatch; by default 400, 50 for small data."""
     learning_rate: float = 1e-3
     """Adam's learning rate."""
     affinity_weight: float = 0.1
@@ -94,6 +100,8 @@ class Config:
     """What k-means sees: F, Z or softmax(Z)."""
     num_clusters: int | None = None
     """Clusters; by default the number of classes."""
+    sweep: Literal["width", "transformations"] | None = None
+    """Train once for each of several widths of F (figure 4, right) or sets of transformations (figure 8)."""
     num_train: int | None = None
     """Use only the first training images."""
     num_test: int | None = None
@@ -124,17 +132,15 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
       config: the options.
 
     Returns:
-      One `SeedResult` a seed.
+      One `SeedResult` a seed; with `sweep`, one for each setting and seed.
 
     Raises:
       ValueError: options or data that cannot be used.
     """
     _check(config)
-    dataset = data.load(config.dataset, config.data_dir)
-    if dataset.name == "usps":  # "USPS-full"
-        dataset = data.joined(dataset)
-    train = _prepare(dataset.train_images, dataset.train_labels, config.num_train, dataset.name)
-    test = _prepare(dataset.test_images, dataset.test_labels, config.num_test, dataset.name)
+    if config.sweep is not None:
+        return _sweep(config)
+    dataset, train, test = _load(config)
     config = _fill_in(config, dataset, train, test)
     assert config.seeds_together is not None
     setting = (dataset.name, config.transformations)
@@ -168,6 +174,7 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
 def build(config: Config, seed: int, image_shape: tuple[int, ...]) -> ACOL:
     """The untrained network."""
     height, width, channels = image_shape
+    assert config.num_filters is not None
     return ACOL(
         (height, width, channels),
         num_parents=_num_parents(config),
@@ -216,8 +223,10 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
     """Networks of several seeds side by side: parameters and memory with a leading axis of seeds."""
     number = len(train.images)
     shape = train.images.shape[1:]
-    per_epoch = -(-number // config.batch_size)
+    batch_size = config.batch_size
     assert config.epochs is not None
+    assert batch_size is not None
+    per_epoch = -(-number // batch_size)
     step, optimizer = training_step(config, build(config, 0, shape))
     parents = jnp.asarray(_parents(config, train))
     params = jax.tree.map(
@@ -229,7 +238,7 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
         epoch, place = index // per_epoch, index % per_epoch
         order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0), epoch), number)
         # The last minibatch of an epoch is filled up from its beginning.
-        chosen = order[(place * config.batch_size + jnp.arange(config.batch_size)) % number]
+        chosen = order[(place * batch_size + jnp.arange(batch_size)) % number]
         return step(
             state, jax.random.fold_in(jax.random.fold_in(key, 1), index), images[chosen], parents[chosen]
         )
@@ -313,11 +322,11 @@ def _draw(
         earlier = _network(config, config.seed, train, params, 0)
         while_learning[f"step {step}"] = representations(earlier, images)["features"]
     figures.embeddings(while_learning, colours, folder / "figure3_while_learning.png")
-    figures.embeddings(
-        {"F": found["features"], "Z": found["logits"], "softmax(Z)": found["probabilities"]},
-        colours, folder / "figure5_representations.png",
-    )  # fmt: skip
-    figures.activity(found, folder / "figure4_activity.png")
+    spaces = {"F": found["features"], "Z": found["logits"], "softmax(Z)": found["probabilities"]}
+    figures.embeddings(spaces, colours, folder / "figure5_representations.png")
+    kernel = np.asarray(network.nodes.kernel[...])
+    norms = {"F": np.linalg.norm(kernel, axis=1), "Z": np.linalg.norm(kernel, axis=0)}
+    figures.activity(spaces, norms, folder / "figure4_activity.png")
     # Half of them as they are and half transformed in the second way, as if of another parent.
     some = images[:500]
     if config.supervision == "pseudo" and len(config.transformations) > 1:
@@ -328,12 +337,54 @@ def _draw(
     groups = np.argmax(pooled, axis=1) * (int(colours.max()) + 1) + colours[: len(some)]
     figures.example_graphs(pooled, np.maximum(logits, 0), groups, folder / "figure6_graphs.png")
     figures.gallery(raw[: len(images)], clusters, labels, folder / "figure7_clusters.png")
+    for number in (7, 20):
+        if number <= len(images):
+            codes = jnp.asarray(found[config.representation])
+            clusters = evaluation.cluster(jax.random.key(0), codes, None, num_clusters=number).labels
+            figures.gallery(raw[: len(images)], clusters, labels, folder / f"figure7_{number}_clusters.png")
+
+
+def _sweep(config: Config) -> list[SeedResult[ACOL]]:
+    """A run in a folder of its own for each setting, and the picture of them all."""
+    assert config.sweep is not None
+    option, values = _SWEEPS[config.sweep]
+    results, accuracies, networks = [], [], {}
+    for value in values:
+        name = f"{value}" if isinstance(value, int) else "-".join(map(str, value))
+        print(f"\n{option} {name}")
+        folder = config.workdir / f"{option}-{name}"
+        found = run(replace(config, sweep=None, workdir=folder, **{option: value}))
+        results += found
+        accuracies.append([result.metrics.get("clustering_accuracy", np.nan) for result in found])
+        networks[f"{name}: {np.mean(accuracies[-1]):.1f} %"] = found[0].network
+    if config.sweep == "width":
+        spread = np.std(accuracies, axis=1, ddof=1) if config.seeds > 1 else np.zeros(len(values))
+        curve = np.array(values), np.mean(accuracies, axis=1), spread
+        figures.accuracies({"k-means": curve}, "width of F", config.workdir / "figure4_width.png", log=True)
+    else:
+        _, _, test = _load(config)
+        spaces = {
+            name: representations(network, test.images[:2000])["features"]
+            for name, network in networks.items()
+        }
+        labels = np.zeros(len(test.images), int) if test.labels is None else test.labels
+        figures.embeddings(spaces, labels[:2000], config.workdir / "figure8_transformations.png")
+    return results
+
+
+def _load(config: Config) -> tuple[data.Dataset, Split, Split]:
+    dataset = data.load(config.dataset, config.data_dir)
+    if dataset.name == "usps":  # "USPS-full"
+        dataset = data.joined(dataset)
+    train = _prepare(dataset.train_images, dataset.train_labels, config.num_train, dataset.name)
+    test = _prepare(dataset.test_images, dataset.test_labels, config.num_test, dataset.name)
+    return dataset, train, test
 
 
 def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, name: str) -> Split:
     values = evaluation.to_float(jnp.asarray(images[:number]))
-    if name == "digits":  # eight pixels wide to begin with: half the size is enough, at a quarter of the cost
-        values = jax.image.resize(values, (len(values), 14, 14, values.shape[-1]), "linear")
+    if name == "digits":  # eight pixels wide to begin with: 20 are enough, at half the cost
+        values = jax.image.resize(values, (len(values), 20, 20, values.shape[-1]), "linear")
     if name == "svhn_cropped":  # as the authors: each split less its mean image, then each image standardised
         values = values - values.mean(axis=0)
         mean, scale = (f(values, axis=(1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.std))
@@ -344,10 +395,13 @@ def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, 
 def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Config:
     """The defaults that depend on the data, and checks of what depends on them."""
     classes = None if train.labels is None else len(np.unique(train.labels))
+    small = len(train.images) < _SMALL
     filled = replace(
         config,
         dataset=dataset.name,
-        epochs=config.epochs or (100 if len(train.images) < _SMALL else 400),
+        epochs=config.epochs or (85 if small else 400),
+        batch_size=config.batch_size or min(50 if small else 400, len(train.images)),
+        num_filters=config.num_filters or (16 if small else 32),
         num_clusters=config.num_clusters or classes,
         seeds_together=config.seeds_together or (1 if jax.default_backend() == "cpu" else config.seeds),
     )
@@ -355,7 +409,8 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
         raise ConfigError("num_clusters is needed for images without labels")
     if filled.num_clusters > len(test.images):
         raise ConfigError(f"num_clusters={filled.num_clusters} exceeds the {len(test.images)} images")
-    if config.batch_size > len(train.images):
+    assert filled.batch_size is not None
+    if filled.batch_size > len(train.images):
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.images)} images")
     if config.supervision == "parents" and classes is None:
         raise ConfigError("supervision='parents' needs labels")

@@ -241,15 +241,23 @@ def embeddings(codes: Mapping[str, np.ndarray], colours: np.ndarray, path: Path)
     _save(figure, path)
 
 
-def activity(codes: Mapping[str, np.ndarray], path: Path) -> None:
-    """Mean of every dimension of several representations, largest first."""
-    figure = Figure(figsize=(2.8 * len(codes), 2.4), layout="constrained")
+def activity(codes: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray], path: Path) -> None:
+    """Mean of every dimension of several representations, largest first, and the norms of their weights."""
+    figure = Figure(figsize=(3.4 * len(codes), 2.4), layout="constrained")
     for axes, (name, values) in zip(
         figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True
     ):
-        means = np.sort(values.mean(axis=0))[::-1]
-        axes.bar(np.arange(len(means)), means, width=1.0, color="tab:blue")
+        means = values.mean(axis=0)
+        order = np.argsort(means)[::-1]
+        axes.bar(np.arange(len(means)), means[order], width=1.0, color="tab:blue")
         axes.set(title=name, xlabel="dimension")
+        axes.tick_params(axis="y", colors="tab:blue")
+        if name in norms:
+            beside = axes.twinx()
+            beside.plot(norms[name][order], ".", markersize=1, color="tab:orange")
+            beside.set_ylim(bottom=0)
+            beside.set_ylabel("norm of the weights", color="tab:orange")
+            beside.tick_params(axis="y", colors="tab:orange")
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +194,7 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     assert {"clustering_accuracy", "purity"} <= set(whole.metrics)
     for name in (
         "figure3_while_learning", "figure4_activity", "figure5_representations", "figure6_graphs",
-        "figure7_clusters",
+        "figure7_clusters", "figure7_7_clusters", "figure7_20_clusters",
     ):  # fmt: skip
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
     # Interrupted in the middle and resumed: the same network, bit for bit.
@@ -220,6 +221,21 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     # Another representation is only another evaluation.
     (again,) = acol_pseudo.run(replace(config, resume=True, representation="logits"))
     np.testing.assert_array_equal(parameters(again)[0], parameters(whole)[0])
+
+
+@pytest.mark.parametrize(
+    ("sweep", "values", "picture"),
+    [("width", (8, 16), "figure4_width"), ("transformations", ((1, 3), (1, 2)), "figure8_transformations")],
+)
+def test_sweep(
+    config: Config, sweep: str, values: tuple[Any, ...], picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
+    option, _ = acol_pseudo._SWEEPS[sweep]
+    monkeypatch.setitem(acol_pseudo._SWEEPS, sweep, (option, values))
+    found = acol_pseudo.run(replace(config, sweep=sweep, epochs=1))
+    assert len(found) == 2
+    assert (config.workdir / f"{picture}.png").stat().st_size > 1000
 
 
 def test_seeds_together_are_the_seeds_alone(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
