@@ -52,3 +52,17 @@ def check_finite(name: str, values: Array) -> None:
     """Raises if values are NaN or infinite, outside jit, where they are known."""
     if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
         raise ValueError(f"{name} holds NaN or infinite values; all must be finite")
+
+
+def check_labels(name: str, labels: Array, *, num_examples: int, num_classes: int) -> None:
+    """Raises unless `labels` is an integer `[num_examples]`, outside jit also in [0, num_classes)."""
+    if jnp.shape(labels) != (num_examples,) or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"{name} must be integers of shape [{num_examples}], got {jnp.result_type(labels)} of shape "
+            f"{list(jnp.shape(labels))}"
+        )
+    if isinstance(labels, jax.core.Tracer):
+        return
+    low, high = int(np.min(labels)), int(np.max(labels))
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"{name} go from {low} to {high}; 0 to {num_classes - 1} are accepted")

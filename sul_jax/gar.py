@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax._check import check_array, check_integer
+from sul_jax._check import check_array, check_integer, check_labels
 from sul_jax._parallel import sum_over
 
 
@@ -187,7 +187,8 @@ def parent_loss(logits: Array, parents: Array, *, num_parents: int, axis_name: s
       A scalar, at least 0; no example counts more than −log 1e-7.
 
     Raises:
-      ValueError: wrong rank, or nodes that are not divided evenly.
+      ValueError: wrong rank, nodes that are not divided evenly, or (outside jit, where they are known)
+        parents that are not integers from 0 to `num_parents` − 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -197,6 +198,7 @@ def parent_loss(logits: Array, parents: Array, *, num_parents: int, axis_name: s
       0.6931
     """
     pooled = acol_pool(jax.nn.softmax(logits), num_parents=num_parents)
+    check_labels("parents", parents, num_examples=len(logits), num_classes=num_parents)
     taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
     loss = -jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
     return loss if axis_name is None else lax.pmean(loss, axis_name)

@@ -313,3 +313,7 @@ def test_parent_loss_is_the_cross_entropy_of_the_sums() -> None:
     assert float(loss(logits, parents)) == pytest.approx(expected, rel=1e-5)
     split = jax.vmap(partial(loss, axis_name="batch"), axis_name="batch")
     np.testing.assert_allclose(split(logits.reshape(4, 2, 6), parents.reshape(4, 2)), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="parents go from 0 to 3; 0 to 2 are accepted"):
+        loss(logits, jnp.arange(8) % 4)
+    with pytest.raises(ValueError, match=r"parents must be integers of shape \[8\]"):
+        loss(logits, parents[:7])
