@@ -123,8 +123,15 @@ def gallery(
     *,
     per_cluster: int = 24,
 ) -> None:
-    """Random members of every cluster; those of another class than the cluster's have a red frame."""
+    """Random members of every cluster; those of another class than the cluster's have a red frame.
+
+    A cluster's class is the one matched to it or, where there are more clusters than classes, its commonest.
+    """
     matched = {} if labels is None else metrics.match_clusters(labels, clusters)
+    if labels is not None and len(np.unique(clusters)) > len(np.unique(labels)):
+        for cluster in np.unique(clusters):
+            values, counts = np.unique(labels[clusters == cluster], return_counts=True)
+            matched[int(cluster)] = int(values[np.argmax(counts)])
     found = sorted((int(c) for c in np.unique(clusters)), key=lambda c: (matched.get(c, 10**9), c))
     generator = np.random.default_rng(0)
     height, width, channels = images.shape[1:]
@@ -226,13 +233,16 @@ def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> Non
 
 
 def embeddings(codes: Mapping[str, np.ndarray], colours: np.ndarray, path: Path) -> None:
-    """t-SNE of several representations of the same examples, `[num, features]` by name, side by side."""
+    """t-SNE of several representations of the same examples, `[num, features]` by name, four in a row."""
     from sklearn.manifold import TSNE
 
-    figure = Figure(figsize=(2.8 * len(codes), 3), layout="constrained")
-    for axes, (name, values) in zip(
-        figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True
-    ):
+    columns = min(len(codes), 4)
+    rows = -(-len(codes) // columns)
+    figure = Figure(figsize=(2.8 * columns, 3 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in every[len(codes) :]:
+        axes.remove()
+    for axes, (name, values) in zip(every, codes.items(), strict=False):
         perplexity = min(30.0, (len(values) - 1) / 3)
         plane = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
         axes.scatter(*plane.T, c=colours, cmap="tab10", s=2)

@@ -565,6 +565,8 @@ ROWS: tuple[Row, ...] = (
         num_train=10_000,
         epochs=60,
     ),
+    _acol_row("USPS, pseudo supervision (ACOL), **accuracy**", "96.51", "usps", 9298),
+    _acol_row("SVHN, pseudo supervision (ACOL), **accuracy**", "76.80", "svhn_cropped", 73_257),
     _acol_row(
         "USPS, pseudo supervision, 150 epochs (paper: 400), **accuracy**",
         "96.51",

@@ -63,6 +63,7 @@ def check_labels(name: str, labels: Array, *, num_examples: int, num_classes: in
         )
     if isinstance(labels, jax.core.Tracer):
         return
-    low, high = int(np.min(labels)), int(np.max(labels))
+    values = np.asarray(labels)  # np.min would be traced where they are a constant of a program
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"{name} go from {low} to {high}; 0 to {num_classes - 1} are accepted")

@@ -1,9 +1,10 @@
 """Affinity, balance and the regulariser; the network; the experiment."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,27 @@ def test_own_transformations() -> None:
         augment.random_transformation(jax.random.key(1), images)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"image_shape": (8, 8)}, r"image_shape=\(8, 8\) is not accepted"),
+        ({"num_parents": 0}, "num_parents=0 is not accepted"),
+        ({"num_features": -4}, "num_features=-4 is not accepted"),
+    ],
+)
+def test_bad_sizes(sizes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ACOL(**{"image_shape": (8, 8, 1), "num_parents": 2} | sizes, rngs=nnx.Rngs(0))
+
+
+def test_bad_images() -> None:
+    net = ACOL((8, 8, 1), num_parents=2, num_features=4, num_filters=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"images has shape \(2, 9, 8, 1\)"):
+        net(jnp.ones((2, 9, 8, 1)))
+    with pytest.raises(TypeError, match="images must be floating point"):
+        net(jnp.ones((2, 8, 8, 1), jnp.uint8))
+
+
 def test_published_network() -> None:
     """Table 2 on MNIST: 6,490,944 parameters from 784 pixels to 160 nodes, counted by hand."""
     net = nnx.eval_shape(lambda: ACOL((28, 28, 1), num_parents=8, rngs=nnx.Rngs(0)))
@@ -197,6 +219,8 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
         "figure7_clusters", "figure7_7_clusters", "figure7_20_clusters",
     ):  # fmt: skip
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
+    with_arguments = ACOL.load(config.workdir / "network-seed0")
+    np.testing.assert_array_equal(jax.tree.leaves(nnx.state(with_arguments))[0], parameters(whole)[0])
     # Interrupted in the middle and resumed: the same network, bit for bit.
     stopped = replace(config, workdir=config.workdir.parent / "stopped")
     original = acol_pseudo.run_steps
@@ -225,7 +249,10 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("sweep", "values", "picture"),
-    [("width", (8, 16), "figure4_width"), ("transformations", ((1, 3), (1, 2)), "figure8_transformations")],
+    [
+        ("width", (8, 16), "figure4_width"),
+        ("transformations", ("shearing", (1, 2)), "figure8_transformations"),
+    ],
 )
 def test_sweep(
     config: Config, sweep: str, values: tuple[Any, ...], picture: str, monkeypatch: pytest.MonkeyPatch
@@ -233,8 +260,9 @@ def test_sweep(
     monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
     option, _ = acol_pseudo._SWEEPS[sweep]
     monkeypatch.setitem(acol_pseudo._SWEEPS, sweep, (option, values))
-    found = acol_pseudo.run(replace(config, sweep=sweep, epochs=1))
+    found = acol_pseudo.run(replace(config, sweep=sweep, epochs=1, num_features=2048))
     assert len(found) == 2
+    assert len(json.loads((config.workdir / "results.json").read_text())) == 2
     assert (config.workdir / f"{picture}.png").stat().st_size > 1000
 
 
@@ -265,6 +293,32 @@ def test_parents_are_taught(config: Config) -> None:
     np.testing.assert_array_equal(np.argmax(network.parents(images), axis=1), parents)
 
 
+@pytest.mark.parametrize("kind", get_args(acol_pseudo.Other))
+def test_other_transformations(kind: str) -> None:
+    images = jax.random.uniform(jax.random.key(0), (3, 8, 8, 2))
+    ways = acol_pseudo._ways(Config(transformations=kind), (8, 8, 2))
+    changed = [way(images) for way in ways]
+    assert len(changed) == 8
+    for index, one in enumerate(changed):
+        assert one.shape == images.shape
+        assert all((one != other).any() for other in changed[:index])
+    if kind == "permutation":
+        np.testing.assert_array_equal(
+            np.sort(changed[0].reshape(3, 64, 2), axis=1), np.sort(images.reshape(3, 64, 2), axis=1)
+        )
+    same = acol_pseudo._affine(np.eye(2), np.zeros(2), images)
+    np.testing.assert_allclose(same, images, atol=1e-6)
+    down = acol_pseudo._affine(np.eye(2), np.array([1.0, 0.0]), images)
+    np.testing.assert_allclose(down[:, :-1], images[:, 1:], atol=1e-6)
+    np.testing.assert_allclose(down[:, -1], 0, atol=1e-6)
+
+
+def test_a_run_taught_by_parents(config: Config) -> None:
+    (result,) = acol_pseudo.run(replace(config, supervision="parents"))
+    assert result.network.num_parents == 2
+    assert (config.workdir / "figure6_graphs.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -276,6 +330,9 @@ def test_parents_are_taught(config: Config) -> None:
         ({"nodes_per_parent": 1}, "nodes_per_parent=1 is not accepted"),
         ({"num_clusters": 51}, "num_clusters=51 exceeds the 50 images"),
         ({"batch_size": 61}, "batch_size=61 exceeds the 60 images"),
+        ({"transformations": "squeezing"}, "transformations='squeezing' is not accepted: scaling"),
+        ({"sweep": "width", "num_features": 64}, "num_features is not accepted with sweep='width'"),
+        ({"sweep": "transformations", "supervision": "parents"}, "needs supervision='pseudo'"),
     ],
 )
 def test_bad_options(config: Config, change: dict, message: str) -> None:
@@ -313,6 +370,7 @@ def test_parent_loss_is_the_cross_entropy_of_the_sums() -> None:
     assert float(loss(logits, parents)) == pytest.approx(expected, rel=1e-5)
     split = jax.vmap(partial(loss, axis_name="batch"), axis_name="batch")
     np.testing.assert_allclose(split(logits.reshape(4, 2, 6), parents.reshape(4, 2)), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda z: loss(z, parents))(logits), expected, rtol=1e-5)
     with pytest.raises(ValueError, match="parents go from 0 to 3; 0 to 2 are accepted"):
         loss(logits, jnp.arange(8) % 4)
     with pytest.raises(ValueError, match=r"parents must be integers of shape \[8\]"):

@@ -42,7 +42,9 @@ class Saved(nnx.Module):
         network = cls._build({name: value for name, value in sizes.items() if name != "module"})
         state = nnx.state(network)
         found = arrays(folder, stored)
-        leaves = [found[name] for name in _named(state)]
+        if found.keys() != (names := _named(state)).keys():
+            raise ValueError(f"path={str(folder)!r} was written by another version: its arrays differ")
+        leaves = [found[name] for name in names]
         nnx.update(network, jax.tree.unflatten(jax.tree.structure(state), leaves))
         network.eval()  # type: ignore[no-untyped-call]
         return network

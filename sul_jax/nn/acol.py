@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import gar
+from sul_jax._check import check_images, check_integer
 from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.backbones import dropout
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
@@ -19,6 +20,7 @@ class ACOL(Saved):
     """Two pairs of 3×3 convolutions, each pooled, a linear layer F and the nodes Z (Kilinc & Uysal, table 2).
 
     Attributes:
+      image_shape: height, width, channels.
       num_parents: classes that are taught; node j belongs to parent j mod `num_parents`.
       num_features: size of F.
     """
@@ -44,7 +46,7 @@ class ACOL(Saved):
           rngs: Flax's random number streams.
 
         Raises:
-          ValueError: images too small.
+          ValueError: images too small, or sizes below 1.
 
         Example:
           >>> import jax.numpy as jnp
@@ -55,12 +57,21 @@ class ACOL(Saved):
           >>> net.features(images).shape, net(images).shape, net.parents(images).shape
           ((2, 64), (2, 160), (2, 8))
         """
-        height, width, channels = image_shape
-        if min(height, width) < 4:
-            raise ValueError(f"image_shape={image_shape} is not accepted: sides must be at least 4")
+        if len(image_shape) != 3 or min(image_shape[:2]) < 4 or image_shape[2] < 1:
+            raise ValueError(
+                f"image_shape={image_shape} is not accepted: sides must be at least 4, as (height, width, "
+                "channels)"
+            )
+        height, width, channels = (int(size) for size in image_shape)
+        self.image_shape = (height, width, channels)
         self.num_parents, self.num_features = num_parents, num_features
+        for name, size in (
+            ("num_parents", num_parents), ("nodes_per_parent", nodes_per_parent),
+            ("num_features", num_features), ("num_filters", num_filters),
+        ):  # fmt: skip
+            check_integer(name, size, low=1)
         self.arguments = (
-            ("image_shape", (height, width, channels)),
+            ("image_shape", self.image_shape),
             ("num_parents", num_parents),
             ("nodes_per_parent", nodes_per_parent),
             ("num_features", num_features),
@@ -88,7 +99,19 @@ class ACOL(Saved):
         self.nodes = nnx.Linear(num_features, nodes, kernel_init=glorot, rngs=rngs)
 
     def features(self, images: Array, *, key: Array | None = None) -> Array:
-        """F, `[batch, num_features]`, at least 0; with a key, for training, dropout is on."""
+        """F, `[batch, num_features]`, at least 0; with a key, for training, dropout is on.
+
+        Args:
+          images: floating `[batch, height, width, channels]`, usually in [0, 1].
+          key: `jax.random.key`, or None.
+
+        Raises:
+          ValueError: images of another shape.
+          TypeError: images of integers.
+        """
+        check_images("images", images)
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
         values = images
         for index, convolution in enumerate(self.convolutions):
             values = jax.nn.relu(convolution(values))
@@ -102,6 +125,10 @@ class ACOL(Saved):
         """Z, the logits of the nodes, `[batch, num_parents · nodes_per_parent]`."""
         return self.nodes(self.features(images, key=key))
 
+    def probabilities(self, images: Array) -> Array:
+        """softmax(Z), `[batch, num_parents · nodes_per_parent]`."""
+        return jax.nn.softmax(self(images))
+
     def parents(self, images: Array) -> Array:
         """Probabilities of the parents, `[batch, num_parents]`: a softmax over all nodes, pooled."""
-        return gar.acol_pool(jax.nn.softmax(self(images)), num_parents=self.num_parents)
+        return gar.acol_pool(self.probabilities(images), num_parents=self.num_parents)

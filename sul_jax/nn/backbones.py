@@ -56,20 +56,20 @@ class MLP(Saved):
         sizes = [in_features] + [num_features] * num_layers
         self.num_features = num_features
         self.activation = activation
+        name = getattr(activation, "__name__", "")
         self.arguments = (
             ("in_features", in_features),
             ("num_features", num_features),
             ("num_layers", num_layers),
-            ("activation", activation.__name__),
+            ("activation", name if getattr(jax.nn, name, None) is activation else None),
         )
         self.layers = nnx.List([linear(i, o, rngs) for i, o in itertools.pairwise(sizes)])
 
     @classmethod
     def _build(cls, arguments: dict[str, Any]) -> Self:
-        name = arguments["activation"]
-        if not hasattr(jax.nn, name):
-            raise ValueError(f"the activation {name!r} is not one of jax.nn's: it cannot be loaded by name")
-        return super()._build({**arguments, "activation": getattr(jax.nn, name)})
+        if arguments["activation"] is None:
+            raise ValueError("the activation is not one of jax.nn's: the network cannot be loaded by name")
+        return super()._build({**arguments, "activation": getattr(jax.nn, arguments["activation"])})
 
     def __call__(self, inputs: Array) -> Array:
         """`[batch, in_features]` to `[batch, num_features]`."""
