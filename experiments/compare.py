@@ -12,7 +12,6 @@ them.
 import dataclasses
 import importlib.util
 import multiprocessing
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ from experiments.reporting import (
     check_options,
     command_line,
     comparison,
+    peak_gib,
     record,
     write_json,
 )
@@ -151,7 +151,7 @@ def judge(
         model: Any = ESTIMATORS[method](number, random_state=seed)
         codes = model.fit_transform(images)
         clusters = model.labels_
-    seconds, peak = time.perf_counter() - began, _peak_gib()
+    seconds, peak = time.perf_counter() - began, peak_gib()
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]
     knn = evaluation.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
@@ -161,15 +161,6 @@ def judge(
         "peak_gib": peak,
     }
     return {name: round(value, 3) for name, value in values.items()}, clusters
-
-
-def _peak_gib() -> float:
-    """This process's memory at its peak."""
-    status = Path("/proc/self/status")
-    if status.exists():  # a child's `ru_maxrss` begins with its parent's
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on a Mac
 
 
 def _umap(seed: int, images: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:

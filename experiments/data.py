@@ -322,7 +322,7 @@ def _decoded(name: str, key: str, source: str, read: Callable[[], dict[str, np.n
         try:
             with np.load(cached) as arrays:
                 return Dataset(name, source=source, **{k: arrays[k] for k in arrays.files})
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
             cached.unlink(missing_ok=True)  # a damaged cache is made again
     arrays = read()
     with atomic_path(cached) as temporary:

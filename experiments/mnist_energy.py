@@ -34,6 +34,7 @@ from experiments.reporting import (
     command_line,
     format_table,
     identity,
+    peak_gib,
 )
 from experiments.training import Checkpoints
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, whitening
@@ -102,7 +103,7 @@ class Config:
     num_train_evaluated: int = 10_000
     """Training images whose codes are clustered for the training error."""
     evaluate_layers: bool = True
-    """Also cluster the pixels and every layer's codes (table 2)."""
+    """Also cluster the pixels and, of a single network, every layer's codes (table 2)."""
     num_clusters: int | None = None
     """Clusters; by default the number of classes, or 10 without labels."""
     seed: int = 0
@@ -115,8 +116,8 @@ class Config:
     devices: int = 1
     """Devices over which each minibatch is split."""
     learning_curve: bool | None = None
-    """Draw the learning curve of figure 5 (a layer of its own, with its own sizes; images of at least
-    11×11 pixels); by default on data sets of at least 10,000 images."""
+    """Draw the learning curve of figure 5 (60 steps of the paper's 234 of a layer of its own, with its own
+    sizes; images of at least 11×11 pixels); by default on data sets of at least 10,000 images."""
     resume: bool = False
     """Continue the run in the workdir."""
     record: bool = False
@@ -174,7 +175,8 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     _check_sizes(config, rules, train, test)
     if config.seeds_together is None:
         config = replace(config, seeds_together=_networks_that_fit(config, rules, train))
-    with Workdir(EXPERIMENT, config, data=identity(train), may_differ=EVALUATION) as workdir:
+    told_apart = identity(train) | {"sizes": architecture_of(config).to_dict()}
+    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=EVALUATION) as workdir:
         print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source})")
         results = _run_seeds(config, rules, workdir, dataset, train, train_labels, test, test_labels)
     print_table(config, results)
@@ -230,9 +232,11 @@ def _run_seeds(
         )
         seconds = sum(n.seconds for n in nets)
         result.metrics["training_seconds"] = round(seconds, 1)
-        workdir.finish(seed, keep(result.metrics, seconds=seconds + time.perf_counter() - start))
-        if seed == config.seed:
+        result.metrics["peak_gib"] = round(peak_gib(), 2)
+        seconds += time.perf_counter() - start
+        if seed == config.seed:  # before the seed counts as finished: a resumed run draws too
             draw(config, result.network, nets[0].energies, clustering, train, test, test_labels)
+        workdir.finish(seed, keep(result.metrics, seconds=seconds))
         results.append(result)
     return results
 
@@ -440,8 +444,9 @@ def evaluate(
     build = partial(EnergyNet, networks, architecture, rescale=config.rescale, code_power=config.code_power)
     each_layer = config.evaluate_layers and len(networks) == 1
     bar = tqdm(total=2 + len(names) * each_layer, desc="clustering the codes", unit="layer")
-    if each_layer:
+    if config.evaluate_layers:
         _note(metrics, "pixels_clustering_error", cluster(pixels, test_labels).clustering_error)
+    if each_layer:
         codes = pixels
         for name, rule, state in zip(names, rules, networks[0], strict=True):
             codes = evaluation.map_batches(partial(jax.jit(rule.encode), state), codes)
@@ -652,12 +657,16 @@ def _architecture_name(config: Config, dataset: str) -> str:
 def _check_sizes(config: Config, rules: Sequence[LearningRule], train: np.ndarray, test: np.ndarray) -> None:
     """Every shape of the run is derived without computing: the library's checks speak first."""
     assert config.num_clusters is not None
-    for what, number in {"test": len(test), "evaluated training": config.num_train_evaluated}.items():
+    evaluated = min(config.num_train_evaluated, len(train))
+    for what, number in {"test": len(test), "evaluated training": evaluated}.items():
         if 0 < number < config.num_clusters:
             raise ConfigError(f"num_clusters={config.num_clusters} exceeds the {number} {what} images")
     assert config.batch_size is not None
     if config.batch_size > len(train):
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train)} training images")
+    if config.devices > 1 and (config.seeds_together or 1) > 1 and jax.default_backend() == "cpu":
+        # Factorisations mapped over seeds and devices wait for each other's threads there, without end.
+        raise ConfigError(f"seeds_together={config.seeds_together} is not accepted on a CPU with devices > 1")
     if config.batch_size % config.devices:
         raise ConfigError(f"batch_size={config.batch_size} cannot be split over devices={config.devices}")
     batch = jax.ShapeDtypeStruct((config.batch_size, *train.shape[1:]), jnp.float32)

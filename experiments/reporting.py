@@ -11,6 +11,7 @@ import datetime
 import fcntl
 import json
 import os
+import resource
 import shutil
 import sys
 import zlib
@@ -78,6 +79,9 @@ def check_options(
                 continue
             if not (low <= value if words == "at least" else low < value) or value == float("inf"):
                 raise ConfigError(f"{name}={value} is not accepted: it must be {words} {low}")
+    last = getattr(config, "seed", 0) + getattr(config, "seeds", 1) - 1
+    if last >= 2**32:  # jax.random.key takes 32 bits: larger seeds are smaller ones again
+        raise ConfigError(f"seed={config.seed} is not accepted: the last seed, {last}, is beyond 2³² − 1")
 
 
 def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
@@ -297,6 +301,15 @@ def device_name() -> str:
     if device.platform == "cpu":
         return f"CPU, {os.cpu_count()} cores"
     return f"{jax.device_count()}× {device.device_kind}"
+
+
+def peak_gib() -> float:
+    """This process's memory at its peak."""
+    status = Path("/proc/self/status")
+    if status.exists():  # a child's `ru_maxrss` begins with its parent's
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on a Mac
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -49,8 +49,10 @@ def check_array(name: str, array: Array, *, ndim: int, axes: str) -> None:
 
 
 def check_finite(name: str, values: Array) -> None:
-    """Raises if values are NaN or infinite, outside jit, where they are known."""
-    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
+    """Raises if values are NaN or infinite, outside jit, where this process knows them."""
+    if isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True):
+        return
+    if not np.isfinite(np.asarray(values)).all():
         raise ValueError(f"{name} holds NaN or infinite values; all must be finite")
 
 

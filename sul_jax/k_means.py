@@ -171,6 +171,7 @@ def assign(centroids: Array, inputs: Array) -> Array:
       [0, 1]
     """
     check_vectors("inputs", inputs, features=centroids.shape[-1])
+    check_finite("inputs", inputs)
     # Relative to one centroid, for the reason that `fit` centres.
     origin = centroids[0]
     inputs = inputs - origin

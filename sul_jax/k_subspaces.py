@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax._check import check_integer, check_vectors
+from sul_jax._check import check_finite, check_integer, check_vectors
 from sul_jax._linalg import fix_signs
 
 # Scale of the identity added to a subspace's second moment, relative to its size: directions without
@@ -98,6 +98,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
     batch, features = inputs.shape
     check_integer("num_subspaces", num_subspaces, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("rank", rank, low=1, high=features, why=f": inputs has {features} features")
+    check_finite("inputs", inputs)
     choice_key, noise_key = jax.random.split(key)
     size = jnp.linalg.norm(inputs, axis=1)
     order = jnp.where(size > 0, jax.random.uniform(choice_key, (batch,)), 2.0)

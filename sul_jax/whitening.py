@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax import patches
-from sul_jax._check import check_images, check_integer, check_vectors
+from sul_jax._check import check_finite, check_images, check_integer, check_vectors
 from sul_jax._linalg import fix_signs
 from sul_jax.learning_rule import LearningRule
 
@@ -52,6 +52,7 @@ def conv_zca_kernel(
       (5, 5, 1, 1)
     """
     height, width = patches.check_window(images, kernel_size=kernel_size, padding=0)
+    check_finite("images", images)
     channels = images.shape[-1]
     size = kernel_size**2 * channels
     check_integer(

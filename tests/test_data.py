@@ -39,7 +39,8 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_originals_through_tfds_and_cache(small_mnist: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"not an archive", b""])
+def test_originals_through_tfds_and_cache(damage: bytes, small_mnist: Path, tmp_path: Path) -> None:
     first = data.load("mnist", small_mnist)
     assert first.train_images.shape == (8, 28, 28, 1)
     assert first.train_images.dtype == np.uint8
@@ -51,7 +52,7 @@ def test_originals_through_tfds_and_cache(small_mnist: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(again.train_labels, first.train_labels)
     # The decoded cache serves later calls, and a damaged one is made again.
     for entry in (tmp_path / "cache" / "decoded").iterdir():
-        entry.write_bytes(b"not an archive")
+        entry.write_bytes(damage)
     np.testing.assert_array_equal(data.load("mnist", small_mnist).train_images, first.train_images)
     assert data.load("auto", small_mnist).name == "mnist"
 

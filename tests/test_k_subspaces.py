@@ -157,6 +157,8 @@ def test_bad_init(change: dict, message: str) -> None:
 
 
 def test_bad_inputs() -> None:
+    with pytest.raises(ValueError, match="inputs holds NaN or infinite values"):
+        k_subspaces.init(jax.random.key(0), jnp.full((50, 6), jnp.nan), num_subspaces=3, rank=2)
     state = KSubspacesState(jnp.eye(4).reshape(2, 2, 4))
     for function in (k_subspaces.update, k_subspaces.assign, k_subspaces.encode):
         with pytest.raises(ValueError, match="5 features .* made for 4"):

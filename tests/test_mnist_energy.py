@@ -40,6 +40,10 @@ def bases(result: reporting.SeedResult) -> np.ndarray:
     return np.asarray(result.network.learned_states()[0][1].bases)
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist_energy, "_CURVE_STEPS", 5)
     (result,) = mnist_energy.run(replace(config, learning_curve=True, evaluate_layers=True, seed=3))
@@ -60,6 +64,14 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     (again,) = mnist_energy.run(replace(config, seed=3))
     np.testing.assert_array_equal(bases(again), bases(result))
     assert (folder / "previous-001" / "results.json").exists()
+    # Stopped while drawing: the resumed run draws.
+    stopped = replace(config, workdir=folder.parent / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(mnist_energy.figures, "zca_kernel", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            mnist_energy.run(stopped)
+    mnist_energy.run(replace(stopped, resume=True))
+    assert (stopped.workdir / "clusters.png").exists()
 
 
 def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
@@ -179,6 +191,11 @@ def test_readme_table_is_fresh() -> None:
         (["--batch-size", "300"], "batch_size=300 exceeds the 256 training images"),
         (["--seeds", "0"], "seeds=0 is not accepted"),
         (["--num-clusters", "2000"], "num_clusters=2000 exceeds the 1797 test images"),
+        (["--seed", str(2**32)], "the last seed, 4294967296, is beyond 2³² − 1"),
+        (
+            ["--devices", "2", "--seeds-together", "2", "--seeds", "2"],
+            "not accepted on a CPU with devices > 1",
+        ),
         (["--devices", "99"], "devices=99 is not accepted"),
         (["--dataset", "nothing"], "dataset 'nothing' is unknown"),
         (

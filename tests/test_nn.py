@@ -45,6 +45,11 @@ def test_an_answer_does_not_depend_on_the_batch(net: EnergyNet, images: jax.Arra
     np.testing.assert_allclose(net(images)[:3], net(images[:3]), rtol=1e-4, atol=1e-5)
 
 
+def test_images_that_are_not_finite(net: EnergyNet, images: jax.Array) -> None:
+    with pytest.raises(ValueError, match="images holds NaN or infinite values"):
+        net.predict(images.at[0, 0, 0, 0].set(jnp.nan))
+
+
 def test_save_and_load(net: EnergyNet, images: jax.Array, tmp_path: Path) -> None:
     net.save(tmp_path / "net")
     net.save(tmp_path / "net")  # replaces

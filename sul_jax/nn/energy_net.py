@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array, lax
 
 from sul_jax import energy, k_means
+from sul_jax._check import check_finite
 from sul_jax.k_subspaces import KSubspacesState
 from sul_jax.learning_rule import stack
 from sul_jax.nn import _checkpoint
@@ -94,6 +95,7 @@ class EnergyNet(nnx.Module):
         Returns:
           `[batch, 4 * num_networks * num_subspaces]` of the last layer, or `[batch, num_components]`.
         """
+        check_finite("images", images)
         codes = _codes(images, self.learned_states(), self.code_power, self.architecture, self.rescale)
         if self.whitening is None:
             return codes
