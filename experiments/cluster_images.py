@@ -54,6 +54,7 @@ ESTIMATORS: dict[str, Any] = {
     "deepcluster": DeepClustering,
     "pixels": PixelClustering,
 }
+_WRITTEN = ("results.json", "model.pkl", "report.html", "clusters.csv")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -112,6 +113,7 @@ class Report(NamedTuple):
       num_clusters: the number taken.
       agreement: for each number of clusters, the mean ARI between seeds in percent; empty with one seed.
       scores: accuracy, NMI and ARI against labels in percent, where there are any.
+      baseline: the same of k-means on the pixels.
       model: the estimator.
     """
 
@@ -119,6 +121,7 @@ class Report(NamedTuple):
     num_clusters: int
     agreement: dict[int, float]
     scores: dict[str, float]
+    baseline: dict[str, float]
     model: Any
 
 
@@ -135,19 +138,28 @@ def run(config: Config) -> Report:
     for number in config.num_clusters:
         if number < 2:
             raise ConfigError(f"num_clusters={number} is not accepted: it must be at least 2")
+    if config.workdir.resolve() == config.images.resolve():
+        raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of images; give another")
     if config.predict is not None:
         return _predict(config, config.predict)
     began = time.perf_counter()
     size = _estimator(config, 2, 0).image_size
-    if config.workdir.resolve() == config.images.resolve():
-        raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of images; give another")
     make_workdir(config.workdir)  # before anything takes time
+    if not (config.workdir / "config.json").exists():
+        for name in _WRITTEN:
+            if (config.workdir / name).exists():
+                raise ConfigError(f"workdir={str(config.workdir)!r} holds a {name} of something else")
     images = read_images(config.images, size)
     config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, images), image_size=size)
-    with Workdir(EXPERIMENT, config, data=identity(images.pixels)) as workdir:
+    files = (*_WRITTEN, "network-seed*.pkl", "network-seed*.npy")
+    with Workdir(EXPERIMENT, config, data=identity(images.pixels), files=files) as workdir:
         _say_what_was_read(images)
         fits = _learn(config, images, workdir.seeds)
         report, fit, table = _judge(images, fits)
+        if images.labels is not None and config.method != "pixels":
+            pixels = PixelClustering(report.num_clusters, image_size=size, random_state=config.seed)
+            report = report._replace(baseline=_scores(images.labels, pixels.fit_predict(images.pixels)))
+        print("writing the report")
         codes = np.load(fit.codes)
         found = fit.model.distances_of(codes)
         _write_clusters(config.workdir / "clusters.csv", images.names, fit.model.labels_, found)
@@ -164,7 +176,8 @@ def run(config: Config) -> Report:
         with atomic_path(config.workdir / "report.html") as temporary:
             temporary.write_text(html, encoding="utf-8")
         numbers = {"num_clusters": report.num_clusters, "agreement": report.agreement}
-        workdir.results.append(numbers | report.scores)
+        baseline = {f"pixels_{name}": value for name, value in report.baseline.items()}
+        workdir.results.append(numbers | report.scores | baseline)
     _print(config, report)
     return report
 
@@ -187,7 +200,7 @@ def read_images(path: Path, size: int) -> Images:
     Raises:
       ValueError: nothing that can be read.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         dataset = data.load(str(path))
         labels = dataset.train_labels
         classes = [] if labels is None else [str(c) for c in np.unique(labels)]
@@ -201,7 +214,7 @@ def read_images(path: Path, size: int) -> Images:
         return Images(dataset.train_images, names, labels, classes, [], [])
     if not path.is_dir():
         raise ConfigError(f"images={str(path)!r} is neither a folder nor an .npz file")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and not _hidden(p, path))
     if not files:
         raise ConfigError(f"images={str(path)!r} holds no {', '.join(_SUFFIXES)} files")
     pixels = np.empty((len(files), size, size, 3), np.uint8)
@@ -226,17 +239,18 @@ def read_images(path: Path, size: int) -> Images:
     if None not in tops and len(classes) > 1:
         number = {name: index for index, name in enumerate(classes)}
         labels = np.array([number[top] for top in tops if top is not None])
-        classes = [_readable(name) for name in classes]
+        classes = [data.readable(name) for name in classes]
     return Images(pixels, names, labels, classes if labels is not None else [], skipped, read)
 
 
+def _hidden(file: Path, folder: Path) -> bool:
+    """Of programs rather than of the user: thumbnails, checkpoints, what archives add; or a folder."""
+    own = any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+    return own or os.path.isdir(file)
+
+
 def _name(file: Path, folder: Path) -> str:
-    return _readable(str(file.relative_to(folder)))
-
-
-def _readable(name: str) -> str:
-    """Names on disk are bytes, and not always UTF-8."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    return data.readable(str(file.relative_to(folder)))
 
 
 def _decoded(file: Path, size: int) -> np.ndarray:
@@ -320,12 +334,13 @@ def _judge(images: Images, fits: Sequence[_Fit]) -> tuple[Report, _Fit, np.ndarr
     table = tables[number]
     of_number = [fit for fit in fits if fit.model.n_clusters == number]
     chosen = of_number[int(np.argmax(table.sum(axis=1)))]
-    scores = {}
-    if images.labels is not None:
-        scores = evaluation.scores(images.labels, chosen.model.labels_)
+    scores = {} if images.labels is None else _scores(images.labels, chosen.model.labels_)
     several = {n: round(value, 3) for n, value in means.items()} if len(table) > 1 else {}
-    scores = {name: round(value, 3) for name, value in scores.items()}
-    return Report(chosen.model.labels_, number, several, scores, chosen.model), chosen, table
+    return Report(chosen.model.labels_, number, several, scores, {}, chosen.model), chosen, table
+
+
+def _scores(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in evaluation.scores(labels, found).items()}
 
 
 def agreement(labels: Sequence[np.ndarray]) -> np.ndarray:
@@ -382,13 +397,20 @@ def _predict(config: Config, path: Path) -> Report:
             f"predict={str(path)!r} is not a model that cluster_images wrote ({error})"
         ) from None
     make_workdir(config.workdir)
+    if shape[0] == shape[1]:
+        size = shape[0]
+    if config.image_size not in (None, size):
+        raise ConfigError(f"image_size={config.image_size} is not accepted: the model was made for {size}")
     images = read_images(config.images, size)
     pixels = images.pixels
     if pixels.shape[-1] < shape[-1]:
         pixels = np.repeat(pixels, 3, axis=-1)
     elif pixels.shape[-1] > shape[-1]:
-        gray = pixels @ np.array([0.299, 0.587, 0.114])
-        pixels = (np.round(gray) if pixels.dtype == np.uint8 else gray).astype(pixels.dtype)[..., None]
+        gray = np.empty((*pixels.shape[:3], 1), pixels.dtype)
+        for index, image in enumerate(pixels):
+            values = image @ np.array([0.299, 0.587, 0.114])
+            gray[index, ..., 0] = np.round(values) if pixels.dtype == np.uint8 else values
+        pixels = gray
     if pixels.shape[1:] != shape:
         given, wanted = ("×".join(map(str, s)) for s in (pixels.shape[1:], shape))
         raise ConfigError(f"images of {given} do not fit the model, which learned from images of {wanted}")
@@ -397,7 +419,7 @@ def _predict(config: Config, path: Path) -> Report:
     labels, distances = model.assign(pixels)
     _write_clusters(config.workdir / "predicted.csv", images.names, labels, distances)
     print(f"clusters: {config.workdir / 'predicted.csv'}")
-    return Report(labels, model.n_clusters, {}, {}, model)
+    return Report(labels, model.n_clusters, {}, {}, {}, model)
 
 
 def _print(config: Config, report: Report) -> None:
@@ -408,7 +430,8 @@ def _print(config: Config, report: Report) -> None:
     elif report.agreement:
         print(f"agreement between seeds (ARI): {next(iter(report.agreement.values())):.1f} %")
     for name, value in report.scores.items():
-        print(f"{name.replace('_', ' ')}: {value:.2f} %")
+        beside = f" (k-means on pixels: {report.baseline[name]:.2f} %)" if report.baseline else ""
+        print(f"{name.replace('_', ' ')}: {value:.2f} %{beside}")
     print(f"report: {config.workdir / 'report.html'}")
 
 

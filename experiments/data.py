@@ -614,6 +614,11 @@ def _strip(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
 
 
+def readable(name: str) -> str:
+    """Names on disk are bytes, and not always UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def picture(file: Path) -> "Image.Image":
     """A file's first frame, upright, on white where transparent, in RGB with 8 bits a channel."""
     from PIL import Image, ImageOps

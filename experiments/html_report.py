@@ -1,6 +1,7 @@
 """The report of `cluster_images`: one HTML file with everything in it."""
 
 import base64
+import contextlib
 import html
 import io
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def render(
       between_seeds: `[seeds, seeds]`, adjusted Rand index in percent.
       seconds: that the run took.
     """
-    title = _text(config.images.resolve().name)
+    title = _text(data.readable(config.images.resolve().name))
     sizes = np.bincount(report.labels, minlength=report.num_clusters)
     shape = "×".join(map(str, images.pixels.shape[1:]))
     parts = [
@@ -101,8 +102,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _scores(images: "Images", report: "Report") -> str:
     if not report.scores:
         return '<p class="note">No labels: look at the galleries, and at how well the seeds agree.</p>'
-    rows = [(name.replace("_", " "), f"{value:.1f}") for name, value in report.scores.items()]
-    return f"<h2>Against the {len(images.classes)} labels</h2>" + _table(["", "%"], rows)
+    rows = [
+        (
+            name.replace("_", " "),
+            *(f"{found[name]:.1f}" for found in (report.scores, report.baseline) if found),
+        )
+        for name in report.scores
+    ]
+    header = ["%", "this method", "k-means on pixels"][: len(rows[0])]
+    return f"<h2>Against the {len(images.classes)} labels</h2>" + _table(header, rows)
 
 
 def _agreement(config: "Config", report: "Report", between_seeds: np.ndarray) -> str:
@@ -137,7 +145,7 @@ def _cluster(images: "Images", report: "Report", distances: np.ndarray, k: int, 
     others = np.delete(distances[members], k, axis=1)
     margins = others.min(axis=1) - own if others.shape[1] else np.zeros(len(members))
     kinds = {"nearest": np.argsort(own), "borderline": np.argsort(margins), "outlying": np.argsort(-own)}
-    number = max(3, min(_SHOWN, _ALL_SHOWN // report.num_clusters))
+    number = max(1, min(_SHOWN, _ALL_SHOWN // report.num_clusters))
     shown = "".join(
         f"<h3>{name}</h3>" + _gallery(images, members[order[:number]]) for name, order in kinds.items()
     )
@@ -160,9 +168,11 @@ def _gallery(images: "Images", chosen: np.ndarray) -> str:
 def _thumbnail(images: "Images", index: int) -> str:
     """As it is in its file where there is one, so that more can be seen than the network saw."""
     buffer = io.BytesIO()
+    shown = None
     if images.files:
-        shown = data.picture(images.files[index])
-    else:
+        with contextlib.suppress(Exception):  # moved or changed since it was read
+            shown = data.picture(images.files[index])
+    if shown is None:
         pixels = images.pixels[index]
         if pixels.dtype != np.uint8:
             low, high = float(pixels.min()), float(pixels.max())

@@ -14,6 +14,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,7 @@ def make_workdir(path: Path) -> None:
     """Makes a run's folder where there is none; raises `ConfigError` where it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()  # an existing folder may be read-only
     except OSError as error:
         raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None
 
@@ -136,8 +138,7 @@ class Workdir:
     """
 
     _FILES = (
-        "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*", "model.pkl",
-        "report.html", "clusters.csv",
+        "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +148,7 @@ class Workdir:
         *,
         data: Mapping[str, Any],
         may_differ: Sequence[str] = (),
+        files: Sequence[str] = _FILES,
     ):
         """Opens the folder.
 
@@ -156,12 +158,14 @@ class Workdir:
             `resume` says that the run in the folder, of the same configuration and data, is to go on.
           data: what tells the data apart; see `identity`.
           may_differ: fields of the configuration that need not be the same on resume.
+          files: patterns of what the experiment writes, and of an earlier run sets aside.
 
         Raises:
           ConfigError: the folder cannot be written, is in use, holds something else, or `resume` finds a
             run of another configuration.
         """
         self.path = path = config.workdir
+        self._files = files
         self.seeds = range(config.seed, config.seed + config.seeds)
         self._experiment, self._config = experiment, config
         self.results: list[dict[str, Any]] = []
@@ -257,7 +261,7 @@ class Workdir:
             number += 1
         old.mkdir()
         # The config goes last: until then the folder counts as an earlier run's.
-        for pattern in (*self._FILES, "config.json"):
+        for pattern in (*self._files, "config.json"):
             for entry in sorted(self.path.glob(pattern)):
                 shutil.move(entry, old / entry.name)
 
@@ -266,7 +270,8 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all."""
     with atomic_path(path) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n")
+        # Names on disk are not always UTF-8; what Python makes of them is escaped.
+        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def record(experiment: str, config: Any, seed: int, outcome: Outcome) -> None:

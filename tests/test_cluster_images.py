@@ -40,6 +40,7 @@ def test_from_a_folder_to_a_report(folder: Path, tmp_path: Path) -> None:
     report = cluster_images.run(Config(folder, method="pixels", workdir=tmp_path, seeds=2, image_size=16))
     assert report.num_clusters == 3
     assert report.scores["clustering_accuracy"] > 80
+    assert not report.baseline
     assert report.agreement[3] > 50
     html = (tmp_path / "report.html").read_text()
     assert "<script" not in html
@@ -157,7 +158,30 @@ def test_what_is_no_folder_and_what_cannot_be_written(folder: Path, tmp_path: Pa
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").touch()
     with pytest.raises(ValueError, match="none of the 1 files"):
-        cluster_images.run(Config(tmp_path / "bad", num_clusters=(2,)))
+        cluster_images.run(Config(tmp_path / "bad", num_clusters=(2,), workdir=tmp_path / "run"))
+
+
+def test_the_users_own_files_are_left_alone(tmp_path: Path) -> None:
+    """Pictures and results of something else in the folder that is written to; files of other programs."""
+    images = tmp_path / "photos" / "a"
+    (images / ".thumbnails").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in [*(f"{i}.png" for i in range(6)), ".thumbnails/0.png", "../mine.png"]:
+        Image.fromarray(np.uint8(generator.integers(0, 256, (9, 9)))).save(images / name)
+    run = Config(images, num_clusters=(2,), method="pixels", workdir=images.parent, image_size=9)
+    assert len(cluster_images.run(run).labels) == 6
+    cluster_images.run(run)
+    assert (images.parent / "mine.png").exists()
+    assert not (images.parent / "previous-001" / "mine.png").exists()
+    with pytest.raises(ValueError, match="image_size=7 is not accepted: the model was made for 9"):
+        cluster_images.run(
+            Config(images, predict=images.parent / "model.pkl", image_size=7, workdir=tmp_path)
+        )
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "clusters.csv").write_text("of something else")
+    with pytest.raises(ValueError, match=r"holds a clusters.csv of something else"):
+        cluster_images.run(Config(images, num_clusters=(2,), workdir=other))
 
 
 def test_interrupted_and_resumed(folder: Path, tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ def test_digits_fall_into_clusters() -> None:
         ({"image_shape": (5, 5)}, "image_shape=\\(5, 5\\)"),
         ({"image_size": 1}, "image_size=1"),
         ({"architecture": "5layer"}, "architecture='5layer'"),
+        ({"image_size": 22}, "image_size=22 is too small for the architecture: it must be at least 23"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
-    model = EnergyClustering(2, image_size=8).set_params(**options)
+    model = EnergyClustering(2, image_size=28).set_params(**options)
     with pytest.raises(ValueError, match=message):
         model.fit(np.random.default_rng(0).random((30, 64)))
