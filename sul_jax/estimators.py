@@ -548,6 +548,11 @@ class ACOLClustering(_ImageClustering):
     def _encoder(self) -> Callable[[Any, Array], Array]:
         return partial(_features, _graph(self._network))
 
+    def first_kernels(self) -> np.ndarray:
+        """The first layer's, `[num, 3, 3, channels]`."""
+        check_is_fitted(self)
+        return _as_images(self.learned_["convolutions"][0]["kernel"])
+
 
 def _acol_loss(graph: Any, params: Any, statistics: Any, key: Array, images: Array) -> tuple[Array, Any]:
     turn_key, dropout_key = jax.random.split(key)
@@ -659,6 +664,11 @@ class NMCEClustering(_ImageClustering):
     def _encoder(self) -> Callable[[Any, Array], Array]:
         # Embedding and logits side by side: `_codes` is asked for either.
         return partial(_nmce_outputs, _graph(self._network))
+
+    def first_kernels(self) -> np.ndarray:
+        """The stem's, `[num_filters, 5, 5, channels]`."""
+        check_is_fitted(self)
+        return _as_images(self.learned_[0]["backbone"]["stem"]["kernel"])
 
     def _shown(self, codes: np.ndarray) -> np.ndarray:
         return codes[:, : self.num_features]
@@ -798,6 +808,11 @@ class DeepClustering(_ImageClustering):
     def _encoder(self) -> Callable[[Any, Array], Array]:
         return partial(_evaluated, _graph(self._network))
 
+    def first_kernels(self) -> np.ndarray:
+        """The first layer's, `[6, 5, 5, channels]`."""
+        check_is_fitted(self)
+        return _as_images(self.learned_[0]["convolutions"][0]["kernel"])
+
 
 @partial(jax.jit, static_argnums=0)
 def _classify(
@@ -829,6 +844,11 @@ def _evaluated(graph: Any, learned: Any, images: Array) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _features(graph: Any, params: Any, images: Array) -> Array:
     return nnx.merge(graph, params).features(images)
+
+
+def _as_images(kernel: nnx.Variable[Any]) -> np.ndarray:
+    """A convolution's kernel with its filters first."""
+    return np.moveaxis(np.asarray(kernel[...]), -1, 0)
 
 
 def _graph(network: Callable[[int], nnx.Module]) -> Any:

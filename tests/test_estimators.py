@@ -71,6 +71,10 @@ def test_images_pipelines_and_pickles(estimator: Any) -> None:
     assert set(pipeline.fit_predict(images)) <= {0, 1}
     assert "<style>" in model._repr_html_()
     assert len(model.get_feature_names_out()) == codes.shape[1]
+    if hasattr(model, "first_kernels"):
+        number, height, width, channels = model.first_kernels().shape
+        assert number > 1
+        assert (height, channels) == (width, 3)
 
 
 def test_bytes_are_the_same_as_their_floats() -> None:
