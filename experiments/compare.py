@@ -13,11 +13,10 @@ import dataclasses
 import importlib.util
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,9 @@ class Config:
     """Folder of data sets; by default $SUL_JAX_DATA."""
     methods: tuple[str, ...] = ()
     """energy, acol, nmce, deepcluster, pixels, umap; by default all that can run."""
+    num_clusters: tuple[int, ...] = ()
+    """Further numbers of clusters than that of the classes, for the rank correlation of the seeds' agreement
+    and the accuracy: of methods that learn without a number of clusters."""
     num_images: int | None = None
     """Use only the first images."""
     seeds: int = 2
@@ -73,6 +75,8 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
       ValueError: options or data that cannot be used.
     """
     check_options(config, at_least={"num_images": 20, "seeds": 1, "seed": 0})
+    if any(number < 2 for number in config.num_clusters):
+        raise ConfigError(f"num_clusters={config.num_clusters} is not accepted: each must be at least 2")
     available = [*ESTIMATORS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
     for method in config.methods:
         if method not in available:
@@ -82,21 +86,25 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     if labels is None:
         raise ConfigError(f"dataset={config.dataset!r} has no labels to compare by")
     labels = labels[: len(images)]
+    classes = len(np.unique(labels))
     config = dataclasses.replace(config, dataset=dataset.name, methods=config.methods or tuple(available))
     print(f"{dataset.name}: {len(images)} images ({dataset.source})")
     found: dict[str, list[dict[str, float]]] = {}
     with tqdm(total=len(config.methods) * config.seeds, desc="comparing", unit="run") as bar:
         for method in config.methods:
-            runs = []
+            runs: list[tuple[dict[str, float], dict[int, np.ndarray]]] = []
             for seed in range(config.seed, config.seed + config.seeds):
                 bar.set_postfix_str(f"{method}, seed {seed}")
                 # A process of its own: its memory is its own peak, and nothing is compiled already.
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                    runs.append(process.submit(judge, method, seed, images, labels).result())
+                    runs.append(
+                        process.submit(judge, method, seed, images, labels, config.num_clusters).result()
+                    )
                 bar.update()
             alike = {}
-            if len(runs) > 1:
-                alike["agreement"] = round(mean_agreement(agreement([clusters for _, clusters in runs])), 3)
+            for number in runs[0][1] if len(runs) > 1 else ():
+                table = agreement([clusters[number] for _, clusters in runs])
+                alike[_name("agreement", number, classes)] = round(mean_agreement(table), 3)
             found[method] = [values | alike for values, _ in runs]
             write_json(config.workdir / "results.json", found)
             for index, values in enumerate(found[method] if config.record else ()):
@@ -104,32 +112,16 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
                 outcome = Outcome(values, dataset, len(images), len(images), values["seconds"])
                 record(EXPERIMENT, one, config.seed + index, outcome)
     print("\n" + comparison(found))
-    if len(found) > 2 and config.seeds > 1:
-        print(f"\nrank correlation of agreement and accuracy over the methods: {rank_correlation(found):.2f}")
     return found
 
 
-def rank_correlation(found: Mapping[str, Sequence[Mapping[str, float]]]) -> float:
-    """Spearman's, between what the seeds of a method agree on and its mean accuracy.
-
-    Example:
-      >>> from experiments import compare
-      >>> runs = {str(i): [{"agreement": i, "clustering_accuracy": i**2}] for i in range(4)}
-      >>> round(compare.rank_correlation(runs), 6)
-      1.0
-    """
-    from scipy.stats import spearmanr
-
-    pairs = [
-        [mean(one[name] for one in values) for name in ("agreement", "clustering_accuracy")]
-        for values in found.values()
-    ]
-    return float(spearmanr(*np.transpose(pairs)).statistic)
+def _name(metric: str, number: int, classes: int) -> str:
+    return metric if number == classes else f"{metric}_{number}_clusters"
 
 
 def judge(
-    method: str, seed: int, images: np.ndarray, labels: np.ndarray
-) -> tuple[dict[str, float], np.ndarray]:
+    method: str, seed: int, images: np.ndarray, labels: np.ndarray, further: Sequence[int] = ()
+) -> tuple[dict[str, float], dict[int, np.ndarray]]:
     """Learns, clusters and compares with the labels; meant for a process of its own.
 
     Args:
@@ -137,11 +129,13 @@ def judge(
       seed: of the method.
       images: `[num_images, height, width, channels]`.
       labels: `[num_images]`.
+      further: numbers of clusters beside that of the classes.
 
     Returns:
-      The metrics, and the clusters.
+      The metrics, and the clusters by their number.
     """
     number = len(np.unique(labels))
+    others: dict[int, np.ndarray] = {}
     if method == UMAP:
         importlib.import_module("umap")  # takes longer than what it does here
     began = time.perf_counter()
@@ -152,6 +146,8 @@ def judge(
         codes = model.fit_transform(images)
         clusters = model.labels_
     seconds, peak = time.perf_counter() - began, peak_gib()
+    if method != UMAP and not model.learns_clusters:
+        others = {n: model.with_clusters(codes, n).labels_ for n in further if n != number}
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]
     knn = evaluation.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
@@ -160,7 +156,11 @@ def judge(
         "seconds": seconds,
         "peak_gib": peak,
     }
-    return {name: round(value, 3) for name, value in values.items()}, clusters
+    for n, found in others.items():
+        values[_name("clustering_accuracy", n, number)] = evaluation.scores(labels, found)[
+            "clustering_accuracy"
+        ]
+    return {name: round(value, 3) for name, value in values.items()}, {number: clusters} | others
 
 
 def _umap(seed: int, images: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:

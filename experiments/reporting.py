@@ -694,15 +694,54 @@ COMPARED = {
 }
 
 
+_RANKED = ("agreement", "clustering_accuracy")
+
+
 def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A table of methods, each with the metrics of its seeds: their means, and the number of seeds."""
+    """A table of methods, each with the metrics of its seeds: their means, and the number of seeds.
+
+    Below it, where there are at least three to rank, how agreement between seeds ranks them.
+    """
     rows = []
     for method, seeds in found.items():
         means = [
             f"{mean(seed[name] for seed in seeds):.1f}" if name in seeds[0] else "–" for name in COMPARED
         ]
         rows.append([method, *means, str(len(seeds))])
-    return format_table(["", *COMPARED.values(), "seeds"], rows)
+    table = format_table(["", *COMPARED.values(), "seeds"], rows)
+    rank, number = rank_correlation(found)
+    if number < 3:
+        return table
+    return (
+        f"{table}\n\nSpearman's rank correlation of the seeds' agreement and the accuracy, over {number} "
+        f"methods and numbers of clusters: {rank:.2f}"
+    )
+
+
+def rank_correlation(found: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[float, int]:
+    """Spearman's, between what the seeds agree on and their mean accuracy; and of how many.
+
+    Args:
+      found: of each method, metrics of its seeds; `agreement` and `clustering_accuracy`, the same with
+        `_8_clusters` behind them for another number of clusters than that of the classes, and so on.
+
+    Example:
+      >>> from experiments import reporting
+      >>> runs = {str(i): [{"agreement": i, "clustering_accuracy": i**2}] for i in range(4)}
+      >>> reporting.rank_correlation(runs)
+      (1.0, 4)
+    """
+    from scipy.stats import spearmanr
+
+    pairs = [
+        [mean(one[f"{metric}{name.removeprefix('agreement')}"] for one in seeds) for metric in _RANKED]
+        for seeds in found.values()
+        for name in seeds[0]
+        if name.startswith("agreement")
+    ]
+    if len(pairs) < 3:
+        return float("nan"), len(pairs)
+    return round(float(spearmanr(*np.transpose(pairs)).statistic), 6), len(pairs)
 
 
 def comparison_table() -> str:

@@ -17,14 +17,18 @@ def test_a_table_of_methods(
     monkeypatch.setattr(reporting, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
     config = Config(
-        "digits", methods=("pixels",), num_images=200, seeds=2, workdir=tmp_path / "run", record=True
-    )
+        "digits", methods=("pixels",), num_images=200, seeds=2, num_clusters=(5, 8, 10),
+        workdir=tmp_path / "run", record=True,
+    )  # fmt: skip
     found = compare.run(config)
     assert len(found["pixels"]) == 2
     assert 50 < found["pixels"][0]["clustering_accuracy"] <= 100
     assert found["pixels"][0]["knn_accuracy"] > 70
     assert found["pixels"][0]["peak_gib"] > 0.1
-    assert "pixels" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "pixels" in text
+    assert "over 3 methods and numbers of clusters" in text
+    assert found["pixels"][0]["agreement_5_clusters"] > 0
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
     recorded = json.loads((tmp_path / "results" / "compare.json").read_text())
     assert [(r["seed"], r["config"]["methods"]) for r in recorded] == [(0, ["pixels"]), (1, ["pixels"])]
@@ -32,7 +36,11 @@ def test_a_table_of_methods(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"methods": ("magic",)}, "'magic' is not one of energy"), ({"seeds": 0}, "seeds=0")],
+    [
+        ({"methods": ("magic",)}, "'magic' is not one of energy"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"num_clusters": (1,)}, "num_clusters=(1,)"),
+    ],
 )
 def test_bad_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
