@@ -342,7 +342,7 @@ class EnergyClustering(_ImageClustering):
       >>> images = np.random.default_rng(0).random((30, 12, 12))
       >>> model = EnergyClustering(3, architecture=small, image_size=12, max_steps=3, random_state=0)
       >>> model.fit(images).transform(images[:2]).shape
-      (2, 32)
+      (2, 20)
     """
 
     def __init__(
