@@ -405,7 +405,7 @@ class EnergyClustering(_ImageClustering):
         whitener = None
         if self.code_whitening:
             net = EnergyNet(states, architecture, code_power=self.code_power)
-            parts = _minibatches(keys[-1], number, _ENCODED, -(-min(number, 10_000) // _ENCODED))
+            parts = _minibatches(keys[-1], number, _ENCODED, -(-min(number, _WHITENED_FROM) // _ENCODED))
             some_codes = np.concatenate([np.asarray(net(images.take(part))) for part in parts])
             normal = whitening.normalize(jnp.asarray(some_codes))
             components = min(_CODE_COMPONENTS, normal.shape[1])

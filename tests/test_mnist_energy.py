@@ -61,17 +61,15 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(np.asarray(network.learned_states()[0][1].bases), bases(result))
     # Same seed, same result; the first run is set aside, not lost.
     assert {"pixels", "zca", "layer1"} <= {name.removesuffix("_clustering_error") for name in result.metrics}
-    (again,) = mnist_energy.run(replace(config, seed=3))
-    np.testing.assert_array_equal(bases(again), bases(result))
-    assert (folder / "previous-001" / "results.json").exists()
     # Stopped while drawing: the resumed run draws.
-    stopped = replace(config, workdir=folder.parent / "stopped")
     with monkeypatch.context() as patch:
         patch.setattr(mnist_energy.figures, "zca_kernel", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            mnist_energy.run(stopped)
-    mnist_energy.run(replace(stopped, resume=True))
-    assert (stopped.workdir / "clusters.png").exists()
+            mnist_energy.run(replace(config, seed=3))
+    (again,) = mnist_energy.run(replace(config, seed=3, resume=True))
+    assert (folder / "clusters.png").exists()
+    np.testing.assert_array_equal(bases(again), bases(result))
+    assert (folder / "previous-001" / "results.json").exists()
 
 
 def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
