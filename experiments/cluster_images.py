@@ -83,7 +83,7 @@ class Config:
     workdir: Path = Path("runs/cluster_images")
     """Where everything is written; an earlier run there is set aside, not lost."""
     resume: bool = False
-    """Go on with an interrupted run: finished seeds are read, not learned again."""
+    """Go on with an interrupted run: what was learned is read, not learned again."""
 
 
 class Images(NamedTuple):
@@ -152,7 +152,7 @@ def run(config: Config) -> Report:
                 raise ConfigError(f"workdir={str(config.workdir)!r} holds a {name} of something else")
     images = read_images(config.images, size)
     config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, images), image_size=size)
-    files = (*_WRITTEN, "network-seed*.pkl", "network-seed*.npy")
+    files = (*_WRITTEN, "network-seed*.pkl", "network-seed*.npy", "network-seed*.learned")
     with Workdir(EXPERIMENT, config, data=identity(images.pixels), files=files) as workdir:
         _say_what_was_read(images)
         fits = _learn(config, images, workdir.seeds)
@@ -304,10 +304,13 @@ def _learn(config: Config, images: Images, seeds: Sequence[int]) -> list[_Fit]:
             else:
                 print(f"seed {seed}, {number} clusters")
                 model = _estimator(config, number, seed)
+                learned = model.kept = stored.with_suffix(".learned")
                 with atomic_path(codes) as temporary, open(temporary, "wb") as file:
                     np.save(file, model.fit_transform(images.pixels))
+                del model.kept
                 with atomic_path(stored) as temporary, open(temporary, "wb") as file:
                     pickle.dump(model, file)
+                learned.unlink()
             fits.append(_Fit(seed, model, codes))
     return fits
 

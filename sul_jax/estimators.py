@@ -5,8 +5,10 @@ An image's code and cluster do not depend on the batch it comes in: programs tak
 """
 
 import copy
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -80,6 +82,7 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     random_state: Any
     verbose: bool
     learns_clusters = False  # whether what is learned depends on their number
+    kept: Path | None = None  # a file that keeps what was learned if `fit` is stopped before its end
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: N803
         """Learns from images and clusters them.
@@ -116,7 +119,14 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         self.scale_ = 1.0 if self.is_uint8_ else max(1.0, float(np.abs(rows).max()))
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         images = self._images(rows)
-        self.learned_ = jax.device_get(self._learn(jax.random.key(self.seed_), images))
+        if self.kept is not None and self.kept.exists():
+            self.learned_ = pickle.loads(self.kept.read_bytes())
+        else:
+            self.learned_ = jax.device_get(self._learn(jax.random.key(self.seed_), images))
+            if self.kept is not None:
+                whole = self.kept.with_name(f".{self.kept.name}")
+                whole.write_bytes(pickle.dumps(self.learned_))
+                whole.rename(self.kept)
         codes = self._codes(rows)
         self._cluster(codes)
         return codes

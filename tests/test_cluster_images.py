@@ -1,6 +1,7 @@
 """One command from a folder of images to a report, bad folders included."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -208,6 +209,23 @@ def test_interrupted_and_resumed(folder: Path, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("network-*.pkl"))) == 40
     assert {p: p.stat().st_mtime_ns for p in stored} == stored
     assert len(report.labels) == 90
+
+
+def test_stopped_while_encoding(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(folder, method="pixels", workdir=tmp_path / "run", seeds=1, image_size=16)
+    whole = cluster_images.run(dataclasses.replace(config, workdir=tmp_path / "whole"))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster_images.PixelClustering, "_codes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cluster_images.run(config)
+    monkeypatch.setattr(cluster_images.PixelClustering, "_learn", stop)  # not again
+    resumed = cluster_images.run(dataclasses.replace(config, resume=True))
+    np.testing.assert_array_equal(resumed.labels, whole.labels)
+    assert not list((tmp_path / "run").glob("*.learned"))
 
 
 def test_names_that_are_not_utf8_and_other_colours(tmp_path: Path) -> None:
