@@ -394,10 +394,10 @@ def _draw(
         some = jnp.where((parents == 0)[:, None, None, None], ways[0](some), ways[-1](some))
     else:
         parents = _parents(config, test)[: len(some)]
-    logits = representations(network, some)["logits"]
-    pooled = np.asarray(gar.acol_pool(jax.nn.softmax(logits), num_parents=network.num_parents))
+    seen = representations(network, some)
+    pooled = np.asarray(gar.acol_pool(jnp.asarray(seen["probabilities"]), num_parents=network.num_parents))
     groups = parents * (int(colours.max()) + 1) + colours[: len(some)]
-    figures.example_graphs(pooled, np.maximum(logits, 0), groups, folder / "figure6_graphs.png")
+    figures.example_graphs(pooled, np.maximum(seen["logits"], 0), groups, folder / "figure6_graphs.png")
     figures.gallery(raw, clusters, labels, folder / "figure7_clusters.png")
     for number in (7, 20):
         if number <= len(images):
@@ -426,9 +426,8 @@ def _sweep(config: Config) -> list[SeedResult[ACOL]]:
         accuracies.append([result.metrics.get("clustering_accuracy", np.nan) for result in found])
         networks[f"{name}: {np.mean(accuracies[-1]):.1f} %"] = found[0].network
     if config.sweep == "width":
-        spread = np.std(accuracies, axis=1, ddof=1) if config.seeds > 1 else np.zeros(len(values))
-        curve = np.array(values), np.mean(accuracies, axis=1), spread
-        figures.accuracies({"k-means": curve}, "width of F", config.workdir / "figure4_width.png", log=True)
+        curves = {"k-means": (values, accuracies)}
+        figures.accuracies(curves, "width of F", config.workdir / "figure4_width.png", log=True)
     else:
         _, _, test = _load(config)
         spaces = {

@@ -245,9 +245,7 @@ def read_images(path: Path, size: int) -> Images:
 
 
 def _hidden(file: Path, folder: Path) -> bool:
-    """Of programs rather than of the user: thumbnails, checkpoints, what archives add; or a folder."""
-    own = any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
-    return own or os.path.isdir(file)
+    return any(data.hidden(part) for part in file.relative_to(folder).parts) or os.path.isdir(file)
 
 
 def _name(file: Path, folder: Path) -> str:

@@ -614,6 +614,11 @@ def _strip(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
 
 
+def hidden(name: str) -> bool:
+    """Of programs rather than of the user: thumbnails, checkpoints, what archives add."""
+    return name.startswith((".", "__"))
+
+
 def readable(name: str) -> str:
     """Names on disk are bytes, and not always UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
@@ -644,7 +649,7 @@ def _load_folder(folder: Path, size: int | None) -> Dataset:
         raise DataError(f"dataset {str(folder)!r} is not a folder")
     if size is None:
         raise DataError(f"image_size is needed for the folder {str(folder)!r}; nmce_images takes it")
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
     if classes and any(p.suffix.lower() in _IMAGE_SUFFIXES for p in folder.iterdir()):
         raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")
     images, labels = [], []

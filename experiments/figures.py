@@ -9,6 +9,7 @@ import matplotlib.axes
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from experiments.data import atomic_path
 from sul_jax import metrics, whitening
@@ -344,20 +345,22 @@ def principal_components(
 
 
 def accuracies(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], xlabel: str, path: Path, *, log: bool
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], xlabel: str, path: Path, *, log: bool
 ) -> None:
-    """Accuracies in percent with error bars.
+    """Mean accuracies in percent, with standard deviations where there are several.
 
     Args:
-      curves: by name, positions, means and standard deviations.
+      curves: by name, positions `[num]` and values `[num, seeds]`.
       xlabel: what the positions are.
       path: of the PNG.
       log: whether positions are on a logarithmic axis.
     """
     figure = Figure(figsize=(4.5, 3), layout="constrained")
     axes = figure.add_subplot()
-    for name, (positions, means, spreads) in curves.items():
-        axes.errorbar(positions, means, spreads, marker=".", capsize=2, label=name)
+    for name, (positions, values) in curves.items():
+        several = np.asarray(values)
+        spreads = np.std(several, axis=1, ddof=1) if several.shape[1] > 1 else np.zeros(len(several))
+        axes.errorbar(np.asarray(positions), several.mean(axis=1), spreads, marker=".", capsize=2, label=name)
     axes.set(xlabel=xlabel, ylabel="accuracy, %", xscale="log" if log else "linear")
     if len(curves) > 1:
         axes.legend(frameon=False)

@@ -214,7 +214,7 @@ def _run_seed(
             if drawn:
                 curve = np.array(looks).T
                 figures.accuracies(
-                    {"k-NN on the embedding": (curve[0], curve[1], np.zeros(len(looks)))},
+                    {"k-NN on the embedding": (curve[0], curve[1][:, None])},
                     "epoch", config.workdir / "knn.png", log=False,
                 )  # fmt: skip
         if stage == 1 and config.judge_features:
@@ -501,23 +501,21 @@ def _few_labels(
                 ]
             )
     positions = np.array(numbers) * len(np.unique(labels))
-    curves = {name: (positions, np.mean(c, axis=1), np.std(c, axis=1, ddof=1)) for name, c in found.items()}
+    curves = {name: (positions, values) for name, values in found.items()}
     figures.accuracies(curves, "labelled images", config.workdir / "figure_a1_few_labels.png", log=True)
 
 
 def _sweep(config: Config) -> list[SeedResult[NMCE]]:
     """Table A.3: stage 1 with several weights λ."""
-    results, means = [], []
+    results, accuracies = [], []
     for weight in config.sweep:
         folder = config.workdir / f"lambda-{weight:g}"
         weights = (weight, *config.invariance_weights[1:])
         found = run(replace(config, sweep=(), stage=1, invariance_weights=weights, workdir=folder))
         results += found
-        means.append([result.metrics.get("knn_accuracy", np.nan) for result in found])
-    spread = np.std(means, axis=1, ddof=1) if config.seeds > 1 else np.zeros(len(means))
-    curve = np.array(config.sweep), np.mean(means, axis=1), spread
+        accuracies.append([result.metrics.get("knn_accuracy", np.nan) for result in found])
     figures.accuracies(
-        {"k-NN on the embedding": curve}, "weight λ of the views' similarity",
+        {"k-NN on the embedding": (config.sweep, accuracies)}, "weight λ of the views' similarity",
         config.workdir / "table_a3.png", log=False,
     )  # fmt: skip
     return results
