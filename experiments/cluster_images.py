@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -45,6 +46,7 @@ from sul_jax.estimators import (
     EnergyClustering,
     NMCEClustering,
     PixelClustering,
+    fit_together,
 )
 
 EXPERIMENT = "cluster_images"
@@ -80,6 +82,9 @@ class Config:
     """Networks learned from different seeds."""
     seed: int = 0
     """The first of them."""
+    seeds_together: int | None = None
+    """Networks that learn at once, by vmap; by default all of them on an accelerator and one on a CPU, where
+    one keeps all cores busy."""
     workdir: Path = Path("runs/cluster_images")
     """Where everything is written; an earlier run there is set aside, not lost."""
     resume: bool = False
@@ -135,7 +140,7 @@ def run(config: Config) -> Report:
     Raises:
       ValueError: images or options that cannot be used.
     """
-    check_options(config, at_least={"image_size": 4, "seeds": 1, "seed": 0})
+    check_options(config, at_least={"image_size": 4, "seeds": 1, "seed": 0, "seeds_together": 1})
     for number in config.num_clusters:
         if number < 2:
             raise ConfigError(f"num_clusters={number} is not accepted: it must be at least 2")
@@ -289,28 +294,41 @@ def _say_what_was_read(images: Images) -> None:
 def _learn(config: Config, images: Images, seeds: Sequence[int]) -> list[_Fit]:
     """Every seed with every number of clusters."""
     fits: list[_Fit] = []
-    for seed in seeds:
-        for number in config.num_clusters:
-            if fits and fits[-1].seed == seed and not fits[-1].model.learns_clusters:
-                again = fits[-1].model.with_clusters(np.load(fits[-1].codes), number)
-                fits.append(_Fit(seed, again, fits[-1].codes))
-                continue
-            stored = config.workdir / f"network-seed{seed}-{number}.pkl"
-            codes = stored.with_suffix(".npy")
-            if stored.exists():
-                model = pickle.loads(stored.read_bytes())
+    together = config.seeds_together or (1 if jax.default_backend() == "cpu" else len(seeds))
+    for first in range(0, len(seeds), together):
+        group = seeds[first : first + together]
+        learned = _fits(config, images, group, config.num_clusters[0])
+        fits += learned
+        for number in config.num_clusters[1:]:
+            if learned[0].model.learns_clusters:
+                fits += _fits(config, images, group, number)
             else:
-                print(f"seed {seed}, {number} clusters")
-                model = _estimator(config, number, seed)
-                learned = model.kept = stored.with_suffix(".learned")
-                with atomic_path(codes) as temporary, open(temporary, "wb") as file:
-                    np.save(file, model.fit_transform(images.pixels))
-                del model.kept
-                with atomic_path(stored) as temporary, open(temporary, "wb") as file:
-                    pickle.dump(model, file)
-                learned.unlink()
-            fits.append(_Fit(seed, model, codes))
+                for seed, model, codes in learned:
+                    fits.append(_Fit(seed, model.with_clusters(np.load(codes), number), codes))
     return fits
+
+
+def _fits(config: Config, images: Images, seeds: Sequence[int], number: int) -> list[_Fit]:
+    """Networks of some seeds, read where they are stored, else learned together."""
+    stored = [config.workdir / f"network-seed{seed}-{number}.pkl" for seed in seeds]
+    codes = [path.with_suffix(".npy") for path in stored]
+    missing = [index for index, path in enumerate(stored) if not path.exists()]
+    models = {index: _estimator(config, number, seeds[index]) for index in missing}
+    for index, model in models.items():
+        model.kept = stored[index].with_suffix(".learned")
+    if models:
+        print(f"seed {', '.join(str(seeds[index]) for index in missing)}, {number} clusters")
+        fitted = fit_together(list(models.values()), images.pixels)
+        for index, model in models.items():
+            with atomic_path(codes[index]) as temporary, open(temporary, "wb") as file:
+                np.save(file, next(fitted))
+            learned = model.kept
+            del model.kept
+            with atomic_path(stored[index]) as temporary, open(temporary, "wb") as file:
+                pickle.dump(model, file)
+            learned.unlink()
+    found = [models[i] if i in models else pickle.loads(path.read_bytes()) for i, path in enumerate(stored)]
+    return [_Fit(*one) for one in zip(seeds, found, codes, strict=True)]
 
 
 def _estimator(config: Config, number: int, seed: int) -> Any:

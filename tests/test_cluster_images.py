@@ -38,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_a_folder_to_a_report(folder: Path, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    report = cluster_images.run(Config(folder, method="pixels", workdir=tmp_path, seeds=2, image_size=16))
+    config = Config(folder, method="pixels", workdir=tmp_path, seeds=2, image_size=16, seeds_together=2)
+    report = cluster_images.run(config)
     assert report.num_clusters == 3
     assert report.scores["clustering_accuracy"] > 80
     assert not report.baseline

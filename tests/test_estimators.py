@@ -18,6 +18,7 @@ from sul_jax.estimators import (
     EnergyClustering,
     NMCEClustering,
     PixelClustering,
+    fit_together,
 )
 
 SMALL = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(6, 2, 2, 4, 0),))
@@ -75,6 +76,20 @@ def test_images_pipelines_and_pickles(estimator: Any) -> None:
         number, height, width, channels = model.first_kernels().shape
         assert number > 1
         assert (height, channels) == (width, 3)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=lambda e: type(e).__name__)
+def test_seeds_learn_together_what_each_learns_alone(estimator: Any) -> None:
+    images = np.random.default_rng(0).random((30, 9, 8, 3)).astype(np.float32)
+    models = [clone(estimator).set_params(random_state=seed) for seed in (3, 4)]
+    together = list(fit_together(models, images))
+    for model, codes in zip(models, together, strict=True):
+        alone = clone(model)
+        np.testing.assert_allclose(codes, alone.fit_transform(images), rtol=2e-3, atol=2e-4)
+        np.testing.assert_array_equal(model.labels_, alone.labels_)
+    assert np.abs(together[0] - together[1]).max() > 1e-2
+    with pytest.raises(ValueError, match="more than random_state"):
+        next(fit_together([estimator, clone(estimator).set_params(n_clusters=3)], images))
 
 
 def test_bytes_are_the_same_as_their_floats() -> None:
