@@ -1,7 +1,8 @@
 """How fast the rules run, as ratios measured in one run on this machine.
 
     python -m experiments.benchmark                  # some minutes on 2 cores
-    python -m experiments.benchmark --data-dir DIR   # k-means rows on MNIST test pixels
+    python -m experiments.benchmark --data-dir DIR   # k-means rows on MNIST's test images
+    python -m experiments.benchmark --tables energy k_means
 
 Each row is set against the limit: the multiply-adds of the direct computation, at the rate that
 `jnp.matmul` reaches here and now. The rules are also set against what a user would pick instead: the
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,10 @@ from experiments.data import atomic_path
 from experiments.reporting import check_options, command_line, device_name, format_table
 from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches, whitening
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
+from sul_jax.estimators import EnergyClustering
+
+
+Table = Literal["energy", "k_subspaces", "growth", "k_means", "coding_rate", "resnet", "hebbian", "acol"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Config:
     """28×28 images in a step of paper 002."""
     image_batch: int = 16
     """Images in a ResNet-18 step of paper 003, two views of each; a GPU takes 1024."""
-    growth: bool = True
-    """Also show how a K-Subspaces step grows with batch and subspaces."""
+    tables: tuple[Table, ...] = get_args(Table)
+    """What to measure."""
     workdir: Path | None = None
     """Where to write the tables as benchmark.md; by default they are only printed."""
 
@@ -58,17 +63,17 @@ def run(config: Config) -> str:
     timed = partial(seconds, repetitions=config.repetitions)
     rate = matmul_rate(timed)
     print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")
-    tables = [
-        network_table(config, timed),
-        k_subspaces_table(timed),
-        k_means_table(config, timed),
-        coding_rate_table(timed),
-        resnet_table(config, timed),
-        hebbian_table(timed),
-        acol_table(config, timed),
-    ]
-    if config.growth:
-        tables.append(growth_table(rate, timed))
+    of_name: dict[Table, Callable[[], str]] = {
+        "energy": lambda: network_table(config, timed),
+        "k_subspaces": lambda: k_subspaces_table(timed),
+        "growth": lambda: growth_table(rate, timed),
+        "k_means": lambda: k_means_tables(config, timed),
+        "coding_rate": lambda: coding_rate_table(timed),
+        "resnet": lambda: resnet_table(config, timed),
+        "hebbian": lambda: hebbian_table(timed),
+        "acol": lambda: acol_table(config, timed),
+    }
+    tables = [of_name[name]() for name in config.tables]
     text = "\n\n".join(tables)
     print(text)
     if config.workdir is not None:
@@ -414,16 +419,25 @@ def _torch_acol_seconds(number: int, timed: Callable[..., float], *, whole: bool
     return timed(step)
 
 
-def k_means_table(config: Config, timed: Callable[..., float]) -> str:
-    """k-means, best of 10, on test pixels: ours and what a user would pick instead."""
+def k_means_tables(config: Config, timed: Callable[..., float]) -> str:
+    """k-means on test pixels and on codes of the energy network: ours and what a user would pick instead."""
+    dataset = data.load(config.dataset, config.data_dir)
+    images = dataset.test_images
+    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
+    network = EnergyClustering(10, architecture="2layer", max_steps=10, code_whitening=0, random_state=0)
+    what = f"of {len(images)} test images of {dataset.name}"
+    tables = [_k_means_table(f"pixels {what}", pixels, config, timed)]
+    tables.append(_k_means_table(f"two layers' codes {what}", network.fit_transform(images), config, timed))
+    return "\n\n".join(tables)
+
+
+def _k_means_table(what: str, x: np.ndarray, config: Config, timed: Callable[..., float]) -> str:
     from sklearn.cluster import KMeans
 
-    dataset = data.load(config.dataset, config.data_dir)
-    x = dataset.test_images.reshape(len(dataset.test_images), -1).astype(np.float32) / 255
     fit = jax.jit(partial(k_means.fit, num_clusters=10))
     ours = timed(fit, jax.random.key(0), jnp.asarray(x))
     inertia = float(fit(jax.random.key(0), jnp.asarray(x)).inertia)
-    rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{inertia:.0f}"]]
+    rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{inertia:.6g}"]]
 
     def row(name: str, fitted: Callable[[], float]) -> None:
         times, found = [], 0.0
@@ -431,7 +445,7 @@ def k_means_table(config: Config, timed: Callable[..., float]) -> str:
             start = time.perf_counter()
             found = fitted()
             times.append(time.perf_counter() - start)
-        rows.append([name, f"{min(times):.2f}", f"{min(times) / ours:.2f}", f"{found:.0f}"])
+        rows.append([name, f"{min(times):.2f}", f"{min(times) / ours:.2f}", f"{found:.6g}"])
 
     row("scikit-learn", lambda: float(KMeans(10, n_init=10, random_state=0).fit(x).inertia_))
     try:
@@ -446,7 +460,7 @@ def k_means_table(config: Config, timed: Callable[..., float]) -> str:
             return float(found.index.search(x, 1)[0].sum())
 
         row("faiss, 50 iterations", with_faiss)
-    title = f"k-means on {len(x)} test images of {dataset.name}, k = 10, best of 10"
+    title = f"k-means on {what}, k = 10, best of 10"
     return format_table([title, "seconds", "ratio", "inertia"], rows)
 
 

@@ -17,7 +17,7 @@ def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             repetitions=1,
             image_batch=2,
             acol_batch=2,
-            growth=False,
+            tables=("energy", "k_subspaces", "k_means", "coding_rate", "resnet", "hebbian", "acol"),
             workdir=tmp_path,
         )
     )
