@@ -31,7 +31,6 @@ from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches,
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
 
-
 Table = Literal["energy", "k_subspaces", "growth", "k_means", "coding_rate", "resnet", "hebbian", "acol"]
 
 
