@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -57,3 +58,51 @@ def data_dir(optimized: None) -> Path:
     if not found.is_dir():
         pytest.skip("no real data: set SUL_JAX_DATA to a folder of data sets")
     return found
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Prepares images and their labels, of so many classes, as tfds does; returns the folder."""
+    monkeypatch.setenv("SUL_JAX_CACHE", str(tmp_path / "cache"))
+
+    def prepare(
+        dataset: str, images: np.ndarray, labels: Mapping[str, tuple[int, np.ndarray]], *, num_train: int
+    ) -> Path:
+        import tensorflow_datasets as tfds
+        from PIL import Image
+
+        with tfds.core.registered.skip_registration():
+
+            class Builder(tfds.core.GeneratorBasedBuilder):
+                VERSION = tfds.core.Version("3.0.2")
+                name = dataset
+                pkg_dir_path = Path(__file__).parent
+
+                def _info(self) -> tfds.core.DatasetInfo:
+                    image = {"image": tfds.features.Image(shape=images.shape[1:])}
+                    kinds = {k: tfds.features.ClassLabel(num_classes=n) for k, (n, _) in labels.items()}
+                    features = tfds.features.FeaturesDict(image | kinds)
+                    return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+                def _split_generators(self, dl_manager: object) -> dict:
+                    splits = {"train": range(num_train), "test": range(num_train, len(images))}
+                    return {name: self._generate_examples(split) for name, split in splits.items()}
+
+                def _generate_examples(self, split: range) -> Iterator[tuple[int, dict]]:
+                    for i in split:
+                        own = {name: int(values[i]) for name, (_, values) in labels.items()}
+                        yield i, {"image": Image.fromarray(images[i])} | own
+
+        builder = Builder(data_dir=str(tmp_path / "data"), file_format="array_record")
+        # Without a look at the cloud, which needs TensorFlow.
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        return tmp_path / "data"
+
+    return prepare
+
+
+@pytest.fixture
+def street_numbers(prepared: Callable[..., Path]) -> Path:
+    """Thirty small pictures of noise in the place of SVHN."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), np.uint8)
+    return prepared("svhn_cropped", images, {"label": (10, np.arange(30) % 3)}, num_train=20)

@@ -3,7 +3,7 @@ import hashlib
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -252,36 +252,10 @@ def test_prepared_data_are_needed(name: str, tmp_path: Path) -> None:
         data.load(name, tmp_path)
 
 
-def test_coarse_labels_of_prepared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tensorflow_datasets as tfds
-
-    monkeypatch.setenv("SUL_JAX_CACHE", str(tmp_path / "cache"))
+def test_coarse_labels_of_prepared_data(prepared: Callable[..., Path]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
-    with tfds.core.registered.skip_registration():
-
-        class Builder(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("3.0.2")
-            name = "cifar100"
-            pkg_dir_path = Path(__file__).parent
-
-            def _info(self) -> tfds.core.DatasetInfo:
-                kinds = {"label": 100, "coarse_label": 20}
-                classes = {k: tfds.features.ClassLabel(num_classes=n) for k, n in kinds.items()}
-                image = {"image": tfds.features.Image(shape=(32, 32, 3))}
-                features = tfds.features.FeaturesDict(image | classes)
-                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-            def _split_generators(self, dl_manager: object) -> dict:
-                return {"train": self._generate_examples(0, 4), "test": self._generate_examples(4, 6)}
-
-            def _generate_examples(self, start: int, end: int) -> Iterator[tuple[int, dict]]:
-                for i in range(start, end):
-                    yield i, {"image": Image.fromarray(images[i]), "label": 90 + i, "coarse_label": i}
-
-    builder = Builder(data_dir=str(tmp_path / "data"), file_format="array_record")
-    # Without a look at the cloud, which needs TensorFlow.
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    found = data.load("cifar20", tmp_path / "data")
+    labels = {"label": (100, np.arange(90, 96)), "coarse_label": (20, np.arange(6))}
+    found = data.load("cifar20", prepared("cifar100", images, labels, num_train=4))
     np.testing.assert_array_equal(found.train_images, images[:4])
     assert found.test_labels is not None
     assert found.test_labels.tolist() == [4, 5]

@@ -13,8 +13,6 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from experiments import acol_pseudo
 from experiments.acol_pseudo import Config
@@ -84,33 +82,6 @@ def test_terms_add_up() -> None:
     np.testing.assert_allclose(squared, expected + 0.01 * jnp.sum(z**2), rtol=1e-5)
     norm = gar.gar_loss(z, num_parents=2, **weights, frobenius="norm")
     np.testing.assert_allclose(norm, expected + 0.01 * jnp.linalg.norm(b), rtol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["vmap", "pmap", "shard_map"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_global_under_axis_name(form: str) -> None:
-    """The value is the whole batch's, and so is the mean of the shards' gradients."""
-    z = jax.random.normal(jax.random.key(0), (16, 6))
-    matrix = jax.random.normal(jax.random.key(1), (6, 6))
-
-    def value_and_gradient(matrix: jax.Array, z: jax.Array, axis_name: str | None = None) -> tuple:
-        found = jax.value_and_grad(lambda m: gar.gar_loss(z @ m, num_parents=2, axis_name=axis_name))(matrix)
-        return found if axis_name is None else jax.lax.pmean(found, axis_name)
-
-    def sharded(matrix: jax.Array, z: jax.Array) -> tuple:
-        return value_and_gradient(matrix, z, "batch")
-
-    expected = value_and_gradient(matrix, z)
-    if form == "shard_map":
-        mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
-        mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P(), check_vma=False)
-        got = jax.jit(mapped)(matrix, z)
-    else:
-        mapping = jax.vmap if form == "vmap" else jax.pmap
-        together = mapping(sharded, in_axes=(None, 0), axis_name="batch")(matrix, z.reshape(4, 4, 6))
-        got = jax.tree.map(lambda leaf: leaf[0], together)
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
 
 
 def test_pooling_is_interleaved() -> None:
@@ -375,3 +346,13 @@ def test_parent_loss_is_the_cross_entropy_of_the_sums() -> None:
         loss(logits, jnp.arange(8) % 4)
     with pytest.raises(ValueError, match=r"parents must be integers of shape \[8\]"):
         loss(logits, parents[:7])
+
+
+def test_street_numbers_through_tfds(
+    config: Config, street_numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
+    change = {"dataset": "svhn_cropped", "data_dir": street_numbers, "num_train": None, "num_test": None}
+    (result,) = acol_pseudo.run(replace(config, **change, batch_size=10, num_clusters=3, epochs=1))
+    assert result.network.image_shape == (32, 32, 3)
+    assert 0 <= result.metrics["clustering_accuracy"] <= 100

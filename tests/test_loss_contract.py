@@ -1,0 +1,112 @@
+"""Every loss keeps the contract: one signature, exact and differentiable in every parallel form."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sul_jax import coding_rate, gar
+
+
+class Case(NamedTuple):
+    loss: Callable[..., Array]
+    hyperparameter: str
+    options: dict[str, Any]
+    more: tuple[str, ...] = ()  # arguments beside the activations, by name in `batch`
+    views: bool = False
+
+
+CASES = {
+    "gar": Case(gar.gar_loss, "affinity_weight", {"num_parents": 2}),
+    "gar, as printed": Case(gar.gar_loss, "balance_weight", {"num_parents": 2, "frobenius": "norm"}),
+    "coding-rate reduction": Case(coding_rate.coding_rate_reduction, "eps_squared", {}, ("memberships",)),
+    "total coding rate": Case(coding_rate.tcr_loss, "eps_squared", {"invariance_weight": 2.0}, (), True),
+    "total coding rate of each view": Case(
+        coding_rate.tcr_loss, "invariance_weight", {"eps_squared": 0.1, "average_views": False}, (), True
+    ),
+    "nmce": Case(
+        coding_rate.nmce_loss, "invariance_weight", {"eps_squared": 0.1}, ("memberships",), True
+    ),
+}  # fmt: skip
+pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+WEIGHT = 0.3
+
+
+def batch() -> dict[str, Array]:
+    """Sixteen inputs of two views, and soft memberships that stay as they are."""
+    keys = jax.random.split(jax.random.key(0))
+    memberships = jax.nn.softmax(jax.random.normal(keys[0], (16, 2, 3)))
+    return {"inputs": jax.random.normal(keys[1], (16, 2, 6)), "memberships": memberships}
+
+
+def matrix() -> Array:
+    return jax.random.normal(jax.random.key(2), (6, 6))
+
+
+def value(case: Case, weight: Any, parameters: Array, data: dict[str, Array], **options: Any) -> Array:
+    """The loss of linear activations."""
+
+    def seen(values: Array) -> Array:
+        return values.swapaxes(0, 1) if case.views else values[:, 0]
+
+    activations = seen(data["inputs"] @ parameters)
+    more = [seen(data[name]) for name in case.more]
+    return case.loss(activations, *more, **{case.hyperparameter: weight}, **case.options, **options)
+
+
+def mean_over_shards(case: Case, parameters: Array, data: dict[str, Array]) -> tuple[Array, Array]:
+    loss = jax.value_and_grad(partial(value, case, WEIGHT, axis_name="batch"))
+    return jax.lax.pmean(loss(parameters, data), "batch")
+
+
+def whole(case: Case) -> Any:
+    return jax.jit(jax.value_and_grad(partial(value, case, WEIGHT)))(matrix(), batch())
+
+
+def assert_same(got: tuple[Array, Array], expected: tuple[Array, Array]) -> None:
+    assert np.isfinite(expected[0])
+    assert np.abs(expected[1]).max() > 1e-3
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_signature(case: Case) -> None:
+    parameters = list(inspect.signature(case.loss).parameters.values())
+    assert parameters[-1].name == "axis_name"
+    assert parameters[-1].default is None
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1 + len(case.more) :])
+
+
+def test_jit_equals_eager_with_a_traced_hyperparameter(case: Case) -> None:
+    expected = whole(case)
+    assert expected[0].shape == ()
+    np.testing.assert_allclose(value(case, WEIGHT, matrix(), batch()), expected[0], rtol=1e-5)
+    several = jax.jit(jax.vmap(partial(value, case), (0, None, None)))
+    found = several(jnp.array([0.1, WEIGHT]), matrix(), batch())
+    np.testing.assert_allclose(found[1], expected[0], rtol=1e-5)
+    assert not np.isclose(found[0], found[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ["vmap", "pmap", "shard_map"])
+def test_global_under_axis_name(case: Case, form: str) -> None:
+    """The value is the whole batch's, and so is the mean of the shards' gradients."""
+    split = partial(mean_over_shards, case)
+    if form == "shard_map":
+        mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
+        mapped = jax.shard_map(split, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P(), check_vma=False)
+        got = jax.jit(mapped)(matrix(), batch())
+    else:
+        mapping = jax.vmap if form == "vmap" else jax.pmap
+        shards = jax.tree.map(lambda v: v.reshape(4, 4, *v.shape[1:]), batch())
+        together = mapping(split, in_axes=(None, 0), axis_name="batch")(matrix(), shards)
+        got = jax.tree.map(lambda leaf: leaf[0], together)
+    assert_same(jax.device_get(got), jax.device_get(whole(case)))
