@@ -423,10 +423,10 @@ def k_means_tables(config: Config, timed: Callable[..., float]) -> str:
     dataset = data.load(config.dataset, config.data_dir)
     images = dataset.test_images
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    network = EnergyClustering(10, architecture="2layer", max_steps=10, code_whitening=0, random_state=0)
+    network = EnergyClustering(10, architecture="1layer", max_steps=10, code_whitening=0, random_state=0)
     what = f"of {len(images)} test images of {dataset.name}"
     tables = [_k_means_table(f"pixels {what}", pixels, config, timed)]
-    tables.append(_k_means_table(f"two layers' codes {what}", network.fit_transform(images), config, timed))
+    tables.append(_k_means_table(f"one layer's codes {what}", network.fit_transform(images), config, timed))
     return "\n\n".join(tables)
 
 

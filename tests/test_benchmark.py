@@ -1,7 +1,9 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from experiments import benchmark, nmce_images
 from experiments.benchmark import Config
@@ -10,9 +12,10 @@ from experiments.benchmark import Config
 def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(nmce_images.Config, depth=10, num_filters=4, num_pre_features=16)
     monkeypatch.setattr(nmce_images, "Config", small)
+    np.savez(tmp_path / "some.npz", images=load_digits().images[:100] / 16)
     text = benchmark.run(
         Config(
-            dataset="digits",
+            dataset=str(tmp_path / "some.npz"),
             batch_size=2,
             repetitions=1,
             image_batch=2,

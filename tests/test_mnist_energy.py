@@ -45,7 +45,7 @@ def interrupt(*_: object) -> None:
 
 
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist_energy, "_CURVE_STEPS", 5)
+    monkeypatch.setattr(mnist_energy, "_CURVE_STEPS", 2)
     (result,) = mnist_energy.run(replace(config, learning_curve=True, evaluate_layers=True, seed=3))
     folder = config.workdir
     for name in (
