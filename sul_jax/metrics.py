@@ -6,9 +6,8 @@ of 002 the purity, 004 the normalised mutual information.
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
+
+# SciPy and scikit-learn are imported where they are called: `import sul_jax` takes half the time.
 
 
 def clustering_accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
@@ -29,9 +28,8 @@ def clustering_accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float
       >>> metrics.clustering_accuracy([0, 0, 1, 1], [7, 7, 7, 3])
       0.75
     """
-    table = _contingency(labels_true, labels_pred)
-    classes, clusters = linear_sum_assignment(table, maximize=True)
-    return float(table[classes, clusters].sum() / table.sum())
+    table = _contingency(*_labels(labels_true, labels_pred))
+    return float(table[_best_match(table)].sum() / table.sum())
 
 
 def purity(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
@@ -42,7 +40,7 @@ def purity(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
       >>> metrics.purity([0, 0, 1, 1], [0, 1, 2, 2])
       1.0
     """
-    table = _contingency(labels_true, labels_pred)
+    table = _contingency(*_labels(labels_true, labels_pred))
     return float(table.max(axis=0).sum() / table.sum())
 
 
@@ -54,6 +52,8 @@ def normalized_mutual_info(labels_true: ArrayLike, labels_pred: ArrayLike) -> fl
       >>> metrics.normalized_mutual_info([0, 0, 1, 1], [1, 1, 0, 0])
       1.0
     """
+    from sklearn.metrics import normalized_mutual_info_score
+
     return float(normalized_mutual_info_score(*_labels(labels_true, labels_pred)))
 
 
@@ -65,6 +65,8 @@ def adjusted_rand_index(labels_true: ArrayLike, labels_pred: ArrayLike) -> float
       >>> metrics.adjusted_rand_index([0, 0, 1, 1], [1, 1, 0, 0])
       1.0
     """
+    from sklearn.metrics import adjusted_rand_score
+
     return float(adjusted_rand_score(*_labels(labels_true, labels_pred)))
 
 
@@ -77,14 +79,23 @@ def match_clusters(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[int, 
       {7: 0, 3: 1}
     """
     true, pred = _labels(labels_true, labels_pred)
-    table = contingency_matrix(true, pred)
-    rows, columns = linear_sum_assignment(table, maximize=True)
+    rows, columns = _best_match(_contingency(true, pred))
     classes, clusters = np.unique(true), np.unique(pred)
     return {int(clusters[c]): int(classes[r]) for r, c in zip(rows, columns, strict=True)}
 
 
-def _contingency(labels_true: ArrayLike, labels_pred: ArrayLike) -> np.ndarray:
-    return np.asarray(contingency_matrix(*_labels(labels_true, labels_pred)))
+def _best_match(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and clusters, one to one."""
+    from scipy.optimize import linear_sum_assignment
+
+    classes, clusters = linear_sum_assignment(table, maximize=True)
+    return classes, clusters
+
+
+def _contingency(true: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    from sklearn.metrics.cluster import contingency_matrix
+
+    return np.asarray(contingency_matrix(true, pred))
 
 
 def _labels(labels_true: ArrayLike, labels_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
