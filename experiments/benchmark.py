@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments import acol_pseudo, data, nmce_images
 from experiments.data import atomic_path
-from experiments.reporting import check_options, command_line, device_name, format_table
+from experiments.reporting import ConfigError, check_options, command_line, device_name, format_table
 from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches, whitening
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
@@ -59,6 +59,8 @@ class Config:
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
     check_options(config, at_least={"batch_size": 1, "repetitions": 1, "image_batch": 2, "acol_batch": 1})
+    if not config.tables:
+        raise ConfigError(f"tables is empty; accepted: {', '.join(get_args(Table))}")
     timed = partial(seconds, repetitions=config.repetitions)
     rate = matmul_rate(timed)
     print(f"{device_name()}, jax {jax.__version__}: jnp.matmul runs at {rate / 1e9:.0f} GFLOP/s\n")
@@ -72,7 +74,7 @@ def run(config: Config) -> str:
         "hebbian": lambda: hebbian_table(timed),
         "acol": lambda: acol_table(config, timed),
     }
-    tables = [of_name[name]() for name in config.tables]
+    tables = [of_name[name]() for name in dict.fromkeys(config.tables)]
     text = "\n\n".join(tables)
     print(text)
     if config.workdir is not None:

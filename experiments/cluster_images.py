@@ -32,12 +32,15 @@ from experiments import data, evaluation, html_report
 from experiments.data import atomic_path
 from experiments.reporting import (
     ConfigError,
+    Outcome,
     Workdir,
     check_options,
     command_line,
     format_table,
     identity,
     make_workdir,
+    peak_gib,
+    record,
 )
 from sul_jax import __version__, metrics
 from sul_jax.estimators import (
@@ -83,12 +86,15 @@ class Config:
     seed: int = 0
     """The first of them."""
     seeds_together: int | None = None
-    """Networks that learn at once, by vmap; by default all of them on an accelerator and one on a CPU, where
-    one keeps all cores busy."""
+    """Networks that learn at once, by vmap; by default four on an accelerator and one on a CPU, where one
+    keeps all cores busy."""
     workdir: Path = Path("runs/cluster_images")
     """Where everything is written; an earlier run there is set aside, not lost."""
     resume: bool = False
     """Go on with an interrupted run: what was learned is read, not learned again."""
+    record: bool = False
+    """Append the results to experiments/results/cluster_images.json, with the folder's name but not where it
+    is."""
 
 
 class Images(NamedTuple):
@@ -158,12 +164,15 @@ def run(config: Config) -> Report:
     images = read_images(config.images, size)
     config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, images), image_size=size)
     files = (*_WRITTEN, "network-seed*.pkl", "network-seed*.npy", "network-seed*.learned")
-    with Workdir(EXPERIMENT, config, data=identity(images.pixels), files=files) as workdir:
+    about, own = identity(images.pixels), ("seeds_together",)
+    with Workdir(EXPERIMENT, config, data=about, files=files, may_differ=own) as workdir:
         _say_what_was_read(images)
         fits = _learn(config, images, workdir.seeds)
         report, fit, table = _judge(images, fits)
         if images.labels is not None and config.method != "pixels":
+            print("k-means on the pixels, for comparison")
             pixels = PixelClustering(report.num_clusters, image_size=size, random_state=config.seed)
+            pixels.verbose = True
             report = report._replace(baseline=_scores(images.labels, pixels.fit_predict(images.pixels)))
         print("writing the report")
         codes = np.load(fit.codes)
@@ -184,6 +193,18 @@ def run(config: Config) -> Report:
         numbers = {"num_clusters": report.num_clusters, "agreement": report.agreement}
         baseline = {f"pixels_{name}": value for name, value in report.baseline.items()}
         workdir.results.append(numbers | report.scores | baseline)
+    if config.record:
+        values = report.scores | baseline | {"seeds": config.seeds, "peak_gib": round(peak_gib(), 3)}
+        if report.agreement:
+            values["agreement"] = report.agreement[report.num_clusters]
+        one = dataclasses.replace(config, images=Path(config.images.resolve().name))
+        dataset = data.Dataset(
+            one.images.name, images.pixels, images.labels, images.pixels, images.labels,
+            f"{len(images.files)} files" if images.files else "arrays",
+        )  # fmt: skip
+        number = len(images.pixels)
+        outcome = Outcome(values, dataset, number, number, time.perf_counter() - began)
+        record(EXPERIMENT, one, config.seed, outcome)
     _print(config, report)
     return report
 
@@ -294,7 +315,7 @@ def _say_what_was_read(images: Images) -> None:
 def _learn(config: Config, images: Images, seeds: Sequence[int]) -> list[_Fit]:
     """Every seed with every number of clusters."""
     fits: list[_Fit] = []
-    together = config.seeds_together or (1 if jax.default_backend() == "cpu" else len(seeds))
+    together = config.seeds_together or (1 if jax.default_backend() == "cpu" else 4)
     for first in range(0, len(seeds), together):
         group = seeds[first : first + together]
         learned = _fits(config, images, group, config.num_clusters[0])
@@ -317,7 +338,8 @@ def _fits(config: Config, images: Images, seeds: Sequence[int], number: int) -> 
     for index, model in models.items():
         model.kept = stored[index].with_suffix(".learned")
     if models:
-        print(f"seed {', '.join(str(seeds[index]) for index in missing)}, {number} clusters")
+        names = ", ".join(str(seeds[index]) for index in missing)
+        print(f"{'seed' if len(missing) == 1 else 'seeds'} {names}: {number} clusters")
         fitted = fit_together(list(models.values()), images.pixels)
         for index, model in models.items():
             with atomic_path(codes[index]) as temporary, open(temporary, "wb") as file:

@@ -149,6 +149,8 @@ def _cluster(images: "Images", report: "Report", distances: np.ndarray, k: int, 
     shown = "".join(
         f"<h3>{name}</h3>" + _gallery(images, members[order[:number]]) for name, order in kinds.items()
     )
+    if np.count_nonzero(sizes > sizes[k]) >= _ALL_SHOWN:
+        shown = f"<p>The images of the {_ALL_SHOWN} largest clusters are shown.</p>"
     opened = " open" if k < 3 else ""
     return (
         f'<details class="cluster"{opened}><summary>{_text(title)} '

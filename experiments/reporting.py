@@ -621,6 +621,23 @@ ROWS: tuple[Row, ...] = (
     ),
     _deepcluster_row("Fashion-MNIST, DeepCluster, 50 cycles, probe **accuracy**", "probe_accuracy"),
     _deepcluster_row("… of the untrained network", "random_probe_accuracy"),
+    *(
+        Row(
+            what,
+            "–",
+            "cluster_images",
+            metric,
+            {"method": "energy", "num_clusters": [10], "image_size": 28},
+            "fashion_mnist_png",
+            10_000,
+            "cluster_images --images FOLDER",
+            "higher",
+        )
+        for what, metric in (
+            ("Fashion-MNIST's test images as PNG files, three seeds, **accuracy**", "clustering_accuracy"),
+            ("… k-means on the pixels", "pixels_clustering_accuracy"),
+        )
+    ),
     Row(
         "bundled digits, the published 3 layers (pixels: 20.3)",
         "–",

@@ -100,8 +100,7 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         Raises:
           ValueError: images that are not finite or do not fit `image_shape`, or fewer than clusters.
         """
-        for _ in fit_together([self], X):
-            pass
+        next(fit_together([self], X))
         return self
 
     def fit_transform(self, X: ArrayLike, y: object = None) -> np.ndarray:  # noqa: N803
@@ -120,19 +119,18 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         self.is_uint8_ = rows.dtype == np.uint8
         # Bytes count as [0, 1], and so do floating images there; others have a scale of their own.
         self.scale_ = 1.0 if self.is_uint8_ else max(1.0, float(np.abs(rows).max()))
-        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         return rows
 
     def _finish(self, rows: np.ndarray) -> np.ndarray:
         """Clusters what has been learned; returns the images' codes."""
-        codes = self._codes(rows)
+        codes = self._codes(rows, self.learned_)
         self._cluster(codes)
         return self._shown(codes)
 
     def transform(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """Codes of images, float32 `[num_images, num_codes]`."""
         check_is_fitted(self)
-        return self._shown(self._codes(self._rows(X, reset=False)))
+        return self._shown(self._codes(self._rows(X, reset=False), self.learned_))
 
     def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """The cluster of each image, int32 `[num_images]`."""
@@ -145,7 +143,7 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     def assign(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         """The cluster of each image and its distances to all centres: `predict` and `distances` at once."""
         check_is_fitted(self)
-        codes = self._codes(self._rows(X, reset=False))
+        codes = self._codes(self._rows(X, reset=False), self.learned_)
         distances = self.distances_of(self._shown(codes))
         return self._labels(codes, distances), distances
 
@@ -186,6 +184,8 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         some = codes
         if len(codes) > most:
             some = codes[np.random.default_rng(self.seed_).permutation(len(codes))[:most]]
+        if self.verbose:
+            print(f"k-means of {len(some)} codes, {self.n_clusters} clusters")
         found = _k_means(key, jnp.asarray(some), num_clusters=self.n_clusters)
         self.cluster_centers_ = np.asarray(found.centroids)
         self.labels_ = self._labels(codes, self.distances_of(codes))
@@ -245,14 +245,14 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         scale = 255.0 if rows.dtype == np.uint8 else self.scale_
         return _Images(rows, self.image_shape_, self.image_size, scale)
 
-    def _codes(self, rows: np.ndarray) -> np.ndarray:
+    def _codes(self, rows: np.ndarray, learned: Any) -> np.ndarray:
         images = self._images(rows)
         number = len(rows)
         found = None
-        encode = self._encoder()
+        encode = self._encoder(learned)
         for start in self._progress(range(0, number, _ENCODED), "codes"):
             chosen = np.minimum(np.arange(start, start + _ENCODED), number - 1)
-            codes = np.asarray(encode(self.learned_, images.take(chosen)))
+            codes = np.asarray(encode(images.take(chosen)))
             if found is None:  # filled in place: many codes are not held twice
                 found = np.empty((number, codes.shape[1]), codes.dtype)
             found[start : start + len(codes)] = codes[: number - start]
@@ -270,26 +270,27 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         """What the network of each key learns, along the first axis of all arrays."""
         raise NotImplementedError
 
-    def _encoder(self) -> Callable[[Any, Array], Array]:
-        """From what was learned and images to codes."""
+    def _encoder(self, learned: Any) -> Callable[[Array], Array]:
+        """From images to codes, by what was learned."""
         raise NotImplementedError
 
 
 def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[np.ndarray]:  # noqa: N803
-    """Fits estimators that differ in `random_state` alone: their networks learn at once, by vmap.
+    """Learns the networks of estimators that differ in `random_state` alone at once, by vmap.
 
     On an accelerator that takes less time than one after the other; on a CPU a single network keeps all cores
-    busy.
+    busy. All networks are learned by the call; each estimator's images are clustered, and it is fitted, when
+    its codes are taken.
 
     Args:
       models: the estimators; they are fitted in place.
       X: images, as for `fit`.
 
-    Yields:
-      The codes of each estimator once it is fitted, as from its `fit_transform`.
+    Returns:
+      An iterator over the codes of the estimators, as from `fit_transform`.
 
     Raises:
-      ValueError: as `fit`, or estimators that differ in more than `random_state`.
+      ValueError: as `fit`, no estimators, or estimators that differ in more than `random_state`.
 
     Example:
       >>> import numpy as np
@@ -299,30 +300,39 @@ def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[n
       >>> [model.labels_.shape for model in models]
       [(10,), (10,), (10,)]
     """
+    if not models:
+        raise ValueError("models is empty; at least one estimator is needed")
     first = models[0]
     for model in models[1:]:
-        if type(model) is not type(first) or any(
-            value != first.get_params()[name]
-            for name, value in model.get_params().items()
-            if name != "random_state"
-        ):
+        if type(model) is not type(first) or _options(model) != _options(first):
             raise ValueError(f"models: {model} differs from {first} in more than random_state")
+    rows = first._begin(X)
+    about = {name: value for name, value in vars(first).items() if name in _OF_IMAGES}
     for model in models:
-        rows = model._begin(X)
+        model.__dict__.update(about)
+        model.seed_ = int(check_random_state(model.random_state).randint(2**31 - 1))
         if model.kept is not None and model.kept.exists():
             model.learned_ = pickle.loads(model.kept.read_bytes())
     missing = [model for model in models if model.kept is None or not model.kept.exists()]
     if missing:
         keys = jnp.stack([jax.random.key(model.seed_) for model in missing])
-        learned = jax.device_get(first._learn(keys, first._images(rows)))
+        learned = first._learn(keys, first._images(rows))
         for index, model in enumerate(missing):
-            model.learned_ = _of_seed(learned, index)
+            model.learned_ = jax.device_get(_of_seed(learned, index))
             if model.kept is not None:
                 whole = model.kept.with_name(f".{model.kept.name}")
                 whole.write_bytes(pickle.dumps(model.learned_))
                 whole.rename(model.kept)
-    for model in models:
-        yield model._finish(rows)
+    return (model._finish(rows) for model in models)
+
+
+# What an estimator knows of the images it was fitted to.
+_OF_IMAGES = ("n_features_in_", "feature_names_in_", "image_shape_", "is_uint8_", "scale_")
+
+
+def _options(model: _ImageClustering) -> str:
+    chosen = model.get_params() | {"random_state": None, "verbose": None}
+    return repr(sorted(chosen.items()))
 
 
 def _for_seeds(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -388,8 +398,8 @@ class PixelClustering(_ImageClustering):
     def _learn(self, keys: Array, images: _Images) -> Any:
         return ()
 
-    def _encoder(self) -> Callable[[Any, Array], Array]:
-        return lambda learned, images: images.reshape(len(images), -1)
+    def _encoder(self, learned: Any) -> Callable[[Array], Array]:
+        return lambda images: images.reshape(len(images), -1)
 
 
 class EnergyClustering(_ImageClustering):
@@ -498,10 +508,9 @@ class EnergyClustering(_ImageClustering):
         components = min(_CODE_COMPONENTS, normal.shape[1])
         return whitening.pca(normal, num_components=components, exponent=self.code_whitening)
 
-    def _encoder(self) -> Callable[[Any, Array], Array]:
-        states, whitener = self.learned_
-        net = EnergyNet(states, self._sizes(), code_power=self.code_power, whitening=whitener)
-        return lambda learned, images: net(images)
+    def _encoder(self, learned: Any) -> Callable[[Array], Array]:
+        states, whitener = learned
+        return EnergyNet(states, self._sizes(), code_power=self.code_power, whitening=whitener)
 
     def first_kernels(self) -> np.ndarray:
         """Directions of the first layer's subspaces, `[num, kernel_size, kernel_size, channels]`."""
@@ -632,8 +641,8 @@ class ACOLClustering(_ImageClustering):
         loss = partial(_acol_loss, graph)
         return _descend(self, keys, images, loss, params, (), self.learning_rate, _steps(self, images))[0]
 
-    def _encoder(self) -> Callable[[Any, Array], Array]:
-        return partial(_features, _graph(self._network))
+    def _encoder(self, learned: Any) -> Callable[[Array], Array]:
+        return partial(_features, _graph(self._network), learned)
 
     def first_kernels(self) -> np.ndarray:
         """The first layer's, `[num, 3, 3, channels]`."""
@@ -748,9 +757,9 @@ class NMCEClustering(_ImageClustering):
             )
         return params, statistics
 
-    def _encoder(self) -> Callable[[Any, Array], Array]:
+    def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         # Embedding and logits side by side: `_codes` is asked for either.
-        return partial(_nmce_outputs, _graph(self._network))
+        return partial(_nmce_outputs, _graph(self._network), learned)
 
     def first_kernels(self) -> np.ndarray:
         """The stem's, `[num_filters, 5, 5, channels]`."""
@@ -873,8 +882,8 @@ class DeepClustering(_ImageClustering):
             heads, orders, labels = [], [], []
             for seed in seeds:
                 own = jax.random.split(jax.random.fold_in(keys[seed], cycle), 4)
-                self.learned_ = _of_seed((params, statistics), seed)
-                features = _preprocess(jnp.asarray(self._codes(images.rows)))
+                codes = self._codes(images.rows, _of_seed((params, statistics), seed))
+                features = _preprocess(jnp.asarray(codes))
                 found = _pseudo_labels(own[0], features, num_clusters=clusters)
                 order = _balanced_indices(
                     own[1], found, num_clusters=clusters, num_samples=steps * self.batch_size
@@ -892,8 +901,8 @@ class DeepClustering(_ImageClustering):
             params = weights[0]
         return params, statistics
 
-    def _encoder(self) -> Callable[[Any, Array], Array]:
-        return partial(_evaluated, _graph(self._network))
+    def _encoder(self, learned: Any) -> Callable[[Array], Array]:
+        return partial(_evaluated, _graph(self._network), learned)
 
     def first_kernels(self) -> np.ndarray:
         """The first layer's, `[6, 5, 5, channels]`."""

@@ -25,7 +25,8 @@ def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         )
     )
     assert "3layer, training on 60,000" in text
-    assert "scikit-learn" in text
+    assert "k-means on one layer's codes" in text
+    assert "batch 1024" not in text  # growth was not asked for
     assert (tmp_path / "benchmark.md").read_text() == text + "\n"
 
 
@@ -40,3 +41,5 @@ def test_least_operations() -> None:
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="repetitions=0 is not accepted"):
         benchmark.run(Config(repetitions=0))
+    with pytest.raises(ValueError, match="tables is empty"):
+        benchmark.run(Config(tables=()))

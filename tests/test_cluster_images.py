@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -227,6 +228,23 @@ def test_stopped_while_encoding(folder: Path, tmp_path: Path, monkeypatch: pytes
     resumed = cluster_images.run(dataclasses.replace(config, resume=True))
     np.testing.assert_array_equal(resumed.labels, whole.labels)
     assert not list((tmp_path / "run").glob("*.learned"))
+
+
+def test_seeds_that_are_there_already(folder: Path, tmp_path: Path) -> None:
+    """Of three networks that learned together one is stored, one has learned, and one is missing."""
+    config = Config(folder, method="deepcluster", workdir=tmp_path, seeds_together=3)
+    cluster_images.run(config)
+    models = [tmp_path / f"network-seed{seed}-3.pkl" for seed in range(3)]
+    whole = [pickle.loads(path.read_bytes()) for path in models]
+    for path in models[:2]:
+        path.unlink()
+        path.with_suffix(".npy").unlink()
+    models[0].with_suffix(".learned").write_bytes(pickle.dumps(whole[0].learned_))
+    before = models[2].stat().st_mtime_ns
+    cluster_images.run(dataclasses.replace(config, seeds_together=2, resume=True))
+    assert models[2].stat().st_mtime_ns == before
+    for path, expected in zip(models, whole, strict=True):
+        np.testing.assert_array_equal(pickle.loads(path.read_bytes()).labels_, expected.labels_)
 
 
 def test_names_that_are_not_utf8_and_other_colours(tmp_path: Path) -> None:
