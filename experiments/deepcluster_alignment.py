@@ -34,7 +34,8 @@ from experiments.training import run_steps
 from sul_jax import metrics
 
 EXPERIMENT = "deepcluster_alignment"
-# Lowest and highest mean by data set, for the default options: the authors' log, and what figures show.
+# By data set, for the default options: the mean of the authors' log, else the range that the networks of a
+# figure span.
 PAPER = {"mnist": (0.409, 0.409), "fashion_mnist": (0.37, 0.41), "cifar10": (0.065, 0.085)}
 
 
@@ -53,8 +54,8 @@ class Config:
     architecture: Literal["lenet5", "alexnet"] | None = None
     """The network; by default alexnet (the paper's small one) for colour images, else lenet5."""
     num_clusters: int | None = None
-    """Clusters; by default 9 on MNIST and the digits, 5 on Fashion-MNIST, 1,000 on CIFAR-10, else the number
-    of classes."""
+    """Clusters; by default 9 on MNIST and the digits, 5 on Fashion-MNIST, 200 on SVHN, 1,000 on CIFAR-10,
+    else the number of classes, or 10."""
     num_components: int | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
     sobel: bool | None = None

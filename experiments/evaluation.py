@@ -61,11 +61,22 @@ def map_batches(
     if number <= batch_size:
         return function(jnp.asarray(images))
     starts = range(0, number, batch_size)
+    # Slicing an array on the device would compile a program for each place.
+    cut = (
+        (lambda s: jnp.asarray(images[s : s + batch_size]))
+        if isinstance(images, np.ndarray)
+        else (lambda s: _window(images, s, size=batch_size))
+    )
     # The last batch ends with the last image; those that the one before has had already are cut off.
-    parts = [function(jnp.asarray(images[min(s, number - batch_size) :][:batch_size])) for s in starts]
+    parts = [function(cut(min(s, number - batch_size))) for s in starts]
     repeated = len(starts) * batch_size - number
     parts[-1] = jax.tree.map(lambda array: array[repeated:], parts[-1])
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+@partial(jax.jit, static_argnames="size")
+def _window(images: Array, start: int | Array, *, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(images, start, size)
 
 
 def cluster(

@@ -382,15 +382,22 @@ def cycles(
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     numbers = np.arange(1, len(history) + 1)
-    for values, name in zip(history.T[:2], ("with the cycle before", "with the classes"), strict=True):
-        left.plot(numbers, values, marker="." if len(numbers) < 40 else None, label=name)
-    left.set(xlabel="cycle", ylabel="normalised mutual information", ylim=(0, 1))
+    several = np.array(history[:, :2])
+    if halt is not None:
+        several[halt:, 0] = np.nan  # the same by construction
+    for values, name in zip(several.T, ("with the cycle before", "with the classes"), strict=True):
+        # A cycle clusters before it trains.
+        left.plot(numbers - 1, values, marker="." if len(numbers) < 40 else None, label=name)
+    left.set(xlabel="cycles of training", ylabel="normalised mutual information")
+    left.set_ylim(bottom=0)
     left.legend(frameon=False)
     if probes:
-        right.plot([*probes], [*probes.values()], marker="o", label="after so many cycles")
+        right.plot([*probes], [*probes.values()], marker="o", label="DeepCluster")
     if random is not None:
         right.axhline(random, color="gray", linestyle="--", label="untrained network")
-    right.set(xlabel="cycle", ylabel="accuracy of the linear probe, %", xlim=(0, len(history) * 1.05))
+    right.set(
+        xlabel="cycles of training", ylabel="accuracy of the linear probe, %", xlim=(0, len(history) * 1.05)
+    )
     if probes or random is not None:
         right.legend(frameon=False)
     for axes in (left, right):

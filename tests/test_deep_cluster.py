@@ -184,7 +184,7 @@ def leaves(result: reporting.SeedResult) -> list[np.ndarray]:
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "RESULTS", config.workdir.parent)
     (result,) = deepcluster.run(replace(config, record=True, probe_every=1))
-    for name in ("figure5_cycles", "clusters"):
+    for name in ("cycles", "clusters"):
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
     (one,) = json.loads((config.workdir.parent / "deepcluster.json").read_text())
     assert one["config"]["architecture"] == "lenet5"
@@ -210,6 +210,22 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     assert {k: v for k, v in resumed.metrics.items() if k != "training_seconds"} == {
         k: v for k, v in result.metrics.items() if k != "training_seconds"
     }
+
+
+@pytest.mark.parametrize("augmentation", ["code", "crops", "text"])
+def test_augmentation_keeps_images_apart(augmentation: str) -> None:
+    shades = jnp.linspace(0, 1, 6).reshape(3, 1, 1, 2)
+    images = jnp.broadcast_to(shades, (3, 32, 32, 2))
+    setting = Config(augmentation=augmentation)  # type: ignore[arg-type]
+    found = jax.jit(lambda key, x: deepcluster.transform(setting, key, x))(jax.random.key(0), images)
+    np.testing.assert_allclose(found, images, atol=1e-6)
+
+
+def test_batches_from_the_device_and_the_host() -> None:
+    images = np.random.default_rng(0).random((23, 3)).astype(np.float32)
+    for source in (images, jnp.asarray(images)):
+        found = evaluation.map_batches(jax.jit(lambda x: {"twice": 2 * x}), source, batch_size=5)
+        np.testing.assert_array_equal(found["twice"], 2 * images)
 
 
 def test_halted_clusters_stay(config: Config, tmp_path: Path) -> None:
