@@ -18,8 +18,8 @@ from sul_jax._check import check_array, check_integer
 from sul_jax.k_subspaces import KSubspacesInfo, KSubspacesState
 from sul_jax.learning_rule import LearningRule
 
-# Above this many comparisons a position, unrolled registers take too long to compile: sort instead.
-_MAX_COMPARISONS = 4096
+# Above this many comparisons a position, unrolled registers compile long and are no faster than a loop.
+_MAX_UNROLLED = 400
 
 
 class EnergyLayer(NamedTuple):
@@ -379,8 +379,8 @@ def _threshold(maps: Array, num_winners: int) -> Array:
     length = num_winners + 1 if from_top else num_maps - num_winners
 
     def search(maps: Array) -> Array:
-        if num_maps * length > _MAX_COMPARISONS:
-            return jnp.sort(maps, axis=0)[num_maps - num_winners - 1]
+        if num_maps * length > _MAX_UNROLLED:
+            return _insert_all(maps, keep, carry, length)
         registers: list[Array] = []
         for value in maps:
             for place, register in enumerate(registers):
@@ -402,6 +402,19 @@ def _threshold(maps: Array, num_winners: int) -> Array:
     # Taken from `maps` rather than new zeros, the carry has its type under `shard_map` too.
     thresholds = lax.fori_loop(0, 2, search_half, flat[0])
     return jnp.maximum(maps - thresholds.reshape(maps.shape[1:]), 0)
+
+
+def _insert_all(maps: Array, keep: Callable[..., Array], carry: Callable[..., Array], length: int) -> Array:
+    """The last of the `length` values that `keep` prefers, in a loop: as fast, and compiled in no time."""
+    best = jnp.full_like(maps[0], jnp.inf if keep is jnp.maximum else -jnp.inf)
+
+    def insert(index: Array, kept: Array) -> Array:
+        # Of the old list each place keeps its own value, or the better of the new one and its neighbour's.
+        above = jnp.concatenate([best[None], kept[:-1]])
+        return keep(kept, carry(above, maps[index]))
+
+    none = jnp.broadcast_to(-best, (length, *best.shape))
+    return lax.fori_loop(0, maps.shape[0], insert, none)[-1]
 
 
 def _responses(images: Array, bases: Array, window: dict[str, int]) -> Callable[[Array], Array]:

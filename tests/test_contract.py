@@ -77,8 +77,8 @@ CASES = {
         hebbian,
     ),
     "energy layer": Case(energy.layer_rule(LAYER), images, energy),
-    "energy layer, large kernels": Case(  # projected by spectra, gathered
-        energy.layer_rule(energy.EnergyLayer(40, 7, 3, kernel_size=8, padding=5)), images, energy
+    "energy layer, large kernels": Case(  # projected by spectra, gathered, thresholds in a loop
+        energy.layer_rule(energy.EnergyLayer(40, 7, 20, kernel_size=8, padding=5)), images, energy
     ),
     "from_loss": Case(
         from_loss(
