@@ -7,7 +7,9 @@
 In every cycle the features of all images are clustered, the clusters become labels, and the network, with a
 new top layer, learns to predict them for an epoch. A linear classifier on one of its convolutions then tells
 what was learned, beside the same classifier on the untrained network. The paper prints no table of these
-accuracies, only figures; README.md lists what ours gives, with seeds, device and time.
+accuracies, only figures. On Fashion-MNIST, with 5 clusters, 50 cycles lead from 80.9 to 82.9 % (three seeds:
++2.6, -0.4, +3.8; 13 minutes a seed on 2 cores); after 10 to 40 cycles two of the seeds were below their
+untrained networks more often than above.
 """
 
 import time

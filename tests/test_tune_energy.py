@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -73,6 +74,11 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
     )
     assert result.network.architecture == found.named.architecture
     assert found.named.study["searched"] == 898
+
+
+def test_few_labels_are_of_every_class() -> None:
+    found = tune_energy._of_every_class(np.array([2, 2, 2, 0, 1, 0]))
+    assert found.tolist() == [0, 3, 4, 1, 5, 2]
 
 
 def test_presets_change_the_space() -> None:
@@ -163,6 +169,7 @@ def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
     assert 4 <= len(begun) <= 5  # both may begin the last at once
     assert len({json.dumps(t.params, sort_keys=True) for t in begun}) == len(begun)
     assert len({t.user_attrs["worker"] for t in trials if "worker" in t.user_attrs}) >= 2
+    assert trials[0].state == optuna.trial.TrialState.FAIL  # of the one that was killed
 
 
 def test_the_digits_have_a_network_of_their_own() -> None:
