@@ -121,7 +121,10 @@ def test_ablations_are_searched_anew(preset: str, tmp_path: Path) -> None:
         ({"preset": "nothing"}, "preset='nothing'"),
     ],
 )
-def test_bad_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_bad_options(
+    options: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_energy, "_MAX_NOT_BEGUN", 20)
     with pytest.raises(ValueError, match=re.escape(message)):
         tune_energy.run(Config(**(SMALL | {"workdir": tmp_path} | options)))
 
