@@ -355,6 +355,7 @@ class Row(NamedTuple):
     command: str
     better: str = "lower"  # or "higher", or "" where no value is better than another
     decimals: int = 2
+    spread: str = ""  # the metric that is a single run's own spread
 
 
 # Options of the published network as it is trained and evaluated.
@@ -404,7 +405,9 @@ def _alignment_row(what: str, paper: str, dataset: str, num_train: int, clusters
     }  # fmt: skip
     command = f"deepcluster_alignment --dataset {dataset}"
     metric = "initial_alignment_mean"
-    return Row(what, paper, "deepcluster_alignment", metric, where, dataset, num_train, command, "", 3)
+    spread = metric.replace("mean", "std")
+    name = "deepcluster_alignment"
+    return Row(what, paper, name, metric, where, dataset, num_train, command, "", 3, spread)
 
 
 def _deepcluster_row(what: str, metric: str) -> Row:
@@ -460,6 +463,14 @@ ROWS: tuple[Row, ...] = (
         " --networks 2 --code-whitening 0.2",
         code_whitening=0.2,
         networks=2,
+    ),
+    _energy_row(
+        "**… three such networks side by side²**",
+        "–",
+        _ERROR,
+        " --networks 3 --code-whitening 0.2",
+        code_whitening=0.2,
+        networks=3,
     ),
     _energy_row("… error on the first 10,000 training images", "2.5", "train_clustering_error"),
     _energy_row(
@@ -680,9 +691,11 @@ def results_table() -> str:
             continue
         values = [r["metrics"][row.metric] for r in latest.values()]
         number = f".{row.decimals}f"
-        spread = f" ± {stdev(values):{number}}" if len(values) > 1 else ""
-        best = {"lower": min, "higher": max}.get(row.better)
         last = list(latest.values())[-1]
+        spread = f" ± {stdev(values):{number}}" if len(values) > 1 else ""
+        if row.spread and not spread:
+            spread = f" ± {last['metrics'][row.spread]:{number}}"
+        best = {"lower": min, "higher": max}.get(row.better)
         lines.append(
             (
                 row.what,
