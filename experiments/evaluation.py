@@ -1,5 +1,6 @@
 """Clustering of codes and its agreement with labels: the same for every experiment."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -149,34 +150,89 @@ def scores(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
     }
 
 
+class SubspaceClusters(NamedTuple):
+    """What `subspace_clustering` finds.
+
+    Attributes:
+      labels: `[num_examples]`, clusters.
+      gamma: the value taken.
+      num_parts: connected parts of the graph.
+    """
+
+    labels: np.ndarray
+    gamma: float
+    num_parts: int
+
+
 def subspace_clustering(
     features: np.ndarray,
     *,
     num_clusters: int,
-    gamma: float,
+    gamma: float | Sequence[float],
     l1_ratio: float = 1.0,
     num_candidates: int = 100,
     num_kept: int = 50,
     seed: int = 0,
-) -> np.ndarray:
+) -> SubspaceClusters:
     """Sparse subspace clustering: each vector from the others, then spectral clustering.
+
+    The larger γ, the more others a vector is expressed by. Of several values the smallest is taken whose
+    graph has at most as many connected parts as there are clusters, or else the largest.
+
+    Args:
+      features: `[num_examples, features]`, of unit norm.
+      num_clusters: number of clusters.
+      gamma: γ of `self_expression`, or several.
+      l1_ratio: τ there.
+      num_candidates, num_kept: as there.
+      seed: of the spectral clustering.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.cluster import KMeans
+    from sklearn.manifold import spectral_embedding
+    from sklearn.preprocessing import normalize
+
+    for value in sorted([gamma] if isinstance(gamma, float | int) else gamma):
+        coefficients = self_expression(
+            features, gamma=value, l1_ratio=l1_ratio, num_candidates=num_candidates, num_kept=num_kept
+        )
+        affinity = (coefficients + coefficients.T) / 2
+        parts = connected_components(affinity > 0)[0]
+        if parts <= num_clusters:
+            break
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Graph is not fully connected")  # so much the better
+        embedding = spectral_embedding(
+            affinity, n_components=num_clusters, drop_first=False, random_state=seed
+        )
+    # Rows of unit norm: else a few vectors that few others are like take a centre each.
+    model = KMeans(num_clusters, n_init=20, random_state=seed)
+    return SubspaceClusters(np.asarray(model.fit_predict(normalize(embedding))), value, int(parts))
+
+
+def self_expression(
+    features: np.ndarray,
+    *,
+    gamma: float,
+    l1_ratio: float = 1.0,
+    num_candidates: int = 100,
+    num_kept: int = 50,
+) -> np.ndarray:
+    """Coefficients of each vector in the others.
 
     Vector x is expressed by c, the minimiser of ½‖x − cX‖² + λ (τ‖c‖₁ + ½(1 − τ)‖c‖²) over the other
     vectors X, λ = max |⟨x, X⟩| / (γ τ) (You et al. 2016).
 
     Args:
       features: `[num_examples, features]`, of unit norm.
-      num_clusters: number of clusters.
       gamma: γ; at 1 or below nothing is expressed.
       l1_ratio: τ in (0, 1]; 1 is the lasso.
       num_candidates: most similar vectors to start from; those that violate optimality are added.
       num_kept: coefficients kept of each vector, the largest.
-      seed: of the spectral clustering.
 
     Returns:
-      `[num_examples]`, clusters.
+      `[num_examples, num_examples]`, absolute values, rows of unit norm.
     """
-    from sklearn.cluster import SpectralClustering
     from sklearn.linear_model import ElasticNet, LassoLars
 
     number, dimension = features.shape
@@ -203,9 +259,7 @@ def subspace_clustering(
         largest = np.argsort(-np.abs(found))[:num_kept]
         coefficients[index, fitted[largest]] = np.abs(found[largest])
     norms = np.linalg.norm(coefficients, axis=1, keepdims=True)
-    coefficients /= np.where(norms > 0, norms, 1)
-    spectral = SpectralClustering(num_clusters, affinity="precomputed", n_init=20, random_state=seed)
-    return np.asarray(spectral.fit_predict((coefficients + coefficients.T) / 2))
+    return coefficients / np.where(norms > 0, norms, 1)
 
 
 def classifiers(

@@ -384,7 +384,8 @@ def _energy_row(what: str, paper: str, metric: str, options: str = "", **where: 
 
 
 # Options that older records lack, with the value that was then in effect.
-_ADDED_LATER = {"code_whitening": 0.0}
+_ADDED_LATER: dict[str, Any] = {"code_whitening": 0.0, "gammas": []}
+_GAMMAS = [1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 400.0]  # of a self-expression, tried one after the other
 _ERROR = "test_clustering_error"
 
 
@@ -531,15 +532,31 @@ ROWS: tuple[Row, ...] = (
         1440,
         "nmce_coil",
     ),
-    Row(
-        "… of a ResNet-10 at 32×32 pixels, 300 steps",
-        "–",
-        "nmce_coil",
-        "clustering_error",
-        {"image_size": 32, "depth": 10, "num_filters": 16, "steps": 300, "num_clusters": None},
-        "coil20",
-        1440,
-        "nmce_coil --image-size 32 --depth 10 --num-filters 16 --steps 300",
+    *(
+        Row(
+            what,
+            "–",
+            "nmce_coil",
+            "clustering_error",
+            {
+                "image_size": 32,
+                "depth": 10,
+                "num_filters": 16,
+                "steps": steps,
+                "num_clusters": None,
+                "gamma": 400.0,
+                "gammas": gammas,
+            },
+            "coil20",
+            1440,
+            f"nmce_coil --image-size 32 --depth 10 --num-filters 16 --steps {steps}"
+            + (" --gammas " + " ".join(f"{value:g}" for value in gammas) if gammas else ""),
+        )
+        for what, steps, gammas in (
+            ("… of a ResNet-10 at 32×32 pixels, 300 steps", 300, []),
+            ("… the same features, the sparsest graph that is whole⁴", 300, _GAMMAS),
+            ("… 800 steps⁴", 800, _GAMMAS),
+        )
     ),
     Row(
         "CIFAR-10, NMCE with ResNet-18, **accuracy**",

@@ -292,7 +292,18 @@ def test_subspace_clustering_finds_planted_subspaces(l1_ratio: float) -> None:
     found = evaluation.subspace_clustering(
         features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20
     )
-    assert evaluation.agreement(np.repeat(np.arange(3), 30), found)["clustering_error"] == 0
+    assert evaluation.agreement(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
+
+
+def test_the_sparsest_graph_that_is_whole_enough() -> None:
+    generator = np.random.default_rng(0)
+    points = [generator.normal(size=(30, 3)) @ generator.normal(size=(3, 12)) for _ in range(3)]
+    features = whitening.normalize(jnp.asarray(np.concatenate(points)))
+    # By how many parts the graphs fall into: 32, 7, 3, 3.
+    gammas = (50, 1.001, 3, 1.5)
+    found = evaluation.subspace_clustering(np.asarray(features), num_clusters=3, gamma=gammas)
+    assert (found.gamma, found.num_parts) == (3, 3)
+    assert evaluation.agreement(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
 
 
 def test_coefficients_are_those_of_the_support_they_were_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
