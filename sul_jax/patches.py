@@ -128,7 +128,8 @@ def norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
     window = (1, kernel_size, 1), (1, 1, kernel_size)  # separable: 2p instead of p² additions
     for size in window:
         energy = lax.reduce_window(energy, jnp.zeros((), energy.dtype), lax.add, size, (1, 1, 1), "VALID")
-    return jnp.sqrt(energy)
+    # The gradient at a blank patch is 0, not NaN.
+    return jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
 
 
 def project(images: Array, kernels: Array, *, kernel_size: int, padding: int = 0) -> Array:

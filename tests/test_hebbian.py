@@ -97,6 +97,15 @@ def test_steep_powers_are_stable() -> None:
     np.testing.assert_allclose(np.diag(own), 1, rtol=1e-4)
 
 
+def test_gradients_at_black_patches_are_finite() -> None:
+    images = jnp.zeros((1, 6, 6, 1)).at[0, :2, :2].set(0.5)
+    weights = jax.random.normal(jax.random.key(0), (4, 4))
+    total = lambda x: jnp.sum(hebbian.convolve(x, weights, kernel_size=2, power=3.0))  # noqa: E731
+    gradient = jax.grad(total)(images)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 def test_convolution_is_the_code_of_every_patch(padding: int) -> None:
     images = jax.random.uniform(jax.random.key(0), (3, 7, 9, 3)).at[0, :5, :5].set(0)
