@@ -555,7 +555,7 @@ ROWS: tuple[Row, ...] = (
         for what, steps, gammas in (
             ("… of a ResNet-10 at 32×32 pixels, 300 steps", 300, []),
             ("… the same features, the sparsest graph that is whole⁴", 300, _GAMMAS),
-            ("… 800 steps⁴", 800, _GAMMAS),
+            ("… 500 steps⁴", 500, _GAMMAS),
         )
     ),
     Row(

@@ -27,6 +27,11 @@ def vectors() -> jax.Array:
     return jax.random.normal(jax.random.key(0), (64, 12))
 
 
+def many_vectors() -> jax.Array:
+    """More for each of twenty subspaces than its rank: fewer leave directions to rounding."""
+    return jax.random.normal(jax.random.key(0), (512, 12))
+
+
 def images() -> jax.Array:
     return jax.random.uniform(jax.random.key(0), (16, 8, 8, 2))
 
@@ -58,7 +63,7 @@ CASES = {
             k_subspaces.update,
             k_subspaces.encode,
         ),
-        vectors,
+        many_vectors,
         k_subspaces,
     ),
     "hebbian": Case(

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -317,6 +318,20 @@ def test_resnets_have_the_published_size(depth: int, number: int) -> None:
     """torchvision's ResNets with a 3×3 stem and without the classifier."""
     net = nnx.eval_shape(lambda: ResNet(depth, num_pre_features=None, rngs=nnx.Rngs(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == number
+
+
+def test_resnet_in_lower_precision_stays_there() -> None:
+    net = ResNet(10, num_filters=2, num_pre_features=None, rngs=nnx.Rngs(0))
+    graph, params, statistics = nnx.split(net, nnx.Param, nnx.BatchStat)
+
+    def features(params: Any, statistics: Any) -> Any:
+        low = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), statistics)
+        low.train()
+        return low(jnp.zeros((4, 8, 8, 3), jnp.bfloat16)), nnx.state(low, nnx.BatchStat)
+
+    found, after = jax.eval_shape(features, params, statistics)
+    assert found.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("stem", ["3x3", "5x5"])

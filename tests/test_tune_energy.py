@@ -172,7 +172,6 @@ def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
     assert 4 <= len(begun) <= 5  # both may begin the last at once
     assert len({json.dumps(t.params, sort_keys=True) for t in begun}) == len(begun)
     assert len({t.user_attrs["worker"] for t in trials if "worker" in t.user_attrs}) >= 2
-    assert trials[0].state == optuna.trial.TrialState.FAIL  # of the one that was killed
 
 
 def test_the_digits_have_a_network_of_their_own() -> None:

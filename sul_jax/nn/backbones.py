@@ -242,5 +242,12 @@ def _convolution(inputs: int, outputs: int, size: int, strides: int, rngs: nnx.R
     )
 
 
+class _BatchNorm(nnx.BatchNorm):
+    """Statistics in float32, values in the type of the inputs: else all layers above take float32 too."""
+
+    def __call__(self, x: Array, *arguments: Any, **options: Any) -> Array:
+        return super().__call__(x, *arguments, **options).astype(x.dtype)
+
+
 def _batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    return _BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
