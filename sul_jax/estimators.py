@@ -308,12 +308,14 @@ def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[n
             raise ValueError(f"models: {model} differs from {first} in more than random_state")
     rows = first._begin(X)
     about = {name: value for name, value in vars(first).items() if name in _OF_IMAGES}
+    missing = []
     for model in models:
         model.__dict__.update(about)
         model.seed_ = int(check_random_state(model.random_state).randint(2**31 - 1))
         if model.kept is not None and model.kept.exists():
             model.learned_ = pickle.loads(model.kept.read_bytes())
-    missing = [model for model in models if model.kept is None or not model.kept.exists()]
+        else:
+            missing.append(model)
     if missing:
         keys = jnp.stack([jax.random.key(model.seed_) for model in missing])
         learned = first._learn(keys, first._images(rows))
@@ -892,9 +894,9 @@ class DeepClustering(_ImageClustering):
                 labels.append(np.asarray(found))
                 kernel = 0.01 * jax.random.normal(own[2], (num_features, clusters))
                 heads.append((kernel, jnp.zeros(clusters)))
-            weights, memory = (params, _stacked(heads)), None
+            weights, memory, classes = (params, _stacked(heads)), None, np.stack(labels)
             for indices in np.stack(orders, axis=1):
-                chosen = np.take_along_axis(np.stack(labels), indices, axis=1)
+                chosen = np.take_along_axis(classes, indices, axis=1)
                 weights, statistics, memory = _classify(
                     graph, weights, statistics, memory, images.take(indices), chosen, self.learning_rate
                 )
