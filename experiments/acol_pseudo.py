@@ -34,9 +34,8 @@ from experiments.reporting import (
     check_options,
     command_line,
     identity,
-    make_workdir,
     print_metrics,
-    write_json,
+    sweep,
 )
 from experiments.training import Trained, compiled_steps, convolution_stride, run_steps
 from sul_jax import augment, gar
@@ -413,18 +412,14 @@ def _sweep(config: Config) -> list[SeedResult[ACOL]]:
     """A run in a folder of its own for each setting, and the picture of them all."""
     assert config.sweep is not None
     option, values = _SWEEPS[config.sweep]
-    make_workdir(config.workdir)
-    results, accuracies, networks, stored = [], [], {}, []
-    for value in values:
-        name = "-".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
-        print(f"\n{option} {name}")
-        folder = config.workdir / f"{option}-{name}"
-        found = run(replace(config, sweep=None, workdir=folder, **{option: value}))
-        results += found
-        stored += [{option: value, "seed": one.seed, "metrics": one.metrics} for one in found]
-        write_json(config.workdir / "results.json", stored)
-        accuracies.append([result.metrics.get("clustering_accuracy", np.nan) for result in found])
-        networks[f"{name}: {np.mean(accuracies[-1]):.1f} %"] = found[0].network
+    names = ["-".join(map(str, value)) if isinstance(value, tuple) else f"{value}" for value in values]
+    settings = {f"{option}-{name}": {option: value} for name, value in zip(names, values, strict=True)}
+    found = sweep(run, replace(config, sweep=None), settings)
+    accuracies = [[one.metrics.get("clustering_accuracy", np.nan) for one in results] for results in found]
+    networks = {
+        f"{name}: {np.mean(several):.1f} %": results[0].network
+        for name, several, results in zip(names, accuracies, found, strict=True)
+    }
     if config.sweep == "width":
         curves = {"k-means": (values, accuracies)}
         figures.accuracies(curves, "width of F", config.workdir / "figure4_width.png", log=True)
@@ -436,7 +431,7 @@ def _sweep(config: Config) -> list[SeedResult[ACOL]]:
         }
         labels = np.zeros(len(test.images), int) if test.labels is None else test.labels
         figures.embeddings(spaces, labels[:2000], config.workdir / "figure8_transformations.png")
-    return results
+    return [one for results in found for one in results]
 
 
 def _load(config: Config) -> tuple[data.Dataset, Split, Split]:

@@ -3,6 +3,7 @@
     python -m experiments.deepcluster                                # MNIST if at hand, else bundled digits
     python -m experiments.deepcluster --dataset fashion_mnist --data-dir DIR --seeds 3
     python -m experiments.deepcluster --dataset cifar10 --data-dir DIR --cycles 8
+    python -m experiments.deepcluster --sweep clusters --seeds 3            # figures 3 and 4; halt: figure 5
 
 In every cycle the features of all images are clustered, the clusters become labels, and the network, with a
 new top layer, learns to predict them for an epoch. A linear classifier on one of its convolutions then tells
@@ -34,8 +35,10 @@ from experiments.reporting import (
     Workdir,
     check_options,
     command_line,
+    format_table,
     identity,
     print_metrics,
+    sweep,
 )
 from experiments.training import Trained, over_batches, run_steps
 from sul_jax import augment, deep_cluster, metrics
@@ -46,6 +49,13 @@ _SIZE = 32  # side of the images that the networks see
 _SMALL = 10_000  # below, a data set is small
 # Table 1; 9 on MNIST as in the authors' log.
 _CLUSTERS = {"mnist": 9, "digits": 9, "fashion_mnist": 5, "svhn_cropped": 200, "cifar10": 1000}
+# What the authors' jobs tried for figures 4 and 5.
+_SWEPT_CLUSTERS = {
+    "fashion_mnist": (5, 7, 10, 12, 20, 200, 500),
+    "svhn_cropped": (10, 50, 100, 500),
+    "cifar10": (10, 100, 1000, 2000),
+}
+_SWEPT_HALTS = (1, 10, 30, 50)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,11 @@ class Config:
     """Passes of the linear classifier over the training images."""
     probe_every: int | None = None
     """Cycles between two linear classifiers while learning; by default only the last cycle is judged."""
+    sweep: Literal["clusters", "halt"] | None = None
+    """Learn once for each of several numbers of clusters (figures 3 and 4) or cycles from which on the
+    clusters stay (figure 5)."""
+    sweep_values: tuple[int, ...] = ()
+    """Those numbers; by default the paper's for the data set. `halt` at the number of cycles never halts."""
     num_train: int | None = None
     """Use only the first training images."""
     num_test: int | None = None
@@ -152,7 +167,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
       config: the options.
 
     Returns:
-      One `SeedResult` a seed.
+      One `SeedResult` a seed; with `sweep`, one for each setting and seed.
 
     Raises:
       ValueError: options or data that cannot be used.
@@ -169,6 +184,10 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     dataset = data.load(config.dataset, config.data_dir)
     train = prepare(dataset.train_images, dataset.train_labels, config.num_train)
     test = prepare(dataset.test_images, dataset.test_labels, config.num_test)
+    if config.sweep is not None:
+        return _sweep(config, dataset, train, test)
+    if config.sweep_values:
+        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or halt")
     config = fill_in(config, dataset, len(train.seen))
     _check_sizes(config, train, test)
     results = []
@@ -232,6 +251,50 @@ def _run_seed(
             config.workdir / "clusters.png",
         )
     return SeedResult(seed, network, values)
+
+
+def _sweep(
+    config: Config, dataset: data.Dataset, train: Images, test: Images
+) -> list[SeedResult[LeNet5 | AlexNet]]:
+    """A run for each number of clusters or halting cycle, and the pictures of them all."""
+    filled = fill_in(config, dataset, len(train.seen))
+    assert filled.cycles is not None
+    clusters = config.sweep == "clusters"
+    option = "num_clusters" if clusters else "halt"
+    if getattr(config, option) is not None:
+        raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
+    halts = tuple(halt for halt in _SWEPT_HALTS if halt < filled.cycles)
+    default = _SWEPT_CLUSTERS.get(dataset.name, (5, 10, 20)) if clusters else (*halts, filled.cycles)
+    values = config.sweep_values or default
+    if len(set(values)) < len(values) or min(values) < 1:
+        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from 1 on")
+    common = replace(config, sweep=None, sweep_values=())
+    settings: dict[str, dict[str, Any]] = {}
+    for value in values:
+        never = not clusters and value == filled.cycles
+        settings[f"{option}-{value}"] = {option: None if never else value}
+    for changes in settings.values():  # before the first of them takes its hours
+        _check_sizes(fill_in(replace(common, **changes), dataset, len(train.seen)), train, test)
+    found = sweep(run, common, settings)
+    every = [result for results in found for result in results]
+    if "probe_accuracy" not in every[0].metrics:
+        return every
+    metrics = ("initial_alignment", "probe_accuracy", "random_probe_accuracy")
+    table = np.array([[[one.metrics[name] for name in metrics] for one in results] for results in found])
+    words = "clusters" if clusters else "cycle from which on the clusters stay"
+    curves = {"DeepCluster": (values, table[..., 1]), "untrained network": (values, table[..., 2])}
+    name = "figure4_clusters.png" if clusters else "figure5_halting.png"
+    figures.accuracies(curves, words, config.workdir / name, log=True)
+    rows = [
+        [f"{value}", *(f"{x:.3f}" for x in (of[:, 0].mean(), of[:, 1].mean(), (of[:, 1] - of[:, 2]).mean()))]
+        for value, of in zip(values, table, strict=True)
+    ]
+    print("\n" + format_table([words, "initial alignment", "probe, %", "gain, %"], rows))
+    if clusters:
+        pairs = {f"{value} clusters": of[:, :2] for value, of in zip(values, table, strict=True)}
+        figures.alignment_and_accuracy(pairs, config.workdir / "figure3_alignment.png")
+    print(f"\npictures of all: {config.workdir}")
+    return every
 
 
 def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -> Trained:

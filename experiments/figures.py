@@ -367,6 +367,28 @@ def accuracies(
     _save(figure, path)
 
 
+def distributions(values: Mapping[str, np.ndarray], xlabel: str, ylabel: str, path: Path) -> None:
+    """Figure 6: how values spread, a violin with its median for each of several settings."""
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.violinplot([*values.values()], showmedians=True)
+    axes.set_xticks(range(1, len(values) + 1), [*values])
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _save(figure, path)
+
+
+def alignment_and_accuracy(pairs: Mapping[str, np.ndarray], path: Path) -> None:
+    """Figure 3: initial alignment against accuracy in percent, `[networks, 2]` by name."""
+    figure = Figure(figsize=(4.5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in pairs.items():
+        axes.plot(*np.asarray(points).T, "o", markersize=4, label=name)
+    axes.set(xlabel="initial alignment", ylabel="accuracy of the linear probe, %")
+    if len(pairs) > 1:
+        axes.legend(frameon=False, fontsize="small")
+    _save(figure, path)
+
+
 def cycles(
     history: np.ndarray, probes: Mapping[int, float], random: float | None, halt: int | None, path: Path
 ) -> None:

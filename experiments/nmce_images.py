@@ -43,6 +43,7 @@ from experiments.reporting import (
     command_line,
     identity,
     print_metrics,
+    sweep,
 )
 from experiments.training import compiled_steps, convolution_stride, run_steps
 from sul_jax import augment, coding_rate
@@ -103,7 +104,7 @@ class Config:
     epochs: tuple[int, int, int] = (600, 100, 100)
     """Passes over the images in each stage."""
     learning_rates: tuple[float, float, float] = (1.0, 0.5, 0.003)
-    """Of each stage, by LARS with a cosine to 0; stage 2's cluster head by plain descent without it."""
+    """Of each stage, by LARS with a cosine to 0; stage 2's cluster head by descent without either."""
     weight_decays: tuple[float, float, float] = (1e-6, 0.005, 0.005)
     """Of each stage, for weights but not for biases and normalisation."""
     trust_coefficient: float = 0.02
@@ -268,7 +269,7 @@ def build(config: Config, seed: int, channels: int) -> NMCE:
 
 
 def optimizer(config: Config, stage: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """LARS with a cosine, after a warm-up in stage 1; stage 2's cluster head by plain descent."""
+    """LARS with a cosine, after a warm-up in stage 1; stage 2's cluster head at a constant rate."""
     epochs, rate = config.epochs[stage - 1], config.learning_rates[stage - 1]
     decay, steps = config.weight_decays[stage - 1], epochs * steps_per_epoch
     warmup = min(10, epochs // 10) * steps_per_epoch if stage == 1 else 0
@@ -283,7 +284,7 @@ def optimizer(config: Config, stage: int, steps_per_epoch: int) -> optax.Gradien
         optax.masked(clipped_trust(schedule, config.trust_coefficient, decay), weights),
         optax.sgd(schedule, momentum=0.9),
     )
-    plain = optax.chain(optax.add_decayed_weights(decay, weights), optax.sgd(rate))
+    plain = optax.chain(optax.add_decayed_weights(decay, weights), optax.sgd(rate, momentum=0.9))
     heads = {"backbone": "lars", "feature_head": "lars", "cluster_head": "plain" if stage == 2 else "lars"}
 
     def labels(params: Any) -> Any:
@@ -507,18 +508,18 @@ def _few_labels(
 
 def _sweep(config: Config) -> list[SeedResult[NMCE]]:
     """Table A.3: stage 1 with several weights λ."""
-    results, accuracies = [], []
-    for weight in config.sweep:
-        folder = config.workdir / f"lambda-{weight:g}"
-        weights = (weight, *config.invariance_weights[1:])
-        found = run(replace(config, sweep=(), stage=1, invariance_weights=weights, workdir=folder))
-        results += found
-        accuracies.append([result.metrics.get("knn_accuracy", np.nan) for result in found])
+    common = replace(config, sweep=(), stage=1)
+    settings = {
+        f"lambda-{weight:g}": {"invariance_weights": (weight, *config.invariance_weights[1:])}
+        for weight in config.sweep
+    }
+    found = sweep(run, common, settings)
+    accuracies = [[one.metrics.get("knn_accuracy", np.nan) for one in results] for results in found]
     figures.accuracies(
         {"k-NN on the embedding": (config.sweep, accuracies)}, "weight λ of the views' similarity",
         config.workdir / "table_a3.png", log=False,
     )  # fmt: skip
-    return results
+    return [one for results in found for one in results]
 
 
 def _paper(config: Config) -> dict[str, float]:

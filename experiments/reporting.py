@@ -342,6 +342,29 @@ def print_metrics(results: Sequence[SeedResult[Any]], paper: Mapping[str, float]
     print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))
 
 
+def sweep(
+    run: Callable[[Any], list[SeedResult[Any]]], config: Any, settings: Mapping[str, Mapping[str, Any]]
+) -> list[list[SeedResult[Any]]]:
+    """A run for each of several settings, each in a folder of its own, and all in one `results.json`.
+
+    Args:
+      run: of the experiment.
+      config: what the settings have in common; its `workdir` holds the folders.
+      settings: by the name of the folder, the options that differ.
+
+    Returns:
+      What `run` returned for each.
+    """
+    make_workdir(config.workdir)
+    found, stored = [], []
+    for name, changes in settings.items():
+        print(f"\n{name}")
+        found.append(run(dataclasses.replace(config, workdir=config.workdir / name, **changes)))
+        stored += [{**changes, "seed": one.seed, "metrics": one.metrics} for one in found[-1]]
+        write_json(config.workdir / "results.json", stored)
+    return found
+
+
 class Row(NamedTuple):
     """A row of the README's results table: which runs it takes and which number of theirs."""
 

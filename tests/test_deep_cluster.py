@@ -264,8 +264,47 @@ def test_alignment_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
+    ("sweep", "values", "pictures"),
+    [("clusters", (2, 4), ("figure3_alignment", "figure4_clusters")), ("halt", (1, 2), ("figure5_halting",))],
+)
+def test_sweep(config: Config, sweep: str, values: tuple[int, ...], pictures: tuple[str, ...]) -> None:
+    own = {"num_clusters": None, "seeds": 2} if sweep == "clusters" else {}
+    found = deepcluster.run(replace(config, sweep=sweep, sweep_values=values, cycles=2, **own))
+    assert [result.seed for result in found] == ([0, 1, 0, 1] if sweep == "clusters" else [0, 0])
+    for name in pictures:
+        assert (config.workdir / f"{name}.png").stat().st_size > 1000
+    stored = json.loads((config.workdir / "results.json").read_text())
+    option = "num_clusters" if sweep == "clusters" else "halt"
+    # Halting at the last cycle is not halting.
+    assert [one[option] for one in stored] == ([2, 2, 4, 4] if sweep == "clusters" else [1, None])
+
+
+def test_sweep_of_alignments(tmp_path: Path) -> None:
+    config = deepcluster_alignment.Config(
+        dataset="digits",
+        workdir=tmp_path,
+        num_networks=2,
+        num_train=200,
+        sweep="clusters",
+        sweep_values=(3, 9),
+    )
+    few, many = deepcluster_alignment.run(config)
+    assert few.metrics["initial_alignment_mean"] < many.metrics["initial_alignment_mean"]
+    for name in ("figure6_clusters", "num_clusters-3/figure2_features"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    with pytest.raises(reporting.ConfigError, match="num_clusters is not accepted with sweep='clusters'"):
+        deepcluster_alignment.run(replace(config, num_clusters=3))
+    with pytest.raises(reporting.ConfigError, match=r"sweep_values=\(\) is not accepted"):
+        deepcluster_alignment.run(replace(config, sweep_values=()))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"sweep": "clusters"}, "num_clusters is not accepted with sweep='clusters'"),
+        ({"sweep": "halt", "sweep_values": (1, 1)}, r"sweep_values=\(1, 1\) is not accepted"),
+        ({"sweep": "halt", "sweep_values": (1, 4)}, "halt=4 is not accepted: the run has 3 cycles"),
+        ({"sweep_values": (1,)}, "needs sweep"),
         ({"num_clusters": 129}, "num_clusters=129 exceeds the 128 training images"),
         ({"num_components": 85}, "num_components=85 is not accepted: there are 84 features"),
         ({"halt": 3}, "halt=3 is not accepted: the run has 3 cycles"),
