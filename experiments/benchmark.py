@@ -31,7 +31,9 @@ from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches,
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
 
-Table = Literal["energy", "k_subspaces", "growth", "k_means", "coding_rate", "resnet", "hebbian", "acol"]
+Table = Literal[
+    "energy", "k_subspaces", "growth", "k_means", "deep_cluster", "coding_rate", "resnet", "hebbian", "acol"
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Config:
     """Images in a minibatch of the energy network."""
     repetitions: int = 3
     """Of each measurement; the smallest counts."""
+    features: int = 60_000
+    """Vectors of 256 features that paper 004's clustering is given."""
     acol_batch: int = 400
     """28×28 images in a step of paper 002."""
     image_batch: int = 16
@@ -58,7 +62,9 @@ class Config:
 
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
-    check_options(config, at_least={"batch_size": 1, "repetitions": 1, "image_batch": 2, "acol_batch": 1})
+    check_options(
+        config, at_least={"batch_size": 1, "repetitions": 1, "features": 1, "image_batch": 2, "acol_batch": 1}
+    )
     if not config.tables:
         raise ConfigError(f"tables is empty; accepted: {', '.join(get_args(Table))}")
     timed = partial(seconds, repetitions=config.repetitions)
@@ -69,6 +75,7 @@ def run(config: Config) -> str:
         "k_subspaces": lambda: k_subspaces_table(timed),
         "growth": lambda: growth_table(rate, timed),
         "k_means": lambda: k_means_tables(config, timed),
+        "deep_cluster": lambda: deep_cluster_table(config, timed),
         "coding_rate": lambda: coding_rate_table(timed),
         "resnet": lambda: resnet_table(config, timed),
         "hebbian": lambda: hebbian_table(timed),
@@ -83,13 +90,13 @@ def run(config: Config) -> str:
     return text
 
 
-def seconds(function: Callable[..., Any], *arguments: Any, repetitions: int) -> float:
+def seconds(function: Callable[..., Any], *arguments: Any, repetitions: int, **named: Any) -> float:
     """Smallest wall time of a call after a first one that compiles."""
-    jax.block_until_ready(function(*arguments))
+    jax.block_until_ready(function(*arguments, **named))
     times = []
     for _ in range(repetitions):
         start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
+        jax.block_until_ready(function(*arguments, **named))
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -463,6 +470,47 @@ def _k_means_table(what: str, x: np.ndarray, config: Config, timed: Callable[...
         row("faiss, 50 iterations", with_faiss)
     title = f"k-means on {what}, k = 10, best of 10"
     return format_table([title, "seconds", "ratio", "inertia"], rows)
+
+
+def deep_cluster_table(config: Config, timed: Callable[..., float]) -> str:
+    """Paper 004's clustering, from the same first centroids as faiss's, against the products it needs."""
+    clusters, iterations = min(1000, config.features), 20
+    # Of many overlapping groups, as features are; unit norm as `deep_cluster.preprocess` leaves them.
+    keys = jax.random.split(jax.random.key(0), 3)
+    group = jax.random.randint(keys[0], (config.features,), 0, 300)
+    centres = jax.random.normal(keys[1], (300, 256))
+    noise = jax.random.normal(keys[2], (config.features, 256))
+    x = jax.jit(whitening.normalize)(centres[group] + 2 * noise)
+    fit = jax.jit(
+        partial(
+            k_means.fit,
+            num_clusters=clusters,
+            max_iterations=iterations,
+            tolerance=0.0,
+            empty_clusters="split",
+        )
+    )
+    ours = timed(fit, keys[0], x, init=x[:clusters])
+    inertia = float(fit(keys[0], x, init=x[:clusters]).inertia)
+    limit = 2 * iterations * config.features * clusters * 256 / matmul_rate(timed)
+    rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{limit / ours:.0%}", f"{inertia:.6g}"]]
+    try:
+        import faiss
+    except ImportError:
+        pass
+    else:
+        vectors, found = np.asarray(x), 0.0
+
+        def with_faiss() -> None:
+            nonlocal found
+            model = faiss.Kmeans(256, clusters, niter=iterations, max_points_per_centroid=len(vectors))
+            model.train(vectors, init_centroids=vectors[:clusters])
+            found = float(model.index.search(vectors, 1)[0].sum())
+
+        peer = timed(with_faiss)
+        rows.append(["faiss", f"{peer:.2f}", f"{peer / ours:.2f}", f"{limit / peer:.0%}", f"{found:.6g}"])
+    title = f"{iterations} iterations of k-means on {config.features} × 256, k = {clusters}"
+    return format_table([title, "seconds", "ratio", "of matmul's rate", "inertia"], rows)
 
 
 def growth_table(rate: float, timed: Callable[..., float]) -> str:

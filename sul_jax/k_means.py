@@ -52,7 +52,7 @@ def fit(
     num_init: int = 10,
     max_iterations: int = 300,
     tolerance: float | Array = 1e-4,
-    init: Literal["k-means++", "random"] = "k-means++",
+    init: Literal["k-means++", "random"] | Array = "k-means++",
     empty_clusters: Literal["relocate", "split"] = "relocate",
     axis_name: str | None = None,
 ) -> KMeansResult:
@@ -66,8 +66,8 @@ def fit(
       max_iterations: bound on Lloyd iterations.
       tolerance: a start has converged when no label changes, or when its centroids move by a summed
         squared distance of at most `tolerance` times the mean variance of the features.
-      init: `"k-means++"` (greedy, 2 + ln k candidates a step, as scikit-learn's) or `"random"`
-        (distinct vectors).
+      init: `"k-means++"` (greedy, 2 + ln k candidates a step, as scikit-learn's), `"random"`
+        (distinct vectors), or the first centroids themselves, `[num_clusters, features]`, of a single start.
       empty_clusters: `"relocate"` moves an empty cluster to the vector farthest from its centroid,
         as scikit-learn does; `"split"` cuts a cluster in two, drawn with probability proportional to
         its size less one, as faiss does.
@@ -96,7 +96,17 @@ def fit(
     check_integer("num_init", num_init, low=1)
     check_integer("max_iterations", max_iterations, low=1)
     check_finite("inputs", inputs)
-    _check_choice("init", init, ("k-means++", "random"))
+    if isinstance(init, str):
+        _check_choice("init", init, ("k-means++", "random"))
+    else:
+        init = jnp.asarray(init)
+        if init.shape != (num_clusters, inputs.shape[1]):
+            raise ValueError(
+                f"init has shape {init.shape}, but {num_clusters} clusters of {inputs.shape[1]} features "
+                f"need {(num_clusters, inputs.shape[1])}"
+            )
+        check_finite("init", init)
+        num_init = 1
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 
     # Centring changes no distance and spares float32 the cancellation of large common offsets.
@@ -105,7 +115,9 @@ def fit(
     squares = jnp.sum(jnp.square(inputs), axis=1)
     variance = sum_over(jnp.sum(squares), axis_name) / (batch * inputs.shape[1])
     start_key, split_key = jax.random.split(key)
-    if init == "k-means++":
+    if not isinstance(init, str):
+        centroids = (init.astype(inputs.dtype) - mean)[None]
+    elif init == "k-means++":
         centroids = _plus_plus(start_key, inputs, squares, num_clusters, num_init, axis_name)
     else:
         centroids = _random_rows(start_key, inputs, num_clusters, num_init, axis_name)

@@ -20,12 +20,23 @@ def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             repetitions=1,
             image_batch=2,
             acol_batch=2,
-            tables=("energy", "k_subspaces", "k_means", "coding_rate", "resnet", "hebbian", "acol"),
+            features=300,
+            tables=(
+                "energy",
+                "k_subspaces",
+                "k_means",
+                "deep_cluster",
+                "coding_rate",
+                "resnet",
+                "hebbian",
+                "acol",
+            ),
             workdir=tmp_path,
         )
     )
     assert "3layer, training on 60,000" in text
     assert "k-means on one layer's codes" in text
+    assert "20 iterations of k-means on 300 × 256, k = 300" in text
     assert "batch 1024" not in text  # growth was not asked for
     assert (tmp_path / "benchmark.md").read_text() == text + "\n"
 

@@ -37,6 +37,17 @@ def test_inertia_within_a_percent_of_scikit_learn(init: str) -> None:
     np.testing.assert_array_equal(k_means.assign(ours.centroids, jnp.asarray(x)), ours.labels)
 
 
+def test_given_centroids_are_where_it_starts() -> None:
+    x, _ = blobs()
+    first = np.asarray(x[:7])
+    for iterations in (1, 20):
+        ours = k_means.fit(jax.random.key(0), x, num_clusters=7, init=first, max_iterations=iterations)
+        theirs = KMeans(7, init=first, n_init=1, max_iter=iterations).fit(np.asarray(x))
+        np.testing.assert_allclose(ours.inertia, theirs.inertia_, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"init has shape \(7, 5\), but 6 clusters of 5 features"):
+        k_means.fit(jax.random.key(0), x, num_clusters=6, init=first)
+
+
 def test_many_clusters_and_vectors_take_another_way_to_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
