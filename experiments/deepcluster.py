@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from scipy.stats import spearmanr
 
 from experiments import data, evaluation, figures
 from experiments.reporting import (
@@ -293,6 +294,10 @@ def _sweep(
     if clusters:
         pairs = {f"{value} clusters": of[:, :2] for value, of in zip(values, table, strict=True)}
         figures.alignment_and_accuracy(pairs, config.workdir / "figure3_alignment.png")
+        for name, of in pairs.items():
+            if len(of) > 2:
+                rank = float(spearmanr(of[:, 0], of[:, 1]).statistic)
+                print(f"rank correlation of alignment and probe, {len(of)} networks, {name}: {rank:.2f}")
     print(f"\npictures of all: {config.workdir}")
     return every
 
