@@ -8,7 +8,7 @@ import matplotlib
 import matplotlib.axes
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from numpy.typing import ArrayLike
 
 from experiments.data import atomic_path
@@ -26,6 +26,14 @@ def _save(figure: Figure, path: Path) -> None:
 def _show(axes: matplotlib.axes.Axes, image: np.ndarray, **options: object) -> None:
     axes.imshow(image.squeeze(), **options)  # type: ignore[arg-type]
     axes.set_axis_off()
+
+
+def _log_axis(axes: matplotlib.axes.Axes) -> None:
+    """A logarithmic axis of positions with plain numbers at 1, 2, 5, 10, …"""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def zca_kernel(kernel: np.ndarray, path: Path) -> None:
@@ -361,7 +369,9 @@ def accuracies(
         several = np.asarray(values)
         spreads = np.std(several, axis=1, ddof=1) if several.shape[1] > 1 else np.zeros(len(several))
         axes.errorbar(np.asarray(positions), several.mean(axis=1), spreads, marker=".", capsize=2, label=name)
-    axes.set(xlabel=xlabel, ylabel="accuracy, %", xscale="log" if log else "linear")
+    axes.set(xlabel=xlabel, ylabel="accuracy, %")
+    if log:
+        _log_axis(axes)
     if len(curves) > 1:
         axes.legend(frameon=False)
     _save(figure, path)
@@ -519,13 +529,13 @@ def of_axes(axes: matplotlib.axes.Axes, path: Path) -> None:
 
 def error_against_cost(mflop: Sequence[float], errors: Sequence[float], path: Path) -> None:
     """Trials of a search, and those that no cheaper one equals."""
-    figure = Figure(figsize=(5, 3.5))
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(mflop, errors, s=14, alpha=0.6, label="trials")
     order = np.argsort(mflop, kind="stable")
     cost, lowest = np.asarray(mflop)[order], np.minimum.accumulate(np.asarray(errors)[order])
     axes.step(cost, lowest, where="post", color="C1", label="best up to this cost")
-    axes.set_xscale("log")
+    _log_axis(axes)
     axes.set_xlabel("million operations an image")
     axes.set_ylabel("clustering error in %")
     axes.legend(frameon=False)

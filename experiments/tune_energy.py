@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from jax import Array
 from tqdm import tqdm
@@ -673,7 +674,7 @@ def draw(study: "optuna.Study", folder: Path) -> None:
 
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     plots = optuna.visualization.matplotlib
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna changes the style of all plots
         warnings.simplefilter("ignore")  # that a plot is experimental, that trials are few
         figures.of_axes(plots.plot_optimization_history(study), folder / "history.png")
         if len({trial.value for trial in done}) > 1:
