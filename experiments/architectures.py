@@ -64,9 +64,9 @@ def save_as(name: str, named: Named) -> None:
 
 
 def check_new_name(name: str) -> None:
-    """Raises `ConfigError` for a name that a published network has, or that is no name."""
-    if name in energy.ARCHITECTURES or name == "auto" or not name.isidentifier():
-        raise ConfigError(f"save_as={name!r} is not accepted: it must be an identifier of its own")
+    """Raises `ConfigError` for a name that another network has, or that is no name."""
+    if name in {*energy.ARCHITECTURES, *_found(), "auto"} or not name.isidentifier():
+        raise ConfigError(f"save_as={name!r} is not accepted: it must be an identifier that is not taken")
 
 
 def _found() -> dict[str, Any]:

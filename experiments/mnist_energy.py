@@ -88,11 +88,13 @@ class Config:
     """Passes over the training images for each layer; by default 1, on small data sets 3."""
     warmup_steps: int = 10
     """First steps of each layer, in which vectors are assigned by one direction of each subspace."""
-    networks: int = 1
-    """Networks trained independently, each in passes of its own, whose codes are put side by side. A run
-    resumed with more networks trains those that are missing."""
-    code_power: float = 1.0
-    """Power of the pooled codes before clustering; 0.5 takes the square root."""
+    networks: int | None = None
+    """Networks trained independently, each in passes of its own, whose codes are put side by side; by default
+    as many as the architecture was found with, else 1. A run resumed with more trains those that are
+    missing."""
+    code_power: float | None = None
+    """Power of the pooled codes before clustering; 0.5 takes the square root. By default that with which the
+    architecture was found, else 1."""
     code_whitening: float = 0.0
     """If positive, codes are normalised and their 20 leading principal components divided by their
     variance to this power before clustering; 0.5 would be full whitening."""
@@ -202,6 +204,7 @@ def _run_seeds(
         images, zca = jax.device_put((images, zca), NamedSharding(_mesh(config), PartitionSpec()))
     seeds = workdir.seeds
     assert config.seeds_together is not None
+    assert config.networks is not None
     size = config.seeds_together
     groups = [
         [Member(seed, network) for seed in seeds[start : start + size]]
@@ -436,6 +439,7 @@ def evaluate(
     """Clusters pixels, every layer's codes (of a single network) and the pooled codes."""
     rules = energy.network_rules(architecture, rescale=config.rescale)
     assert config.num_clusters is not None
+    assert config.code_power is not None
     key = jax.random.key(seed)
     cluster = partial(evaluation.cluster, key, num_clusters=config.num_clusters)
     metrics: dict[str, float] = {}
@@ -643,6 +647,8 @@ def _fill_in(
         architecture=_architecture_name(config, name),
         batch_size=config.batch_size or min(128 if small else 512, num_train),
         passes=config.passes or (3 if small else 1),
+        networks=config.networks or 1,
+        code_power=config.code_power or 1.0,
         learning_curve=not small if config.learning_curve is None else config.learning_curve,
         num_clusters=config.num_clusters or (10 if labels is None else len(np.unique(labels))),
     )

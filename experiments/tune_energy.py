@@ -15,11 +15,13 @@ fresh seeds; the winner is what `mnist_energy --architecture` takes.
 
 import collections
 import contextlib
+import datetime
 import gc
 import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -37,13 +39,16 @@ from experiments import architectures, data, evaluation, figures
 from experiments.mnist_energy import random_rule
 from experiments.reporting import (
     ConfigError,
+    Outcome,
     check_options,
     command_line,
     device_name,
     format_table,
     identity,
     make_workdir,
+    record,
     recorded,
+    write_json,
 )
 from sul_jax import LearningRule, energy, patches, whitening
 from sul_jax.learning_rule import train_greedily
@@ -78,6 +83,7 @@ _WORKERS_OWN = (
     "study",
     "save_as",
     "memory_gib",
+    "max_mflop",
 )
 
 
@@ -138,6 +144,8 @@ class Config:
     """Go on with the study in the storage, or join it beside other workers."""
     save_as: str | None = None
     """Also put the best architecture into experiments/architectures.json under this name."""
+    record: bool = False
+    """Append the winner's error and the cost to experiments/results/tune_energy.json."""
 
 
 class Found(NamedTuple):
@@ -176,17 +184,21 @@ def run(config: Config) -> Found:
     _check(config)
     _share_compiled_programs()
     dataset = data.load(config.dataset, config.data_dir)
+    given = {"batch_size": config.batch_size, "passes": config.passes}
     config, search = _prepare(config, dataset)
     if config.start_from is not None:
         first = architectures.get(config.start_from).architecture
-        mflop, _ = cost(first, search.images.shape[1:], config)
+        mflop, gib = cost(first, search.images.shape[1:], config)
         if mflop > config.max_mflop:
             raise ConfigError(f"start_from={config.start_from!r} takes {mflop:.0f} MFLOP; raise --max-mflop")
+        assert config.memory_gib is not None
+        if gib > config.memory_gib:
+            raise ConfigError(f"start_from={config.start_from!r} takes {gib:.1f} GiB; raise --memory-gib")
     make_workdir(config.workdir)
     settings = recorded(config) | {"seed": config.seed, "data": identity(np.asarray(search.images))}
     # Through JSON, so that they compare equal to what is read back.
     settings = json.loads(json.dumps({k: v for k, v in settings.items() if k not in _WORKERS_OWN}))
-    study = _open_study(config, settings)
+    study = _open_study(config, settings, search.images.shape[1:])
     print(
         f"{dataset.name}: {len(search.images)} training images, {len(search.labels)} of them labelled "
         f"({dataset.source})"
@@ -195,23 +207,36 @@ def run(config: Config) -> Found:
     with _CompileClock() as clock:
         mine = _search(study, search)
     seconds = time.perf_counter() - began
-    if mine:
-        _report_cost(study, mine, seconds, clock.seconds)
+    costs = _cost(study, mine, seconds, clock.seconds) if mine else {}
     _wait_for_others(study)
-    found = _finish(study, search, dataset)
     draw(study, config.workdir)
+    found = _finish(study, search, dataset, given)
+    table = [{"trial": number, "error": first, "errors": errors} for number, first, errors in found.table]
+    write_json(config.workdir / "results.json", {"settings": settings, "finalists": table, "cost": costs})
+    if config.record:
+        values = {"train_clustering_error": round(found.error, 4), **costs}
+        outcome = Outcome(
+            values, dataset, len(search.images), len(search.labels), time.perf_counter() - began, {}
+        )
+        record(EXPERIMENT, config, config.seed, outcome)
     return found
 
 
 def _wait_for_others(study: "optuna.Study") -> None:
-    """So that the finalists are chosen from all trials."""
+    """So that the finalists are chosen from all trials; not for one whose worker seems lost."""
     from optuna.trial import TrialState
 
-    deadline = time.monotonic() + _MAX_WAIT
+    deadline, said = time.monotonic() + _MAX_WAIT, False
     while time.monotonic() < deadline:
         _release_dead(study)
-        if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        now = datetime.datetime.now()
+        ages = [(now - trial.datetime_start).total_seconds() for trial in running if trial.datetime_start]
+        if not any(age < _MAX_WAIT for age in ages):
             return
+        if not said:
+            print(f"waiting for {len(ages)} trials of other workers, {_MAX_WAIT // 60} minutes at most")
+            said = True
         time.sleep(0.5)
 
 
@@ -239,12 +264,18 @@ def _prepare(config: Config, dataset: data.Dataset) -> tuple[Config, Search]:
         raise ConfigError(f"batch_size={batch_size} exceeds the {number} training images")
     order = np.random.default_rng(config.seed).permutation(available)[: number // batch_size * batch_size]
     classes = len(np.unique(dataset.train_labels[:available]))
+    if classes < len(np.unique(dataset.train_labels)):
+        raise ConfigError(
+            f"dataset={config.dataset!r}: the first {available} of its images hold {classes} of the "
+            f"{len(np.unique(dataset.train_labels))} classes; shuffle them, the other half is for the test"
+        )
     num_labels = config.num_labels or len(order)
-    if not classes <= num_labels <= len(order):
+    if not classes <= num_labels <= number:
         raise ConfigError(
             f"num_labels={num_labels} is not accepted: it must be between {classes}, the number of classes, "
-            f"and {len(order)}, the images of a trial (whole minibatches)"
+            f"and {number}, the images of a trial"
         )
+    num_labels = min(num_labels, len(order))  # those of whole minibatches
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30) / 2**30
     if num_labels < len(order):  # the labelled images come first
         first = _of_every_class(dataset.train_labels[order])[:num_labels]
@@ -281,7 +312,7 @@ def _of_every_class(labels: np.ndarray) -> np.ndarray:
     return np.argsort(turn, kind="stable")
 
 
-def _open_study(config: Config, settings: dict[str, Any]) -> "optuna.Study":
+def _open_study(config: Config, settings: dict[str, Any], shape: tuple[int, ...]) -> "optuna.Study":
     """Creates the study, or joins the one that is there."""
     import optuna
 
@@ -311,11 +342,16 @@ def _open_study(config: Config, settings: dict[str, Any]) -> "optuna.Study":
         raise ConfigError(f"storage={config.storage!r} cannot be used: {error}") from None
     # Only the worker that made the study may take the seed: two with one seed would propose the same.
     seed = config.seed if created else None
-    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
-    if created and config.start_from is not None:
-        study.enqueue_trial(_as_parameters(architectures.get(config.start_from).architecture))
     _release_dead(study)
+    if config.start_from is not None:
+        first = _as_parameters(architectures.get(config.start_from).architecture, config, shape)
+        tried = [trial.params for trial in study.get_trials(deepcopy=False) if not _failed(trial)]
+        if first not in tried:
+            study.enqueue_trial(first, skip_if_exists=True)
     return study
 
 
@@ -359,13 +395,13 @@ def _search(study: "optuna.Study", search: Search) -> list[int]:
     """Runs trials until the study has enough of them.
 
     Returns:
-      The numbers of those that this worker ran.
+      The numbers of this worker's proposals.
     """
     import optuna
 
     config = search.config
     mine: list[int] = []
-    not_begun, reason = 0, ""
+    not_begun, number_begun, reason = 0, 0, ""
     states = optuna.trial.TrialState
     with tqdm(total=config.trials, desc="search", unit="trial") as bar:
         while True:
@@ -397,17 +433,28 @@ def _search(study: "optuna.Study", search: Search) -> list[int]:
             except BaseException as error:
                 reason = f"{type(error).__name__}: {error}"[:500]
                 trial.set_user_attr("reason", reason)
-                too_large = isinstance(error, jax.errors.JaxRuntimeError)  # for the device's memory
+                too_large = _out_of_memory(error)
                 study.tell(trial, state=states.PRUNED if too_large else states.FAIL)
                 if not too_large:
                     raise
                 tqdm.write(f"trial {trial.number} failed: {reason}")
             begun = "error_first" in trial.user_attrs
             not_begun = 0 if begun else not_begun + 1
-            mine += [trial.number] if begun else []
-            if begun and len(mine) % _FORGET_AFTER == 0:
+            mine.append(trial.number)
+            number_begun += begun
+            if begun and number_begun % _FORGET_AFTER == 0:
                 jax.clear_caches()
                 gc.collect()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _failed(trial: "optuna.trial.FrozenTrial") -> bool:
+    from optuna.trial import TrialState
+
+    return trial.state == TrialState.FAIL
 
 
 def _progress(study: "optuna.Study") -> tuple[int, float | None]:
@@ -427,8 +474,11 @@ def _objective(trial: "optuna.Trial", search: Search) -> float:
 
     config = search.config
     architecture = propose(trial, config, search.images.shape[1:])
+    sizes = json.dumps(architecture.to_dict())
+    trial.set_user_attr("architecture", sizes)
     for other in trial.study.get_trials(deepcopy=False):
-        if other.number < trial.number and other.params == trial.params:
+        same = other.user_attrs.get("architecture") == sizes
+        if other.number < trial.number and same and not _failed(other):
             raise optuna.TrialPruned(f"the same as trial {other.number}")
     mflop, gib = cost(architecture, search.images.shape[1:], config)
     trial.set_user_attr("mflop", round(mflop, 2))
@@ -446,6 +496,7 @@ def _objective(trial: "optuna.Trial", search: Search) -> float:
         error = float(np.mean(errors_of(learn, search, architecture, seeds, number)))
         trial.set_user_attr(name, error)
         if number == total:
+            trial.set_user_attr("error", error)
             return error
         trial.report(error, number)
         if trial.should_prune():
@@ -466,22 +517,31 @@ def propose(
     Raises:
       optuna.TrialPruned: too little is left of the image to be pooled.
     """
+
+    return _sizes(partial(_suggest, trial), config, shape)
+
+
+def _sizes(
+    choose: Callable[[str, int, int], int], config: Config, shape: tuple[int, ...]
+) -> energy.EnergyArchitecture:
+    """An architecture whose sizes are chosen by name, each from a lowest to a highest value."""
     import optuna
 
     preset = _PRESETS[config.preset]
     side, channels = min(shape[:2]), shape[2]
     kernel, components = 1, 0
     if preset.get("zca", True):
-        kernel = trial.suggest_int("zca_kernel_size", 1, min(_MAX_ZCA, side))
-        components = trial.suggest_int("zca_num_components", 0, kernel**2 * channels)
+        kernel = choose("zca_kernel_size", 1, min(_MAX_ZCA, side))
+        components = choose("zca_num_components_share", 0, kernel**2 * channels)
     layers = []
     for index in range(1, config.num_layers + 1):
-        suggest = partial(_suggest, trial, f"layer{index}")
-        num_subspaces = suggest("num_subspaces", 2, _MAX_SUBSPACES)
-        winners = suggest("num_winners", 1, num_subspaces)
-        size = suggest("kernel_size", 1, side)
-        padding = suggest("padding", 0, size // 2)
-        rank = suggest("rank", 1, min(preset.get("max_rank", _MAX_RANK), size**2 * channels))
+        name = f"layer{index}"
+        num_subspaces = choose(f"{name}_num_subspaces", 2, _MAX_SUBSPACES)
+        winners = choose(f"{name}_num_winners_share", 1, num_subspaces)
+        # The images of the layers above are as large as those below make them.
+        size = choose(f"{name}_kernel_size" if index == 1 else f"{name}_kernel_size_share", 1, side)
+        padding = choose(f"{name}_padding_share", 0, size // 2)
+        rank = min(choose(f"{name}_rank", 1, preset.get("max_rank", _MAX_RANK)), size**2 * channels)
         layers.append(energy.EnergyLayer(num_subspaces, rank, winners, size, padding))
         side, channels = patches.output_size(side, kernel_size=size, padding=padding), num_subspaces
         if side < 2:
@@ -491,18 +551,35 @@ def propose(
     return energy.EnergyArchitecture(kernel, components, tuple(layers))
 
 
-def _suggest(trial: "optuna.trial.BaseTrial", layer: str, name: str, low: int, high: int) -> int:
-    return trial.suggest_int(f"{layer}_{name}", low, high)
+def _suggest(trial: "optuna.trial.BaseTrial", name: str, low: int, high: int) -> int:
+    """A size; where its range depends on other sizes the search sees its share of the range, in [0, 1].
+
+    Optuna compares values of one fixed range only, in what it proposes as in what it calls important.
+    """
+    if not name.endswith("_share"):
+        return trial.suggest_int(name, low, high)
+    return min(low + int(trial.suggest_float(name, 0, 1) * (high - low + 1)), high)
 
 
-def _as_parameters(architecture: energy.EnergyArchitecture) -> dict[str, int]:
+def _as_parameters(
+    architecture: energy.EnergyArchitecture, config: Config, shape: tuple[int, ...]
+) -> dict[str, float]:
     """What `propose` would have to be given."""
-    parameters = {
+    values = {
         "zca_kernel_size": architecture.zca_kernel_size,
         "zca_num_components": architecture.zca_num_components,
     }
     for index, layer in enumerate(architecture.layers, 1):
-        parameters |= {f"layer{index}_{name}": value for name, value in layer._asdict().items()}
+        values |= {f"layer{index}_{name}": value for name, value in layer._asdict().items()}
+    parameters: dict[str, float] = {}
+
+    def note(name: str, low: int, high: int) -> int:
+        value = values[name.removesuffix("_share")]
+        share = name.endswith("_share")
+        parameters[name] = (value - low + 0.5) / (high - low + 1) if share else value
+        return value
+
+    _sizes(note, config, shape)
     return parameters
 
 
@@ -593,7 +670,9 @@ def errors_of(
     return errors
 
 
-def _finish(study: "optuna.Study", search: Search, dataset: data.Dataset) -> Found:
+def _finish(
+    study: "optuna.Study", search: Search, dataset: data.Dataset, given: Mapping[str, int | None]
+) -> Found:
     """Learns the best trials again from fresh seeds, and saves the winner."""
     import optuna
 
@@ -607,16 +686,25 @@ def _finish(study: "optuna.Study", search: Search, dataset: data.Dataset) -> Fou
     table, candidates = [], []
     for value, number, trial in tqdm(ranked[: config.finalists], desc="finalists", unit="trial"):
         architecture = propose(optuna.trial.FixedTrial(trial.params), config, search.images.shape[1:])
+        _, gib = cost(architecture, search.images.shape[1:], config)
+        assert config.memory_gib is not None
+        if gib > config.memory_gib:
+            tqdm.write(f"trial {number} is no finalist here: {gib:.1f} GiB of codes")
+            continue
         # One after the other: together they might not fit.
         seeds = [2**30 + config.seed + i for i in range(config.finalist_seeds)]
         learn = learner(architecture, search) if seeds else None
         errors = [errors_of(learn, search, architecture, [seed], total)[0] for seed in seeds if learn]
         table.append((number, value, errors))
         candidates.append((float(np.mean(errors or [value])), number, architecture))
+    if not candidates:
+        raise ConfigError("none of the best trials fits into this machine's memory; raise --memory-gib")
     error, winner, architecture = min(candidates, key=lambda candidate: candidate[:2])
     preset = _PRESETS[config.preset]
     options = {name: preset[name] for name in ("rescale", "random_subspaces") if name in preset}
-    options |= {name: getattr(config, name) for name in ("networks", "code_power", "batch_size", "passes")}
+    options |= {"networks": config.networks, "code_power": config.code_power}
+    # Of the default for a part of the images, nothing follows for all of them.
+    options |= {name: value for name, value in given.items() if value is not None}
     finished = _progress(study)[0]
     about = {
         "dataset": dataset.name,
@@ -626,6 +714,8 @@ def _finish(study: "optuna.Study", search: Search, dataset: data.Dataset) -> Fou
         "num_images": config.num_images,
         "num_labels": config.num_labels,
         "preset": config.preset,
+        "start_from": config.start_from,
+        "max_mflop": config.max_mflop,
         "trials": finished,
         "trial": winner,
         "train_clustering_error": round(error, 4),
@@ -651,25 +741,33 @@ def _finish(study: "optuna.Study", search: Search, dataset: data.Dataset) -> Fou
     return Found(named, error, table)
 
 
-def _report_cost(study: "optuna.Study", mine: Sequence[int], seconds: float, compiling: float) -> None:
+def _cost(study: "optuna.Study", mine: Sequence[int], seconds: float, compiling: float) -> dict[str, float]:
+    """What a worker's trials took; also printed."""
     every = study.get_trials(deepcopy=False)
-    whole = sum("error" in every[number].user_attrs for number in mine)
+    proposed = [every[number].user_attrs for number in mine]
+    begun = [attributes for attributes in proposed if "error_first" in attributes]
+    found = {
+        "trials": len(begun),
+        "trials_to_their_end": sum("error" in attributes for attributes in begun),
+        "trials_per_hour": round(3600 * len(begun) / seconds, 1),
+        "compiling_percent": round(100 * compiling / seconds, 1),
+    }
     print(
-        f"{len(mine)} trials in {seconds:.0f} s, {3600 * len(mine) / seconds:.0f} an hour, {whole} of them "
-        f"to their end; {100 * compiling / seconds:.0f} % of the time compiling"
+        f"{found['trials']} trials in {seconds:.0f} s, {found['trials_per_hour']:.0f} an hour, "
+        f"{found['trials_to_their_end']} of them to their end; {found['compiling_percent']:.0f} % of the "
+        "time compiling"
     )
-    reasons = [t.user_attrs.get("reason", "running") for t in every if "error_first" not in t.user_attrs]
-    kinds = ("operations", "GiB", "pool", "same", "running")
+    reasons = [attributes.get("reason", "") for attributes in proposed if "error_first" not in attributes]
+    kinds = ("operations", "GiB", "pool", "same")
     numbers = collections.Counter(next((k for k in kinds if k in reason), "failed") for reason in reasons)
     if reasons:
         words = ", ".join(f"{number} ({kind})" for kind, number in numbers.items())
         print(f"proposals not begun: {words}")
+    return found
 
 
 def draw(study: "optuna.Study", folder: Path) -> None:
     """The study's plots: history, importances, error against cost."""
-    import warnings
-
     import optuna
 
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))

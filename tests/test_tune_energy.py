@@ -42,9 +42,10 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
         networks=2,
     )
     found = tune_energy.run(config)
-    assert found.named.options == {"networks": 2, "code_power": 1.0, "batch_size": 128, "passes": 1}
+    # One pass was asked for; the minibatches of 128 were only right for so few images.
+    assert found.named.options == {"networks": 2, "code_power": 1.0, "passes": 1}
     study = study_in(config.workdir)
-    assert study.trials[0].params == tune_energy._as_parameters(first)
+    assert study.trials[0].params == tune_energy._as_parameters(first, config, (28, 28, 1))
     begun = [t for t in study.trials if "error_first" in t.user_attrs]
     assert len(begun) == 3
     assert 0 <= found.error <= 90
@@ -59,6 +60,9 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
         tune_energy.run(replace(config, num_labels=50, resume=True))
     tune_energy.run(replace(config, trials=4, resume=True))
     assert sum("error_first" in t.user_attrs for t in study_in(config.workdir).trials) == 4
+    stored = json.loads((config.workdir / "results.json").read_text())
+    assert stored["cost"]["trials"] == 1
+    assert len(stored["finalists"][0]["errors"]) == 1
 
     # The half whose labels the search has seen is left out of the test.
     (result,) = mnist_energy.run(
@@ -82,8 +86,10 @@ def test_few_labels_are_of_every_class() -> None:
 
 
 def test_presets_change_the_space() -> None:
-    trial = optuna.trial.FixedTrial(tune_energy._as_parameters(energy.ARCHITECTURES["3layer"]))
-    assert tune_energy.propose(trial, Config(), (28, 28, 1)) == energy.ARCHITECTURES["3layer"]
+    for number in range(1, 5):
+        known, config = energy.ARCHITECTURES[f"{number}layer"], Config(num_layers=number)
+        trial = optuna.trial.FixedTrial(tune_energy._as_parameters(known, config, (28, 28, 1)))
+        assert tune_energy.propose(trial, config, (28, 28, 1)) == known
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for preset, check in {
         "no_zca": lambda a: a.zca_num_components == 0,
@@ -116,6 +122,8 @@ def test_ablations_are_searched_anew(preset: str, tmp_path: Path) -> None:
         ({"first_share": 2.0}, "first_share=2.0"),
         ({"max_mflop": 1e-6}, "could not be begun"),
         ({"save_as": "3layer"}, "save_as='3layer'"),
+        ({"save_as": "digits"}, "save_as='digits'"),
+        ({"dataset": "sorted.npz"}, "hold 5 of the 10 classes"),
         ({"start_from": "3layer"}, "start_from='3layer'"),
         ({"storage": "no-such-thing"}, "storage='no-such-thing'"),
         ({"preset": "nothing"}, "preset='nothing'"),
@@ -125,6 +133,8 @@ def test_bad_options(
     options: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune_energy, "_MAX_NOT_BEGUN", 20)
+    monkeypatch.chdir(tmp_path)
+    np.savez("sorted.npz", images=np.zeros((600, 8, 8), np.float32), labels=np.arange(600) // 60)
     with pytest.raises(ValueError, match=re.escape(message)):
         tune_energy.run(Config(**(SMALL | {"workdir": tmp_path} | options)))
 
