@@ -4,18 +4,21 @@
     python -m experiments.nmce_images --data-dir DIR --stage 1 --judge-features     # table 2, figure A.1
     python -m experiments.nmce_images --data-dir DIR --stage 3 --resume             # goes on from there
     python -m experiments.nmce_images --data-dir DIR --stage 1 --sweep 20 30 40 50 60 70     # table A.3
-    python -m experiments.nmce_images --dataset ./imagenet10 --image-size 96 --stem 5x5
+    python -m experiments.nmce_images --data-dir DIR --features-from RUN --weight-decays 0 0.001 0.001
+    python -m experiments.nmce_images --dataset ./imagenet10 --image-size 96
 
 Stage 1 learns features by the total coding rate (eq. 5), stage 2 a new embedding and cluster head on the
 fixed network by the NMCE loss (eq. 4), stage 3 all of it. The paper reports for CIFAR-10 with ResNet-18
 accuracy 83.0, NMI 76.1 and ARI 71.0 after 600 + 100 + 100 epochs on a GPU (before stage 3: 81.9, 74.3, 69.0).
 README.md lists what ours gives, with seeds, device and time.
 
-The defaults are those of the paper's table B.1 where the authors' code takes other numbers (stage 1: rate
-0.3, λ 30, decay 1e-4; later stages: λ 0). As in their code LARS is the clipped one, the network's batch
-statistics move in stage 2 as well, and the clusters are judged on the images learned from. Stage 3 trains
-every layer, as the text says; their code leaves out the one below the embedding. Figures 2 and A.3 show
-features of the images as they are, where the paper averages over 16 views.
+The defaults are those of the paper's table B.1 for the data set and the depth, where the authors' code takes
+other numbers (stage 1: rate 0.3, λ 30, decay 1e-4; later stages: λ 0). As in their code LARS is the clipped
+one, the cluster head learns at a constant rate without it, the network's batch statistics move in stage 2 as
+well, and the clusters are judged on the images learned from. Stage 3 trains every layer, as the text says;
+their code leaves out the one below the embedding. Images stay in [0, 1], where their code standardises
+CIFAR's channels. Figures 2 and A.3 show features of the images as they are, where the paper averages over 16
+views. The paper finds stages 2 and 3 sensitive to the weight decay: --features-from tries them anew.
 """
 
 import itertools
@@ -64,13 +67,36 @@ PAPER = {
 PAPER_STAGE_2 = {("cifar10", 18): (81.9, 74.3, 69.0), ("cifar20", 18): (42.2, 47.1, 30.0)}
 # Shares of the first stage after which its features are judged by their neighbours.
 _LOOKS = (0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+_LARGE = 64  # side from which images are ImageNet's kind rather than CIFAR's
+
+
+class Schedule(NamedTuple):
+    """What table B.1 gives for each stage."""
+
+    epochs: tuple[int, int, int]
+    learning_rates: tuple[float, float, float]
+    weight_decays: tuple[float, float, float]
+    invariance_weights: tuple[float, float, float]
+
+
+_SMALL_RATES, _LARGE_RATES = (1.0, 0.5, 0.003), (1.0, 0.5, 0.0005)
+_SCHEDULES = {
+    ("cifar10", 18): Schedule((600, 100, 100), _SMALL_RATES, (1e-6, 0.005, 0.005), (50.0, 50.0, 50.0)),
+    ("cifar10", 34): Schedule((1000, 100, 100), _SMALL_RATES, (1e-6, 0.001, 0.001), (50.0, 0.0, 0.0)),
+    ("cifar20", 18): Schedule((600, 100, 100), _SMALL_RATES, (1e-6, 0.001, 0.001), (50.0, 0.0, 0.0)),
+    ("cifar20", 34): Schedule((1000, 100, 100), _SMALL_RATES, (1e-6, 0.002, 0.002), (50.0, 0.0, 0.0)),
+    ("stl10", 18): Schedule((1000, 400, 400), _LARGE_RATES, (1e-6, 0.002, 0.002), (30.0, 0.0, 30.0)),
+    ("stl10", 34): Schedule((2000, 400, 400), _LARGE_RATES, (1e-6, 0.002, 0.002), (30.0, 0.0, 30.0)),
+}
 _LABELS = (1, 2, 5, 10, 20, 50, 100)  # of each class, for figure A.1
 _DRAWS = 10
+_NEIGHBOURS, _RANK = 11, 30  # of the authors' classifiers; ours scale all features to unit norm first
 
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the experiment; the defaults are the paper's for CIFAR-10 and ResNet-18."""
+    """Options of the experiment; those that are not given are the paper's for the data set and the depth, of
+    other data those of CIFAR-10 or, from 64 pixels on, of STL-10."""
 
     dataset: str = "cifar10"
     """cifar10, cifar20, stl10, FILE.npz, or a folder of images as ./FOLDER."""
@@ -89,8 +115,12 @@ class Config:
     before are not run again."""
     depth: int = 18
     """Of the ResNet: 10, 18 or 34."""
-    stem: Literal["3x3", "5x5"] = "3x3"
-    """First convolution: 3x3 for CIFAR, 5x5 with pooling for larger images."""
+    stem: Literal["3x3", "5x5"] | None = None
+    """First convolution: 3x3 for CIFAR, 5x5 with pooling from 64 pixels on."""
+    augmentation: Literal["cifar", "imagenet"] | None = None
+    """Random views: the paper's for CIFAR, or with stronger colours and blur, as from 64 pixels on."""
+    features_from: Path | None = None
+    """Workdir of another run whose stage 1 is taken instead of learning it."""
     num_filters: int = 64
     """Of the ResNet's first stage."""
     num_pre_features: int = 4096
@@ -101,17 +131,19 @@ class Config:
     """Clusters; by default the number of classes."""
     batch_size: int = 1024
     """Images in a step, two views of each."""
-    epochs: tuple[int, int, int] = (600, 100, 100)
+    epochs: tuple[int, int, int] | None = None
     """Passes over the images in each stage."""
-    learning_rates: tuple[float, float, float] = (1.0, 0.5, 0.003)
-    """Of each stage, by LARS with a cosine to 0; stage 2's cluster head by descent without either."""
-    weight_decays: tuple[float, float, float] = (1e-6, 0.005, 0.005)
+    learning_rates: tuple[float, float, float] | None = None
+    """Of each stage, by LARS with a cosine to 0."""
+    cluster_learning_rate: float = 0.5
+    """Of the cluster head in stages 2 and 3, constant and without LARS."""
+    weight_decays: tuple[float, float, float] | None = None
     """Of each stage, for weights but not for biases and normalisation."""
     trust_coefficient: float = 0.02
     """LARS's η."""
     eps_squared: float = 0.2
     """Squared distortion of the coding rates."""
-    invariance_weights: tuple[float, float, float] = (50.0, 50.0, 50.0)
+    invariance_weights: tuple[float, float, float] | None = None
     """Weights λ of the views' similarity, of each stage."""
     temperature: float = 1.0
     """Temperature of the Gumbel softmax."""
@@ -177,7 +209,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} images")
     if config.judge_features and train.labels is None:
         raise ConfigError("judge_features needs labels")
-    config = replace(config, dataset=dataset.name, num_clusters=num_clusters)
+    config = filled_in(replace(config, dataset=dataset.name, num_clusters=num_clusters), train.images.shape)
     paper = _paper(config)
     told_apart = identity(dataset.train_images[: config.num_images])
     results = []
@@ -203,7 +235,9 @@ def _run_seed(
     values: dict[str, float] = {}
     seconds = 0.0
     drawn = seed == config.seed
-    for stage in range(1, config.stage + 1):
+    if config.features_from is not None:
+        _borrow(network, config.features_from / f"network-seed{seed}-stage1")
+    for stage in range(1 if config.features_from is None else 2, config.stage + 1):
         if stage == 2:  # the embedding learned so far is dropped
             fresh = build(config, seed + 2**31, train.images.shape[-1])
             network.feature_head, network.cluster_head = fresh.feature_head, fresh.cluster_head
@@ -238,19 +272,58 @@ def _run_seed(
             images = np.asarray(train.images)
             figures.principal_components(images, features, found, config.workdir / "figure2.png")
             figures.gallery(images, found, train.labels, config.workdir / "clusters.png")
+        network.save(config.workdir / f"network-seed{seed}-stage{stage}")
         seconds += taken + time.perf_counter() - start
     return network, values, seconds
 
 
-def views(key: Array, images: Array) -> Array:
-    """Two random views of each image by the paper's transformations, `[2, *images.shape]`."""
-    return jnp.stack([augment.random_view(k, images) for k in jax.random.split(key)])
+def _borrow(network: NMCE, path: Path) -> None:
+    """Gives a network the values of a saved one of the same sizes."""
+    state = nnx.state(NMCE.load(path))
+    own = nnx.state(network)
+    heads = [
+        {"/".join(map(str, at)): leaf.shape for at, leaf in nnx.to_flat_state(one)} for one in (state, own)
+    ]
+    differ = [name for name in heads[1] if heads[0].get(name) != heads[1][name]]
+    # The heads are made anew in stage 2.
+    if [name for name in differ if not name.startswith(("feature_head", "cluster_head"))]:
+        raise ConfigError(f"features_from: the network in {str(path)!r} has other sizes: {differ[0]}")
+    backbone = nnx.state(NMCE.load(path).backbone)
+    nnx.update(network.backbone, backbone)
+
+
+def views(key: Array, images: Array, *, kind: str | None = "cifar") -> Array:
+    """Two random views of each image by the paper's transformations, `[2, *images.shape]`.
+
+    Args:
+      key: `jax.random.key`.
+      images: `[batch, height, width, channels]` in [0, 1].
+      kind: `augmentation` of the `Config`.
+    """
+    strong: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "blur": 9}
+    options = strong if kind == "imagenet" else {}
+    return jnp.stack([augment.random_view(k, images, **options) for k in jax.random.split(key)])
+
+
+def filled_in(config: Config, shape: tuple[int, ...]) -> Config:
+    """The defaults that depend on the data set, its images' `shape` and the depth."""
+    large = min(shape[1:3]) >= _LARGE
+    other = _SCHEDULES["stl10" if large else "cifar10", 34 if config.depth == 34 else 18]
+    schedule = _SCHEDULES.get((config.dataset, config.depth), other)
+    own = {name: value for name, value in schedule._asdict().items() if getattr(config, name) is None}
+    return replace(
+        config,
+        stem=config.stem or ("5x5" if large else "3x3"),
+        augmentation=config.augmentation or ("imagenet" if large else "cifar"),
+        **own,
+    )
 
 
 def build(config: Config, seed: int, channels: int) -> NMCE:
     """The untrained network."""
     rngs = nnx.Rngs(seed)
     assert config.num_clusters is not None
+    assert config.stem is not None
     backbone = ResNet(
         config.depth,
         channels=channels,
@@ -269,7 +342,10 @@ def build(config: Config, seed: int, channels: int) -> NMCE:
 
 
 def optimizer(config: Config, stage: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """LARS with a cosine, after a warm-up in stage 1; stage 2's cluster head at a constant rate."""
+    """LARS with a cosine, after a warm-up in stage 1; a later stage's cluster head at a constant rate."""
+    assert config.epochs is not None
+    assert config.learning_rates is not None
+    assert config.weight_decays is not None
     epochs, rate = config.epochs[stage - 1], config.learning_rates[stage - 1]
     decay, steps = config.weight_decays[stage - 1], epochs * steps_per_epoch
     warmup = min(10, epochs // 10) * steps_per_epoch if stage == 1 else 0
@@ -284,8 +360,10 @@ def optimizer(config: Config, stage: int, steps_per_epoch: int) -> optax.Gradien
         optax.masked(clipped_trust(schedule, config.trust_coefficient, decay), weights),
         optax.sgd(schedule, momentum=0.9),
     )
-    plain = optax.chain(optax.add_decayed_weights(decay, weights), optax.sgd(rate, momentum=0.9))
-    heads = {"backbone": "lars", "feature_head": "lars", "cluster_head": "plain" if stage == 2 else "lars"}
+    plain = optax.chain(
+        optax.add_decayed_weights(decay, weights), optax.sgd(config.cluster_learning_rate, momentum=0.9)
+    )
+    heads = {"backbone": "lars", "feature_head": "lars", "cluster_head": "plain"}
 
     def labels(params: Any) -> Any:
         return {name: jax.tree.map(lambda _, n=name: heads[n], part) for name, part in params.items()}
@@ -342,6 +420,8 @@ def training_step(
     per_epoch = num_images // config.batch_size
     descent = optimizer(config, stage, per_epoch)
     dtype = jnp.dtype(config.precision)
+    assert config.invariance_weights is not None
+    invariance_weight = config.invariance_weights[stage - 1]
 
     def loss(trained: Any, fixed: Any, statistics: Any, key: Array, images: Array) -> tuple[Array, Any]:
         low = jax.tree.map(lambda leaf: leaf.astype(dtype), trained | fixed)
@@ -351,7 +431,7 @@ def training_step(
         features, logits = (v.astype(jnp.float32).reshape(2, -1, v.shape[-1]) for v in found)
         common: dict[str, Any] = {
             "eps_squared": config.eps_squared,
-            "invariance_weight": config.invariance_weights[stage - 1],
+            "invariance_weight": invariance_weight,
         }
         if stage == 1:
             value = coding_rate.tcr_loss(features, average_views=False, **common)
@@ -368,7 +448,7 @@ def training_step(
         order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(of_stage, 0), epoch), num_images)
         chosen = jax.lax.dynamic_slice(order, [place * config.batch_size], [config.batch_size])
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(of_stage, 1), index))
-        both = views(keys[0], evaluation.to_float(images[chosen]))
+        both = views(keys[0], evaluation.to_float(images[chosen]), kind=config.augmentation)
         both = both.reshape(-1, *images.shape[1:])
         (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
             trained, fixed, statistics, keys[1], both
@@ -384,6 +464,7 @@ def _train(
 ) -> tuple[list[tuple[float, float]], float]:
     """Trains the network in place; (epoch, k-NN accuracy) on the way, and the seconds it took."""
     train, known, asked = splits
+    assert config.epochs is not None
     step, state = training_step(config, seed, stage, network, len(train.images))
     per_epoch = len(train.images) // config.batch_size
     steps = config.epochs[stage - 1] * per_epoch
@@ -398,7 +479,9 @@ def _train(
         codes = [encode(network, split.images)[0] for split in (known, asked)]
         assert known.labels is not None
         assert asked.labels is not None
-        judged = evaluation.classifiers(codes[0], known.labels, codes[1], asked.labels, names=["knn"])
+        judged = evaluation.classifiers(
+            codes[0], known.labels, codes[1], asked.labels, names=["knn"], num_neighbors=_NEIGHBOURS
+        )
         return np.float64(judged["knn"])
 
     trained = run_steps(
@@ -423,14 +506,16 @@ def encode(network: NMCE, images: np.ndarray | Array) -> tuple[np.ndarray, np.nd
     return jax.device_get(evaluation.map_batches(partial(_outputs, graph, state), images))
 
 
-def layers(network: NMCE, images: Array, key: Array | None = None) -> dict[str, Array]:
+def layers(
+    network: NMCE, images: Array, key: Array | None = None, *, kind: str | None = "cifar"
+) -> dict[str, Array]:
     """Table 2's three kinds of features, of images as they are or (with a key) of a random view."""
     graph, state = nnx.split(network)
     numbers = itertools.count()
 
     def of_batch(batch: Array) -> dict[str, Array]:
         own = None if key is None else jax.random.fold_in(key, next(numbers))
-        return _layers(graph, state, own, batch)
+        return _layers(graph, kind, state, own, batch)
 
     return evaluation.map_batches(of_batch, images)
 
@@ -440,10 +525,10 @@ def _outputs(graph: Any, state: Any, batch: Array) -> tuple[Array, Array]:
     return nnx.merge(graph, state)(evaluation.to_float(batch))
 
 
-@partial(jax.jit, static_argnums=0)
-def _layers(graph: Any, state: Any, key: Array | None, batch: Array) -> dict[str, Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _layers(graph: Any, kind: str | None, state: Any, key: Array | None, batch: Array) -> dict[str, Array]:
     net, batch = nnx.merge(graph, state), evaluation.to_float(batch)
-    seen = batch if key is None else views(key, batch)[0]
+    seen = batch if key is None else views(key, batch, kind=kind)[0]
     # What the three have in common is computed once.
     return {"proj": net(seen)[0], "pre_feature": net.backbone(seen), "pool": net.backbone.pool(seen)}
 
@@ -456,9 +541,9 @@ def _judge(config: Config, seed: int, network: NMCE, splits: Splits, drawn: bool
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), (2, config.num_views))
 
     def averaged(images: Array, keys: Array) -> dict[str, Array]:
-        total = layers(network, images, keys[0])
+        total = layers(network, images, keys[0], kind=config.augmentation)
         for key in keys[1:]:
-            total = jax.tree.map(jnp.add, total, layers(network, images, key))
+            total = jax.tree.map(jnp.add, total, layers(network, images, key, kind=config.augmentation))
         return jax.tree.map(lambda values: values / len(keys), total)
 
     plain = [layers(network, split.images) for split in (train, test)]
@@ -467,7 +552,9 @@ def _judge(config: Config, seed: int, network: NMCE, splits: Splits, drawn: bool
     for suffix, (known, asked) in {"": plain, f"_{config.num_views}_views": mean}.items():
         for name in known:
             codes = np.asarray(known[name]), np.asarray(asked[name])
-            found = evaluation.classifiers(codes[0], train.labels, codes[1], test.labels)
+            found = evaluation.classifiers(
+                codes[0], train.labels, codes[1], test.labels, num_neighbors=_NEIGHBOURS, subspace_rank=_RANK
+            )
             values |= {f"{rule}_{name}{suffix}": round(value, 3) for rule, value in found.items()}
     if drawn:
         _few_labels(config, mean[0], train.labels, mean[1], test.labels)
@@ -509,9 +596,9 @@ def _few_labels(
 def _sweep(config: Config) -> list[SeedResult[NMCE]]:
     """Table A.3: stage 1 with several weights λ."""
     common = replace(config, sweep=(), stage=1)
+    others = config.invariance_weights or (0.0, 0.0, 0.0)  # of stages that are not reached
     settings = {
-        f"lambda-{weight:g}": {"invariance_weights": (weight, *config.invariance_weights[1:])}
-        for weight in config.sweep
+        f"lambda-{weight:g}": {"invariance_weights": (weight, *others[1:])} for weight in config.sweep
     }
     found = sweep(run, common, settings)
     accuracies = [[one.metrics.get("knn_accuracy", np.nan) for one in results] for results in found]
@@ -524,8 +611,13 @@ def _sweep(config: Config) -> list[SeedResult[NMCE]]:
 
 def _paper(config: Config) -> dict[str, float]:
     where = (config.dataset, config.depth)
-    own = ("num_images", "num_filters", "num_pre_features", "num_features", "eps_squared")
-    if config.stage == 1 or any(getattr(config, name) != getattr(Config(), name) for name in own):
+    side = 96 if config.dataset == "stl10" else 32
+    default = filled_in(Config(dataset=config.dataset, depth=config.depth), (1, side, side, 3))
+    own = (
+        "num_images", "num_filters", "num_pre_features", "num_features", "eps_squared", "stem",
+        "augmentation", "batch_size", "cluster_learning_rate", *Schedule._fields,
+    )  # fmt: skip
+    if config.stage == 1 or any(getattr(config, name) != getattr(default, name) for name in own):
         return {}
     last = dict(zip(_NAMES, PAPER.get(where, ()), strict=False)) if config.stage == 3 else {}
     before = zip(_NAMES, PAPER_STAGE_2.get(where, ()), strict=False)
@@ -553,15 +645,17 @@ def _check(config: Config) -> None:
             "num_pre_features": 1, "num_features": 1, "num_clusters": 1, "batch_size": 2, "num_views": 1,
             "seeds": 1, "seed": 0,
         },
-        above={"trust_coefficient": 0, "eps_squared": 0, "temperature": 0},
+        above={"trust_coefficient": 0, "eps_squared": 0, "temperature": 0, "cluster_learning_rate": 0},
     )  # fmt: skip
+    if config.features_from is not None and (config.stage == 1 or config.sweep or config.judge_features):
+        raise ConfigError("features_from has no part in stage 1, which sweep and judge_features are about")
     if config.stage > 3:
         raise ConfigError(f"stage={config.stage} is not accepted: it must be 1, 2 or 3")
     if config.depth not in RESNET_BLOCKS:
         raise ConfigError(f"depth={config.depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")
     lows = {"epochs": 1, "learning_rates": 0, "weight_decays": 0, "invariance_weights": 0}
     for name, low in lows.items():
-        if not all(low <= value < np.inf for value in getattr(config, name)):
+        if not all(low <= value < np.inf for value in getattr(config, name) or ()):
             raise ConfigError(f"{name}={getattr(config, name)} is not accepted: each must be at least {low}")
     if not all(0 <= weight < np.inf for weight in config.sweep):
         raise ConfigError(f"sweep={config.sweep} is not accepted: each must be at least 0")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from sul_jax._check import check_images
+from sul_jax._check import check_images, check_integer
 
 Transformation = Callable[[Array], Array]
 
@@ -292,15 +292,74 @@ def random_perspective(
     return jnp.where(_chosen(chosen_key, images, probability), warped, images).astype(images.dtype)
 
 
-def random_view(key: Array, images: Array, *, scale: tuple[float, float] = (0.08, 1.0)) -> Array:
+def gaussian_blur(
+    key: Array, images: Array, *, kernel_size: int = 9, sigma: tuple[float, float] = (0.1, 2.0)
+) -> Array:
+    """Blurs each image by a Gaussian of its own random width; borders are mirrored.
+
+    Args:
+      key: `jax.random.key`.
+      images: `[batch, height, width, channels]`, sides longer than half the kernel.
+      kernel_size: odd side of the kernel in pixels.
+      sigma: smallest and largest standard deviation in pixels, above 0.
+
+    Returns:
+      An array of the same shape.
+
+    Raises:
+      ValueError: an even or too large `kernel_size`, or `sigma` out of range.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import augment
+      >>> dot = jnp.zeros((1, 15, 15, 1)).at[0, 7, 7, 0].set(1.0)
+      >>> blurred = augment.gaussian_blur(jax.random.key(0), dot, sigma=(1.0, 1.0))
+      >>> round(float(blurred.sum()), 3), round(float(blurred.max()), 3)
+      (1.0, 0.159)
+    """
+    check_images("images", images)
+    check_integer("kernel_size", kernel_size, low=1, high=2 * min(images.shape[1:3]) - 1)
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size={kernel_size} is not accepted: it must be odd")
+    if not 0 < sigma[0] <= sigma[1]:
+        raise ValueError(f"sigma={sigma} is not accepted: it must be (low, high), 0 < low <= high")
+    radius = kernel_size // 2
+    widths = jax.random.uniform(key, (images.shape[0], 1), minval=sigma[0], maxval=sigma[1])
+    weights = jnp.exp(-jnp.square(jnp.arange(-radius, radius + 1) / widths) / 2)
+    weights = (weights / jnp.sum(weights, axis=1, keepdims=True)).astype(images.dtype)
+    for axis in (1, 2):
+        side = images.shape[axis]
+        mirrored = jnp.pad(
+            images, [(radius, radius) if a == axis else (0, 0) for a in range(4)], mode="reflect"
+        )
+        shifted = (
+            weights[:, i, None, None, None] * lax.slice_in_dim(mirrored, i, i + side, axis=axis)
+            for i in range(kernel_size)
+        )
+        images = sum(shifted, start=jnp.zeros_like(images))
+    return images
+
+
+def random_view(
+    key: Array,
+    images: Array,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+    blur: int | None = None,
+) -> Array:
     """A random view of colour images: cropped, flipped, of changed colours, and sometimes gray.
 
-    The transformations and their strengths are those of Li et al. (2022).
+    The transformations are those of Li et al. (2022), the default strengths their code's for CIFAR; for
+    larger images it has `jitter=(0.8, 0.8, 0.8, 0.2), blur=9`.
 
     Args:
       key: `jax.random.key`.
       images: `[batch, height, width, 3]` in [0, 1].
       scale: smallest and largest share of the area that is kept.
+      jitter: brightness, contrast, saturation and hue, as in `color_jitter`.
+      blur: kernel size of a final `gaussian_blur`; none if None.
 
     Returns:
       An array of the same shape.
@@ -318,10 +377,18 @@ def random_view(key: Array, images: Array, *, scale: tuple[float, float] = (0.08
     keys = jax.random.split(key, 4)
     changed = random_resized_crop(keys[0], images, scale=scale)
     changed = horizontal_flip(keys[1], changed)
+    brightness, contrast, saturation, hue = jitter
     changed = color_jitter(
-        keys[2], changed, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8
+        keys[2],
+        changed,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        probability=0.8,
     )
-    return grayscale(keys[3], changed, probability=0.2)
+    changed = grayscale(keys[3], changed, probability=0.2)
+    return changed if blur is None else gaussian_blur(jax.random.fold_in(key, 4), changed, kernel_size=blur)
 
 
 def _chosen(key: Array, images: Array, probability: float | Array) -> Array:
@@ -346,10 +413,12 @@ def _turn_hue(images: Array, turn: Array) -> Array:
     chroma = high - low
     safe = jnp.where(chroma > 0, chroma, 1)
     red, green, blue = jnp.moveaxis(images, -1, 0)
+    # Which channel is the largest, not which equals `high`: in a compiled program the two may be computed
+    # apart and differ in the last bit. Between near ties the formulas agree.
     sector = jnp.where(
-        high == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = (sector / 6 + turn) % 1.0
     distance = (jnp.array([5.0, 3.0, 1.0]) + 6 * hue[..., None]) % 6

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from sul_jax import augment
 
@@ -17,6 +18,7 @@ ALL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "crop": augment.random_resized_crop,
     "jitter": partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     "grayscale": partial(augment.grayscale, probability=0.5),
+    "blur": partial(augment.gaussian_blur, kernel_size=5),
     "perspective": partial(augment.random_perspective, distortion=0.5),
 }
 
@@ -38,6 +40,18 @@ def test_shapes_keys_and_jit(name: str, channels: int) -> None:
     if name != "noise":
         assert changed.min() >= -1e-5
         assert changed.max() <= 1 + 1e-5
+
+
+def test_blur_is_scipys() -> None:
+    x = images(1)
+    got = augment.gaussian_blur(KEY, x, kernel_size=9, sigma=(1.5, 1.5))
+    expected = ndimage.gaussian_filter(np.asarray(x), (0, 1.5, 1.5, 0), mode="mirror", radius=4)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert augment.random_view(KEY, images(), blur=3).shape == images().shape
+    with pytest.raises(ValueError, match="kernel_size=4 is not accepted: it must be odd"):
+        augment.gaussian_blur(KEY, x, kernel_size=4)
+    with pytest.raises(ValueError, match=r"sigma=\(0, 1\)"):
+        augment.gaussian_blur(KEY, x, sigma=(0, 1))
 
 
 def test_flip() -> None:

@@ -207,6 +207,22 @@ def test_images_in_three_stages(tmp_path: Path) -> None:
     assert {"knn_accuracy", "svm_proj", "nearest_subspace_pool_2_views"} <= set(first.metrics)
     assert "clustering_accuracy" not in first.metrics
     (last,) = nmce_images.run(replace(config, resume=True))
+    # Stage 2 anew on the same features, with another decay.
+    borrowed = replace(
+        config, features_from=config.workdir, stage=2, weight_decays=(0, 0.1, 0), workdir=tmp_path / "again"
+    )
+    (other,) = nmce_images.run(borrowed)
+    assert "clustering_accuracy_stage2" in other.metrics
+    assert "knn_accuracy" not in other.metrics
+    both = (
+        NMCE.load(folder)
+        for folder in (config.workdir / "network-seed3-stage1", *borrowed.workdir.glob("network*"))
+    )
+    backbones = [jax.tree.leaves(nnx.state(network.backbone, nnx.Param)) for network in both]
+    for one, same in zip(*backbones, strict=True):
+        np.testing.assert_array_equal(one, same)
+    with pytest.raises(ValueError, match="has other sizes"):
+        nmce_images.run(replace(borrowed, num_filters=2, workdir=tmp_path / "wrong"))
     assert {"clustering_accuracy_stage2", "adjusted_rand_index"} <= set(last.metrics)
     for name in ("clusters", "figure2", "figure_a1_few_labels", "figure_a2_covariance", "knn"):
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
@@ -259,6 +275,7 @@ def test_second_stage_trains_the_heads() -> None:
         epochs=(1, 1, 1), precision="bfloat16",
     )  # fmt: skip
     images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))
+    config = nmce_images.filled_in(config, images.shape)
     step, state = nmce_images.training_step(config, 0, 2, nmce_images.build(config, 0, 3), len(images))
     after, loss = jax.jit(step)(state, 0, images)
     assert np.isfinite(loss)
@@ -269,6 +286,15 @@ def test_second_stage_trains_the_heads() -> None:
         assert (one != other).any()
 
 
+def test_defaults_are_the_papers_for_the_data_set_and_the_depth() -> None:
+    stl = nmce_images.filled_in(nmce_images.Config(dataset="stl10", depth=34), (1, 96, 96, 3))
+    assert (stl.stem, stl.augmentation, stl.epochs) == ("5x5", "imagenet", (2000, 400, 400))
+    cifar = nmce_images.filled_in(nmce_images.Config(weight_decays=(0, 0, 0)), (1, 32, 32, 3))
+    assert (cifar.stem, cifar.invariance_weights, cifar.weight_decays) == ("3x3", (50, 50, 50), (0, 0, 0))
+    assert nmce_images._paper(nmce_images.filled_in(nmce_images.Config(), (1, 32, 32, 3)))
+    assert not nmce_images._paper(cifar)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -276,6 +302,7 @@ def test_second_stage_trains_the_heads() -> None:
         ({"epochs": (1, 0, 1)}, "epochs=\\(1, 0, 1\\) is not accepted"),
         ({"batch_size": 10**6}, "batch_size=1000000 exceeds the 1797 images"),
         ({"depth": 11}, "depth=11 is not accepted"),
+        ({"stage": 1, "features_from": Path("run")}, "features_from has no part in stage 1"),
         ({"eps_squared": 0.0}, "eps_squared=0.0 is not accepted"),
     ],
 )
