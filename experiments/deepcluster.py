@@ -534,7 +534,7 @@ def check_network(config: Any, train: Images) -> None:
     """Raises where the clustering cannot be done on this many images or features."""
     if config.num_clusters > len(train.seen):
         raise ConfigError(f"num_clusters={config.num_clusters} exceeds the {len(train.seen)} training images")
-    size = build(config, 0, train.seen.shape[-1]).num_features
+    size = nnx.eval_shape(lambda: build(config, 0, train.seen.shape[-1])).num_features
     if config.num_components > min(size, len(train.seen)):
         raise ConfigError(
             f"num_components={config.num_components} is not accepted: there are {size} features of "
@@ -550,7 +550,7 @@ def _check_sizes(config: Config, train: Images, test: Images) -> None:
         raise ConfigError(f"halt={config.halt} is not accepted: the run has {config.cycles} cycles")
     if config.batch_size > len(train.seen):
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.seen)} training images")
-    layers = build(config, 0, train.seen.shape[-1]).layers(test.seen[:1])
+    layers = nnx.eval_shape(lambda: build(config, 0, test.seen.shape[-1]).layers(test.seen[:1]))
     if config.probe_layer not in layers:
         raise ConfigError(
             f"probe_layer={config.probe_layer!r} is unknown; accepted: {', '.join(sorted(layers))}"

@@ -754,6 +754,8 @@ class NMCEClustering(_ImageClustering):
         for clustering, steps in ((False, first), (True, total - first)):
             loss = partial(_nmce_loss, graph, self.eps_squared, self.invariance_weight, clustering)
             keys = _folded(keys, clustering)
+            if not steps:  # of a single one
+                continue
             params, statistics = _descend(
                 self, keys, images, loss, params, statistics, self.learning_rate, steps
             )

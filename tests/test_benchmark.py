@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +7,14 @@ from sklearn.datasets import load_digits
 
 from experiments import benchmark, nmce_images
 from experiments.benchmark import Config
+from sul_jax.nn import backbones
 
 
 def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(nmce_images.Config, depth=10, num_filters=4, num_pre_features=16)
     monkeypatch.setattr(nmce_images, "Config", small)
+    monkeypatch.setitem(backbones.RESNET_BLOCKS, 10, (1,))
+    monkeypatch.setattr(benchmark, "matmul_rate", cache(benchmark.matmul_rate))
     np.savez(tmp_path / "some.npz", images=load_digits().images[:100] / 16)
     text = benchmark.run(
         Config(

@@ -173,11 +173,11 @@ def test_one_compilation(case: Case) -> None:
     state, inputs = begin(case)
     traces = []
 
-    def counted(state: Any, inputs: jax.Array) -> Any:
+    def update(state: Any, inputs: jax.Array) -> Any:  # by its name the compiled program is found again
         traces.append(None)
         return case.rule.update(state, inputs)
 
-    step = jax.jit(counted)
+    step = jax.jit(update)
     for _ in range(5):
         state, _ = step(state, inputs)
     assert len(traces) == 1
@@ -235,8 +235,7 @@ def test_pmap(case: Case) -> None:
     assert_same(jax.device_get(first), one_step(case))
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map(case: Case, check_vma: bool) -> None:
+def test_shard_map(case: Case) -> None:
     state, inputs = begin(case)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     step = jax.shard_map(
@@ -244,7 +243,6 @@ def test_shard_map(case: Case, check_vma: bool) -> None:
         mesh=mesh,
         in_specs=(P(), P("batch")),
         out_specs=P(),
-        check_vma=check_vma,
     )
     assert_same(jax.device_get(jax.jit(step)(state, inputs)), one_step(case))
 

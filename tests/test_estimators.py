@@ -1,6 +1,7 @@
 """Scikit-learn's own checks, and what the estimators add to them."""
 
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from sul_jax.estimators import (
     PixelClustering,
     fit_together,
 )
+from sul_jax.nn import backbones
 
 SMALL = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(6, 2, 2, 4, 0),))
 ESTIMATORS = [
-    PixelClustering(2, image_size=4, random_state=0),
+    PixelClustering(2, image_size=8, random_state=0),
     EnergyClustering(2, architecture=SMALL, image_size=8, batch_size=8, max_steps=2, random_state=0),
     ACOLClustering(
         2,
@@ -38,6 +40,14 @@ ESTIMATORS = [
     NMCEClustering(2, image_size=8, num_filters=2, num_features=4, batch_size=8, max_steps=2, random_state=0),
     DeepClustering(2, cycles=1, steps_per_cycle=1, batch_size=8, random_state=0),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shallow() -> Iterator[None]:
+    """A ResNet of one block in place of four: what is tested is around the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.RESNET_BLOCKS, 10, (1,))
+        yield
 
 
 def untrained(estimator: Any) -> dict[str, str]:
@@ -116,6 +126,12 @@ def test_other_numbers_of_clusters_take_the_same_codes() -> None:
     np.testing.assert_array_equal(other.predict(images), other.labels_)
     with pytest.raises(ValueError, match="learns its clusters"):
         clone(ESTIMATORS[4]).with_clusters(codes, 3)
+
+
+def test_a_single_step() -> None:
+    images = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    model = NMCEClustering(2, image_size=8, num_filters=2, num_features=4, batch_size=8, max_steps=1)
+    assert model.fit_predict(images).shape == (8,)
 
 
 def test_digits_fall_into_clusters() -> None:

@@ -222,7 +222,7 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     ("sweep", "values", "picture"),
     [
         ("width", (8, 16), "figure4_width"),
-        ("transformations", ("shearing", (1, 2)), "figure8_transformations"),
+        ("transformations", ("permutation", (1, 2)), "figure8_transformations"),
     ],
 )
 def test_sweep(

@@ -30,10 +30,16 @@ def config(tmp_path: Path) -> Config:
         batch_size=64,
         passes=1,
         warmup_steps=2,
-        num_train_evaluated=100,
+        num_train_evaluated=200,
         evaluate_layers=False,
         learning_curve=False,
     )
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than learning here."""
+    monkeypatch.setattr(mnist_energy, "draw", lambda *_: None)
 
 
 def bases(result: reporting.SeedResult) -> np.ndarray:
@@ -72,6 +78,7 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     assert (folder / "previous-001" / "results.json").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
     together = mnist_energy.run(replace(config, seeds=2, seeds_together=2))
     alone = mnist_energy.run(replace(config, seeds=2, seeds_together=1))
@@ -80,6 +87,7 @@ def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
         assert np.abs(projectors[0] - projectors[1]).mean() < 1e-3
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_networks_side_by_side(config: Config) -> None:
     """A run resumed with a second network keeps its first; codes are clustered together."""
     (one,) = mnist_energy.run(config)
@@ -91,6 +99,7 @@ def test_networks_side_by_side(config: Config) -> None:
     assert both.network.centroids[...].shape == (10, 20)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_devices_split_the_batch(config: Config) -> None:
     (one,) = mnist_energy.run(config)
     (eight,) = mnist_energy.run(replace(config, devices=8))
@@ -110,6 +119,7 @@ def test_ablations(config: Config, change: dict) -> None:
         np.testing.assert_allclose(result.metrics["zca_dc_ratio"], 1, atol=1e-3)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_killed_and_resumed(config: Config) -> None:
     """SIGKILL in the middle of training; the resumed run ends in the same bases, bit for bit."""
     (whole,) = mnist_energy.run(replace(config, passes=10))
@@ -119,7 +129,7 @@ def test_killed_and_resumed(config: Config) -> None:
         "m.training.CHECKPOINT_SECONDS = 0.0\n"
         f"m.run(m.Config(dataset='digits', workdir=Path({str(workdir)!r}), architecture='1layer',"
         "num_train=256, num_test=200, batch_size=64, passes=10, warmup_steps=2,"
-        "num_train_evaluated=100, evaluate_layers=False, learning_curve=False))"
+        "num_train_evaluated=200, evaluate_layers=False, learning_curve=False))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -139,6 +149,7 @@ def test_killed_and_resumed(config: Config) -> None:
         mnist_energy.run(replace(config, passes=10, workdir=workdir, resume=True, rescale=False))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "RESULTS", tmp_path)
     mnist_energy.run(replace(config, record=True, seeds=2))

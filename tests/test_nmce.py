@@ -22,7 +22,7 @@ from experiments import (
 )
 from experiments.nmce_spiral import Config
 from sul_jax import LearningRule, coding_rate, from_loss, k_subspaces, stack, whitening
-from sul_jax.nn import MLP, NMCE, ResNet
+from sul_jax.nn import MLP, NMCE, ResNet, backbones
 
 
 @pytest.fixture
@@ -167,6 +167,12 @@ def test_a_coding_rate_layer_on_top_of_k_subspaces() -> None:
 
 
 @pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ResNet of two blocks in place of four: what is tested is around the network."""
+    monkeypatch.setitem(backbones.RESNET_BLOCKS, 10, (1, 1))
+
+
+@pytest.fixture
 def objects(tmp_path: Path) -> Path:
     """Three images of noise, each with small changes, as a user's file."""
     kinds = jax.random.uniform(jax.random.key(0), (3, 1, 16, 16))
@@ -176,6 +182,7 @@ def objects(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("shallow")
 def test_coil(objects: Path, tmp_path: Path) -> None:
     config = nmce_coil.Config(
         dataset=str(objects), workdir=tmp_path / "coil", image_size=12, depth=10, num_filters=4,
@@ -195,6 +202,7 @@ def test_coil(objects: Path, tmp_path: Path) -> None:
         nmce_coil.run(replace(config, dataset="coil20", data_dir=tmp_path))
 
 
+@pytest.mark.usefixtures("shallow")
 def test_images_in_three_stages(tmp_path: Path) -> None:
     kinds = jax.random.uniform(jax.random.key(0), (3, 1, 8, 8, 3))
     images = np.asarray(kinds + 0.05 * jax.random.normal(jax.random.key(1), (3, 20, 8, 8, 3))).clip(0, 1)
@@ -268,6 +276,7 @@ def test_clipped_trust_against_plain_numpy() -> None:
         np.testing.assert_allclose(found[name], expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_second_stage_trains_the_heads() -> None:
     """In lower precision, with parameters and loss in float32."""
     config = nmce_images.Config(

@@ -149,7 +149,7 @@ def test_unknown_architectures() -> None:
 def worker(workdir: Path, trials: int, *options: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "experiments.tune_energy", "--workdir", str(workdir)]
-    small = SMALL | {"trials": trials}
+    small = SMALL | {"trials": trials, "finalist_seeds": 0}
     command += [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
@@ -171,7 +171,7 @@ def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
     wait_for('"worker"')
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    both = [worker(tmp_path, 4, "--resume") for _ in range(2)]
+    both = [worker(tmp_path, 3, "--resume") for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     trials = study_in(tmp_path).trials
@@ -179,7 +179,7 @@ def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
     assert optuna.trial.TrialState.RUNNING not in states
     assert [trial.number for trial in trials] == list(range(len(trials)))
     begun = [t for t in trials if "error_first" in t.user_attrs]
-    assert 4 <= len(begun) <= 5  # both may begin the last at once
+    assert 3 <= len(begun) <= 4  # both may begin the last at once
     assert len({json.dumps(t.params, sort_keys=True) for t in begun}) == len(begun)
     assert len({t.user_attrs["worker"] for t in trials if "worker" in t.user_attrs}) >= 2
 
