@@ -101,6 +101,8 @@ class Config:
     probe_layer: str | None = None
     """What the linear classifier sees, conv_1 … before and relu_1 … after normalisation; by default relu_5 of
     alexnet and conv_2 of lenet5."""
+    every_layer: bool = False
+    """Also judge every other layer by a linear classifier, of the untrained network and at the end."""
     probe_epochs: int = 20
     """Passes of the linear classifier over the training images."""
     probe_every: int | None = None
@@ -193,7 +195,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     _check_sizes(config, train, test)
     results = []
     told_apart = identity(dataset.train_images[: config.num_train])
-    evaluation_only = ("probe_layer", "probe_epochs", "num_test")
+    evaluation_only = ("probe_layer", "every_layer", "probe_epochs", "num_test")
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
         print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
         for seed in workdir.seeds:
@@ -208,13 +210,19 @@ def _run_seed(
 ) -> SeedResult[LeNet5 | AlexNet]:
     network = build(config, seed, train.seen.shape[-1])
     assert config.cycles is not None
-    assert config.probe_layer is not None
     values: dict[str, float] = {}
     labelled = train.labels is not None and test.labels is not None
-    probe = _prober(config, seed, network, train, test)
+    assert config.probe_layer is not None
+    probe = _prober(config, seed, network, train, test, config.probe_layer)
+    others = {
+        name: _prober(config, seed, network, train, test, name)
+        for name in _layers(config, test)
+        if config.every_layer and name != config.probe_layer
+    }
     began = time.perf_counter()
     if labelled:
         values["random_probe_accuracy"] = probe(network)
+        values |= {f"random_probe_accuracy_{name}": judge(network) for name, judge in others.items()}
     probing = time.perf_counter() - began
     trained = learn(config, seed, network, train)
     learner: Learner = trained.state
@@ -226,6 +234,8 @@ def _run_seed(
         curve[cycle] = probe(network)
     nnx.update(network, learner.params, learner.statistics)
     network.eval()  # type: ignore[no-untyped-call]
+    if labelled:
+        values |= {f"probe_accuracy_{name}": judge(network) for name, judge in others.items()}
     seconds = trained.seconds + probing + time.perf_counter() - began
     history = np.asarray(learner.history)
     names = ("cluster_change_nmi", "class_nmi", "loss")
@@ -484,10 +494,10 @@ def cluster(config: Any) -> Any:
 
 
 def _prober(
-    config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, test: Images
+    config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, test: Images, layer: str
 ) -> Callable[[LeNet5 | AlexNet], float]:
-    """The linear classifier's accuracy as a function of the network."""
-    embed, scale = features(config, network, layer=config.probe_layer), moments(train)
+    """The accuracy of a linear classifier on a layer, as a function of the network."""
+    embed, scale = features(config, network, layer=layer), moments(train)
 
     def probe(network: LeNet5 | AlexNet) -> float:
         _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
@@ -550,11 +560,16 @@ def _check_sizes(config: Config, train: Images, test: Images) -> None:
         raise ConfigError(f"halt={config.halt} is not accepted: the run has {config.cycles} cycles")
     if config.batch_size > len(train.seen):
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.seen)} training images")
-    layers = nnx.eval_shape(lambda: build(config, 0, test.seen.shape[-1]).layers(test.seen[:1]))
+    layers = _layers(config, test)
     if config.probe_layer not in layers:
-        raise ConfigError(
-            f"probe_layer={config.probe_layer!r} is unknown; accepted: {', '.join(sorted(layers))}"
-        )
+        raise ConfigError(f"probe_layer={config.probe_layer!r} is unknown; accepted: {', '.join(layers)}")
+
+
+def _layers(config: Config, images: Images) -> list[str]:
+    """Names of all layers."""
+    shape = jax.ShapeDtypeStruct((1, *images.seen.shape[1:]), jnp.float32)
+    found = nnx.eval_shape(lambda x: build(config, 0, x.shape[-1]).layers(x), shape)
+    return sorted(found)
 
 
 def main() -> None:

@@ -183,12 +183,12 @@ def leaves(result: reporting.SeedResult) -> list[np.ndarray]:
 
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "RESULTS", config.workdir.parent)
-    (result,) = deepcluster.run(replace(config, record=True, probe_every=1))
+    (result,) = deepcluster.run(replace(config, record=True, probe_every=1, every_layer=True))
     for name in ("cycles", "clusters"):
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
     (one,) = json.loads((config.workdir.parent / "deepcluster.json").read_text())
     assert one["config"]["architecture"] == "lenet5"
-    for name in ("probe_accuracy", "random_probe_accuracy"):
+    for name in ("probe_accuracy", "random_probe_accuracy", "probe_accuracy_relu_1"):
         assert 0 <= one["metrics"][name] <= 100
     # Same seed, same result, also after an interruption.
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
@@ -204,7 +204,7 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         deepcluster.run(stopped)
     monkeypatch.setattr(training.Checkpoints, "save", save)
-    (resumed,) = deepcluster.run(replace(stopped, resume=True))
+    (resumed,) = deepcluster.run(replace(stopped, resume=True, every_layer=True))
     for first, second in zip(leaves(result), leaves(resumed), strict=True):
         np.testing.assert_array_equal(first, second)
     assert {k: v for k, v in resumed.metrics.items() if k != "training_seconds"} == {
