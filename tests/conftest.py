@@ -11,11 +11,15 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Programs run for moments here, in notebooks and commands of their own too: compiling them takes longest.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "XLA_FLAGS" not in os.environ:  # parallel workers find what the first process set
-    # Five times as fast to compile on a CPU. A version of XLA that knows no such flag ends the process.
-    _FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    # Five times as fast to compile on a CPU. A version of XLA that does not know a flag ends the process.
+    _FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
     _TRY = [sys.executable, "-c", "import jax; jax.devices()"]
-    _KNOWN = not subprocess.run(_TRY, env={**os.environ, "XLA_FLAGS": _FLAGS}, capture_output=True).returncode
-    os.environ["XLA_FLAGS"] = _FLAGS if _KNOWN else ""
+    _KNOWN = [
+        flag
+        for flag in _FLAGS
+        if not subprocess.run(_TRY, env={**os.environ, "XLA_FLAGS": flag}, capture_output=True).returncode
+    ]
+    os.environ["XLA_FLAGS"] = " ".join(_KNOWN)
 
 import jax
 import numpy as np
