@@ -745,6 +745,19 @@ ROWS: tuple[Row, ...] = (
         1797,
         "mnist_energy --dataset digits",
     ),
+    *(
+        Row(
+            f"bundled digits, 2 layers searched by {number} labels, error on the other half",
+            "–",
+            "mnist_energy",
+            _ERROR,
+            _PUBLISHED | {"architecture": f"digits_{number}_labels", "batch_size": 128, "passes": 3},
+            "digits",
+            1797,
+            f"mnist_energy --dataset digits --architecture digits_{number}_labels",
+        )
+        for number in (10, 50, 200, 898)
+    ),
 )
 
 
