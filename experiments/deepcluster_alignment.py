@@ -66,7 +66,7 @@ class Config:
     sweep: Literal["clusters", "components"] | None = None
     """Measure once for each of several numbers of clusters (figure 6) or principal components (figure
     B.1)."""
-    sweep_values: tuple[int, ...] = ()
+    sweep_values: tuple[int, ...] | None = None
     """Those numbers."""
     num_train: int | None = None
     """Use only the first training images."""
@@ -105,7 +105,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
         raise ConfigError(f"dataset={config.dataset!r} has no labels to compare with")
     if config.sweep is not None:
         return _sweep(config, dataset, train)
-    if config.sweep_values:
+    if config.sweep_values is not None:
         raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or components")
     config = fill_in(config, dataset, len(train.seen))
     check_network(config, train)
@@ -169,10 +169,10 @@ def _sweep(config: Config, dataset: data.Dataset, train: Images) -> list[SeedRes
     option = "num_clusters" if config.sweep == "clusters" else "num_components"
     if getattr(config, option) is not None:
         raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
-    values = config.sweep_values
-    if not values or len(set(values)) < len(values):
-        raise ConfigError(f"sweep_values={values} is not accepted: different numbers, at least one")
-    common = replace(config, sweep=None, sweep_values=())
+    values, low = config.sweep_values or (), 1 if config.sweep == "clusters" else 0
+    if not values or len(set(values)) < len(values) or min(values) < low:
+        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from {low} on")
+    common = replace(config, sweep=None, sweep_values=None)
     for value in values:  # before the first of them takes its minutes
         changes: dict[str, Any] = {option: value}
         check_network(fill_in(replace(common, **changes), dataset, len(train.seen)), train)
@@ -181,7 +181,8 @@ def _sweep(config: Config, dataset: data.Dataset, train: Images) -> list[SeedRes
         f"{value}": np.concatenate([one.network for one in results])
         for value, results in zip(values, found, strict=True)
     }
-    path = config.workdir / f"figure6_{config.sweep}.png"
+    name = "figure6_clusters" if config.sweep == "clusters" else "figure_b1_components"
+    path = config.workdir / f"{name}.png"
     figures.distributions(spread, option.removeprefix("num_"), "initial alignment", path)
     return [one for results in found for one in results]
 

@@ -212,6 +212,11 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     config = filled_in(replace(config, dataset=dataset.name, num_clusters=num_clusters), train.images.shape)
     paper = _paper(config)
     told_apart = identity(dataset.train_images[: config.num_images])
+    if config.features_from is not None:  # before the run there is set aside, and hours are spent
+        if config.features_from.resolve() == config.workdir.resolve():
+            raise ConfigError("features_from is the workdir itself; give this run another --workdir")
+        for seed in range(config.seed, config.seed + config.seeds):
+            _borrowed(config, seed, build(config, seed, train.images.shape[-1]))
     results = []
     evaluation_only = ("stage", "judge_features", "num_views")
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
@@ -236,7 +241,7 @@ def _run_seed(
     seconds = 0.0
     drawn = seed == config.seed
     if config.features_from is not None:
-        _borrow(network, config.features_from / f"network-seed{seed}-stage1")
+        nnx.update(network.backbone, nnx.state(_borrowed(config, seed, network).backbone))
     for stage in range(1 if config.features_from is None else 2, config.stage + 1):
         if stage == 2:  # the embedding learned so far is dropped
             fresh = build(config, seed + 2**31, train.images.shape[-1])
@@ -277,19 +282,18 @@ def _run_seed(
     return network, values, seconds
 
 
-def _borrow(network: NMCE, path: Path) -> None:
-    """Gives a network the values of a saved one of the same sizes."""
-    state = nnx.state(NMCE.load(path))
-    own = nnx.state(network)
-    heads = [
-        {"/".join(map(str, at)): leaf.shape for at, leaf in nnx.to_flat_state(one)} for one in (state, own)
-    ]
-    differ = [name for name in heads[1] if heads[0].get(name) != heads[1][name]]
-    # The heads are made anew in stage 2.
-    if [name for name in differ if not name.startswith(("feature_head", "cluster_head"))]:
-        raise ConfigError(f"features_from: the network in {str(path)!r} has other sizes: {differ[0]}")
-    backbone = nnx.state(NMCE.load(path).backbone)
-    nnx.update(network.backbone, backbone)
+def _borrowed(config: Config, seed: int, network: NMCE) -> NMCE:
+    """The network that stage 1 of another run left, whose backbone fits this one."""
+    assert config.features_from is not None
+    path = config.features_from / f"network-seed{seed}-stage1"
+    try:
+        found = NMCE.load(path)
+    except ValueError as error:
+        raise ConfigError(f"features_from={str(config.features_from)!r}: {error}") from None
+    sizes = [[leaf.shape for leaf in jax.tree.leaves(nnx.state(net.backbone))] for net in (found, network)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(f"features_from: the network in {str(path)!r} has other sizes than this run's")
+    return found
 
 
 def views(key: Array, images: Array, *, kind: str | None = "cifar") -> Array:
@@ -615,7 +619,8 @@ def _paper(config: Config) -> dict[str, float]:
     default = filled_in(Config(dataset=config.dataset, depth=config.depth), (1, side, side, 3))
     own = (
         "num_images", "num_filters", "num_pre_features", "num_features", "eps_squared", "stem",
-        "augmentation", "batch_size", "cluster_learning_rate", *Schedule._fields,
+        "augmentation", "features_from", "trust_coefficient", "temperature", "batch_size",
+        "cluster_learning_rate", *Schedule._fields,
     )  # fmt: skip
     if config.stage == 1 or any(getattr(config, name) != getattr(default, name) for name in own):
         return {}
@@ -657,6 +662,8 @@ def _check(config: Config) -> None:
     for name, low in lows.items():
         if not all(low <= value < np.inf for value in getattr(config, name) or ()):
             raise ConfigError(f"{name}={getattr(config, name)} is not accepted: each must be at least {low}")
+    if len(set(config.sweep)) < len(config.sweep):
+        raise ConfigError(f"sweep={config.sweep} is not accepted: different weights")
     if not all(0 <= weight < np.inf for weight in config.sweep):
         raise ConfigError(f"sweep={config.sweep} is not accepted: each must be at least 0")
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     import optuna
 
 EXPERIMENT = "tune_energy"
+_SPACE = 2  # changes with the parameters' names and meaning
 _MAX_SUBSPACES, _MAX_RANK, _MAX_ZCA = 64, 16, 11
 # What each preset changes (table 5).
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -186,9 +187,11 @@ def run(config: Config) -> Found:
     dataset = data.load(config.dataset, config.data_dir)
     given = {"batch_size": config.batch_size, "passes": config.passes}
     config, search = _prepare(config, dataset)
+    first = None
     if config.start_from is not None:
-        first = architectures.get(config.start_from).architecture
-        mflop, gib = cost(first, search.images.shape[1:], config)
+        begin = architectures.get(config.start_from).architecture
+        first = _as_parameters(begin, config, search.images.shape[1:])
+        mflop, gib = cost(begin, search.images.shape[1:], config)
         if mflop > config.max_mflop:
             raise ConfigError(f"start_from={config.start_from!r} takes {mflop:.0f} MFLOP; raise --max-mflop")
         assert config.memory_gib is not None
@@ -196,19 +199,18 @@ def run(config: Config) -> Found:
             raise ConfigError(f"start_from={config.start_from!r} takes {gib:.1f} GiB; raise --memory-gib")
     make_workdir(config.workdir)
     settings = recorded(config) | {"seed": config.seed, "data": identity(np.asarray(search.images))}
+    settings["space"] = _SPACE
     # Through JSON, so that they compare equal to what is read back.
     settings = json.loads(json.dumps({k: v for k, v in settings.items() if k not in _WORKERS_OWN}))
-    study = _open_study(config, settings, search.images.shape[1:])
+    study = _open_study(config, settings, first)
     print(
         f"{dataset.name}: {len(search.images)} training images, {len(search.labels)} of them labelled "
         f"({dataset.source})"
     )
     began = time.perf_counter()
-    with _CompileClock() as clock:
-        mine = _search(study, search)
-    seconds = time.perf_counter() - began
-    costs = _cost(study, mine, seconds, clock.seconds) if mine else {}
+    _search(study, search)
     _wait_for_others(study)
+    costs = _cost(study)
     draw(study, config.workdir)
     found = _finish(study, search, dataset, given)
     table = [{"trial": number, "error": first, "errors": errors} for number, first, errors in found.table]
@@ -312,7 +314,7 @@ def _of_every_class(labels: np.ndarray) -> np.ndarray:
     return np.argsort(turn, kind="stable")
 
 
-def _open_study(config: Config, settings: dict[str, Any], shape: tuple[int, ...]) -> "optuna.Study":
+def _open_study(config: Config, settings: dict[str, Any], first: dict[str, float] | None) -> "optuna.Study":
     """Creates the study, or joins the one that is there."""
     import optuna
 
@@ -344,14 +346,15 @@ def _open_study(config: Config, settings: dict[str, Any], shape: tuple[int, ...]
     seed = config.seed if created else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True)
+        study.sampler = optuna.samplers.TPESampler(
+            seed=seed, constant_liar=True, multivariate=True, group=True
+        )
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
     _release_dead(study)
-    if config.start_from is not None:
-        first = _as_parameters(architectures.get(config.start_from).architecture, config, shape)
-        tried = [trial.params for trial in study.get_trials(deepcopy=False) if not _failed(trial)]
-        if first not in tried:
-            study.enqueue_trial(first, skip_if_exists=True)
+    if first is not None:
+        trials = [trial for trial in study.get_trials(deepcopy=False) if not _failed(trial)]
+        if first not in [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]:
+            study.enqueue_trial(first)
     return study
 
 
@@ -391,16 +394,11 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _search(study: "optuna.Study", search: Search) -> list[int]:
-    """Runs trials until the study has enough of them.
-
-    Returns:
-      The numbers of this worker's proposals.
-    """
+def _search(study: "optuna.Study", search: Search) -> None:
+    """Runs trials until the study has enough of them."""
     import optuna
 
     config = search.config
-    mine: list[int] = []
     not_begun, number_begun, reason = 0, 0, ""
     states = optuna.trial.TrialState
     with tqdm(total=config.trials, desc="search", unit="trial") as bar:
@@ -409,7 +407,7 @@ def _search(study: "optuna.Study", search: Search) -> list[int]:
             bar.n = min(number, config.trials)
             bar.set_postfix_str(f"best error {best:.2f} %" if best is not None else "")
             if number >= config.trials:
-                return mine
+                return
             if not_begun >= _MAX_NOT_BEGUN:
                 raise ConfigError(
                     f"{not_begun} proposals in a row could not be begun (the last: {reason}); raise "
@@ -440,7 +438,6 @@ def _search(study: "optuna.Study", search: Search) -> list[int]:
                 tqdm.write(f"trial {trial.number} failed: {reason}")
             begun = "error_first" in trial.user_attrs
             not_begun = 0 if begun else not_begun + 1
-            mine.append(trial.number)
             number_begun += begun
             if begun and number_begun % _FORGET_AFTER == 0:
                 jax.clear_caches()
@@ -565,6 +562,8 @@ def _as_parameters(
     architecture: energy.EnergyArchitecture, config: Config, shape: tuple[int, ...]
 ) -> dict[str, float]:
     """What `propose` would have to be given."""
+    import optuna
+
     values = {
         "zca_kernel_size": architecture.zca_kernel_size,
         "zca_num_components": architecture.zca_num_components,
@@ -575,11 +574,19 @@ def _as_parameters(
 
     def note(name: str, low: int, high: int) -> int:
         value = values[name.removesuffix("_share")]
+        if not low <= value <= high:
+            raise ConfigError(
+                f"start_from={config.start_from!r} has {name.removesuffix('_share')}={value}, but images of "
+                f"shape {shape} allow {low} to {high}"
+            )
         share = name.endswith("_share")
         parameters[name] = (value - low + 0.5) / (high - low + 1) if share else value
         return value
 
-    _sizes(note, config, shape)
+    try:
+        _sizes(note, config, shape)
+    except optuna.TrialPruned as too_small:
+        raise ConfigError(f"start_from={config.start_from!r} on images of {shape}: {too_small}") from None
     return parameters
 
 
@@ -741,23 +748,23 @@ def _finish(
     return Found(named, error, table)
 
 
-def _cost(study: "optuna.Study", mine: Sequence[int], seconds: float, compiling: float) -> dict[str, float]:
-    """What a worker's trials took; also printed."""
-    every = study.get_trials(deepcopy=False)
-    proposed = [every[number].user_attrs for number in mine]
-    begun = [attributes for attributes in proposed if "error_first" in attributes]
+def _cost(study: "optuna.Study") -> dict[str, float]:
+    """What the trials of all workers took; also printed."""
+    every = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+    begun = [attributes for attributes in every if "error_first" in attributes and "seconds" in attributes]
+    seconds = sum(attributes["seconds"] for attributes in begun) or 1.0
     found = {
         "trials": len(begun),
         "trials_to_their_end": sum("error" in attributes for attributes in begun),
         "trials_per_hour": round(3600 * len(begun) / seconds, 1),
-        "compiling_percent": round(100 * compiling / seconds, 1),
+        "compiling_percent": round(100 * sum(a["compile_seconds"] for a in begun) / seconds, 1),
     }
     print(
-        f"{found['trials']} trials in {seconds:.0f} s, {found['trials_per_hour']:.0f} an hour, "
+        f"{found['trials']} trials in {seconds:.0f} s, {found['trials_per_hour']:.0f} an hour of a worker, "
         f"{found['trials_to_their_end']} of them to their end; {found['compiling_percent']:.0f} % of the "
         "time compiling"
     )
-    reasons = [attributes.get("reason", "") for attributes in proposed if "error_first" not in attributes]
+    reasons = [attributes.get("reason", "") for attributes in every if "error_first" not in attributes]
     kinds = ("operations", "GiB", "pool", "same")
     numbers = collections.Counter(next((k for k in kinds if k in reason), "failed") for reason in reasons)
     if reasons:

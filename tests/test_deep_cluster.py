@@ -273,7 +273,7 @@ def test_sweep(config: Config, sweep: str, values: tuple[int, ...], pictures: tu
     assert [result.seed for result in found] == ([0, 1, 0, 1] if sweep == "clusters" else [0, 0])
     for name in pictures:
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
-    stored = json.loads((config.workdir / "results.json").read_text())
+    stored = json.loads((config.workdir / "sweep.json").read_text())
     option = "num_clusters" if sweep == "clusters" else "halt"
     # Halting at the last cycle is not halting.
     assert [one[option] for one in stored] == ([2, 2, 4, 4] if sweep == "clusters" else [1, None])

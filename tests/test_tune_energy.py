@@ -61,7 +61,7 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
     tune_energy.run(replace(config, trials=4, resume=True))
     assert sum("error_first" in t.user_attrs for t in study_in(config.workdir).trials) == 4
     stored = json.loads((config.workdir / "results.json").read_text())
-    assert stored["cost"]["trials"] == 1
+    assert stored["cost"]["trials"] == 4
     assert len(stored["finalists"][0]["errors"]) == 1
 
     # The half whose labels the search has seen is left out of the test.
@@ -125,6 +125,7 @@ def test_ablations_are_searched_anew(preset: str, tmp_path: Path) -> None:
         ({"save_as": "digits"}, "save_as='digits'"),
         ({"dataset": "sorted.npz"}, "hold 5 of the 10 classes"),
         ({"start_from": "3layer"}, "start_from='3layer'"),
+        ({"start_from": "3layer", "num_layers": 3, "dataset": "small.npz"}, "allow 1 to 8"),
         ({"storage": "no-such-thing"}, "storage='no-such-thing'"),
         ({"preset": "nothing"}, "preset='nothing'"),
     ],
@@ -134,6 +135,7 @@ def test_bad_options(
 ) -> None:
     monkeypatch.setattr(tune_energy, "_MAX_NOT_BEGUN", 20)
     monkeypatch.chdir(tmp_path)
+    np.savez("small.npz", images=np.zeros((600, 8, 8), np.float32), labels=np.arange(600) % 10)
     np.savez("sorted.npz", images=np.zeros((600, 8, 8), np.float32), labels=np.arange(600) // 60)
     with pytest.raises(ValueError, match=re.escape(message)):
         tune_energy.run(Config(**(SMALL | {"workdir": tmp_path} | options)))
