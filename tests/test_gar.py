@@ -233,7 +233,7 @@ def test_sweep(
     monkeypatch.setitem(acol_pseudo._SWEEPS, sweep, (option, values))
     found = acol_pseudo.run(replace(config, sweep=sweep, epochs=1, num_features=2048))
     assert len(found) == 2
-    assert len(json.loads((config.workdir / "results.json").read_text())) == 2
+    assert len(json.loads((config.workdir / "sweep.json").read_text())) == 2
     assert (config.workdir / f"{picture}.png").stat().st_size > 1000
 
 
