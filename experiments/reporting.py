@@ -437,15 +437,16 @@ def _alignment_row(what: str, paper: str, dataset: str, num_train: int, clusters
     return Row(what, paper, name, metric, where, dataset, num_train, command, "", 3, spread)
 
 
-def _deepcluster_row(what: str, metric: str) -> Row:
+def _deepcluster_row(what: str, metric: str, options: str = "", size: int = 60_000, **changes: Any) -> Row:
     """A row of paper 004's Fashion-MNIST runs: accuracy of a linear probe in percent."""
     where = {
         "architecture": "lenet5", "num_clusters": 5, "num_components": 0, "sobel": False, "cycles": 50,
         "halt": None, "augmentation": "code", "learning_rate": 0.1, "momentum": 0.1, "weight_decay": 1e-3,
         "batch_size": 128, "probe_layer": "conv_2", "probe_epochs": 20, "num_train": None, "num_test": None,
+        **changes,
     }  # fmt: skip
-    command = "deepcluster --dataset fashion_mnist"
-    return Row(what, "–", "deepcluster", metric, where, "fashion_mnist", 60_000, command, "higher")
+    command = f"deepcluster --dataset fashion_mnist{options}"
+    return Row(what, "–", "deepcluster", metric, where, "fashion_mnist", size, command, "higher")
 
 
 def _coil_row(
@@ -704,6 +705,27 @@ ROWS: tuple[Row, ...] = (
     ),
     _deepcluster_row("Fashion-MNIST, DeepCluster, 50 cycles, probe **accuracy**", "probe_accuracy"),
     _deepcluster_row("… of the untrained network", "random_probe_accuracy"),
+    *(
+        _deepcluster_row(
+            what,
+            metric,
+            f" --num-train 10000 --cycles 20 --every-layer --num-clusters {clusters}",
+            10_000,
+            num_train=10_000,
+            cycles=20,
+            num_clusters=clusters,
+        )
+        for what, metric, clusters in (
+            ("10,000 images of it, 20 cycles, 5 clusters: probe on conv_2", "probe_accuracy", 5),
+            ("… 20 clusters", "probe_accuracy", 20),
+            ("… 200 clusters", "probe_accuracy", 200),
+            ("… untrained", "random_probe_accuracy", 5),
+            ("… 5 clusters, probe on relu_2", "probe_accuracy_relu_2", 5),
+            ("… 20 clusters, relu_2", "probe_accuracy_relu_2", 20),
+            ("… 200 clusters, relu_2", "probe_accuracy_relu_2", 200),
+            ("… untrained, relu_2", "random_probe_accuracy_relu_2", 5),
+        )
+    ),
     *(
         Row(
             what,
