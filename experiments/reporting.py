@@ -423,14 +423,17 @@ def _nmce_row(what: str, paper: str, experiment: str, dataset: str, options: str
     )
 
 
-def _alignment_row(what: str, paper: str, dataset: str, num_train: int, clusters: int) -> Row:
+def _alignment_row(
+    what: str, paper: str, dataset: str, num_train: int, clusters: int, *, networks: int = 100
+) -> Row:
     """A row of paper 004's initial alignment: the mean over untrained networks."""
     colour = dataset == "cifar10"
     where = {
-        "num_clusters": clusters, "num_networks": 100, "num_train": None, "sobel": colour,
+        "num_clusters": clusters, "num_networks": networks, "num_train": None, "sobel": colour,
         "architecture": "alexnet" if colour else "lenet5", "num_components": 256 if colour else 0,
     }  # fmt: skip
     command = f"deepcluster_alignment --dataset {dataset}"
+    command += f" --num-networks {networks}" if networks != 100 else ""
     metric = "initial_alignment_mean"
     spread = metric.replace("mean", "std")
     name = "deepcluster_alignment"
@@ -703,6 +706,7 @@ ROWS: tuple[Row, ...] = (
         50_000,
         1000,
     ),
+    _alignment_row("… of 10 AlexNets⁵", "0.065–0.085", "cifar10", 50_000, 1000, networks=10),
     _deepcluster_row("Fashion-MNIST, DeepCluster, 50 cycles, probe **accuracy**", "probe_accuracy"),
     _deepcluster_row("… of the untrained network", "random_probe_accuracy"),
     *(
