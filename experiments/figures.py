@@ -448,7 +448,7 @@ def alignments(values: np.ndarray, title: str, paper: Sequence[float], path: Pat
     for bound in sorted(set(paper)):
         axes.axvline(bound, color="black", linestyle="--", label=f"paper {bound:.3f}")
     axes.set(xlabel="normalised mutual information with the classes", ylabel="networks", title=title)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=0.9, edgecolor="none")  # it may lie over a line
     _save(figure, path)
 
 
