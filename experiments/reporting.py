@@ -775,7 +775,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *(
         Row(
-            f"bundled digits, 2 layers searched by {number} labels, error on the other half",
+            f"… 2 layers searched by {number} labels of that half⁶",
             "–",
             "mnist_energy",
             _ERROR,
