@@ -524,6 +524,13 @@ ROWS: tuple[Row, ...] = (
         " --code-whitening 0.2",
         code_whitening=0.2,
     ),
+    _energy_row(
+        "MNIST, 3 layers that 50 trials on 5,000 images found",
+        "–",
+        _ERROR,
+        " --architecture mnist_50_trials",
+        architecture="mnist_50_trials",
+    ),
     _energy_row("MNIST, 1 layer", "20.2", _ERROR, " --architecture 1layer", architecture="1layer"),
     _energy_row("MNIST, 2 layers", "2.9", _ERROR, " --architecture 2layer", architecture="2layer"),
     _energy_row("MNIST, 4 layers", "3.1", _ERROR, " --architecture 4layer", architecture="4layer"),
