@@ -10,7 +10,8 @@ new top layer, learns to predict them for an epoch. A linear classifier on one o
 what was learned, beside the same classifier on the untrained network. The paper prints no table of these
 accuracies, only figures. On Fashion-MNIST, with 5 clusters, 50 cycles lead from 80.9 to 82.9 % (three seeds:
 +2.6, -0.4, +3.8; 13 minutes a seed on 2 cores); after 10 to 40 cycles two of the seeds were below their
-untrained networks more often than above.
+untrained networks more often than above. The authors' classifier sees conv_2, linear in what lies below;
+on relu_2 (--every-layer) 20 cycles over 10,000 images gain 4.6 to 5.3 points in each of three seeds.
 """
 
 import time
