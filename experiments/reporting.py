@@ -738,6 +738,19 @@ ROWS: tuple[Row, ...] = (
         )
     ),
     *(
+        _deepcluster_row(
+            f"… clusters of cycle {halt} kept to the end, {layer}",
+            metric,
+            f" --num-train 10000 --cycles 20 --every-layer --halt {halt}",
+            10_000,
+            num_train=10_000,
+            cycles=20,
+            halt=halt,
+        )
+        for layer, metric in (("conv_2", "probe_accuracy"), ("relu_2", "probe_accuracy_relu_2"))
+        for halt in (1, 5)
+    ),
+    *(
         Row(
             what,
             "–",
