@@ -218,8 +218,8 @@ def _run_seed(
     probe = _prober(config, seed, network, train, test, config.probe_layer)
     others = {
         name: _prober(config, seed, network, train, test, name)
-        for name in _layers(config, test)
-        if config.every_layer and name != config.probe_layer
+        for name in (_layers(config, test) if config.every_layer else ())
+        if name != config.probe_layer
     }
     began = time.perf_counter()
     if labelled:
@@ -274,13 +274,10 @@ def _sweep(
     assert filled.cycles is not None
     clusters = config.sweep == "clusters"
     option = "num_clusters" if clusters else "halt"
-    if getattr(config, option) is not None:
-        raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
     halts = tuple(halt for halt in _SWEPT_HALTS if halt < filled.cycles)
     default = _SWEPT_CLUSTERS.get(dataset.name, (5, 10, 20)) if clusters else (*halts, filled.cycles)
     values = default if config.sweep_values is None else config.sweep_values
-    if not values or len(set(values)) < len(values) or min(values) < 1:
-        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from 1 on")
+    check_swept(config, option, values, low=1)
     common = replace(config, sweep=None, sweep_values=None)
     settings: dict[str, dict[str, Any]] = {}
     for value in values:
@@ -540,6 +537,14 @@ def fill_in(config: Any, dataset: data.Dataset, num_train: int) -> Any:
             "probe_layer": config.probe_layer or ("relu_5" if alexnet else "conv_2"),
         }
     return replace(config, **chosen)
+
+
+def check_swept(config: Any, option: str, values: tuple[int, ...], *, low: int) -> None:
+    """Raises where an option that is swept is given too, or has unusable values."""
+    if getattr(config, option) is not None:
+        raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
+    if not values or len(set(values)) < len(values) or min(values) < low:
+        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from {low} on")
 
 
 def check_network(config: Any, train: Images) -> None:

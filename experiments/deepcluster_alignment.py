@@ -21,7 +21,17 @@ from flax import nnx
 from jax import Array
 
 from experiments import data, figures
-from experiments.deepcluster import Images, build, check_network, cluster, features, fill_in, moments, prepare
+from experiments.deepcluster import (
+    Images,
+    build,
+    check_network,
+    check_swept,
+    cluster,
+    features,
+    fill_in,
+    moments,
+    prepare,
+)
 from experiments.reporting import (
     ConfigError,
     Outcome,
@@ -154,7 +164,8 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
             if seed == config.seed:
                 title = f"{dataset.name}, {config.num_clusters} clusters, {len(found)} untrained networks"
                 figures.alignments(found, title, [*paper.values()], config.workdir / "figure6_alignment.png")
-                _draw_features(config, train, config.workdir / "figure2_features.png")
+                drawn = Images(train.raw[:_DRAWN], train.seen[:_DRAWN], labels[:_DRAWN])
+                _draw_features(config, embed, scale, drawn, config.workdir / "figure2_features.png")
             print(
                 "  ".join(f"{name} {value}" for name, value in values.items())
                 + f"  paper {[*paper.values()]}"
@@ -167,11 +178,8 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
 def _sweep(config: Config, dataset: data.Dataset, train: Images) -> list[SeedResult[np.ndarray]]:
     """A measurement for each number of clusters or components, and the picture of them all."""
     option = "num_clusters" if config.sweep == "clusters" else "num_components"
-    if getattr(config, option) is not None:
-        raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
-    values, low = config.sweep_values or (), 1 if config.sweep == "clusters" else 0
-    if not values or len(set(values)) < len(values) or min(values) < low:
-        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from {low} on")
+    values = config.sweep_values or ()
+    check_swept(config, option, values, low=1 if config.sweep == "clusters" else 0)
     common = replace(config, sweep=None, sweep_values=None)
     for value in values:  # before the first of them takes its minutes
         changes: dict[str, Any] = {option: value}
@@ -187,13 +195,15 @@ def _sweep(config: Config, dataset: data.Dataset, train: Images) -> list[SeedRes
     return [one for results in found for one in results]
 
 
-def _draw_features(config: Config, train: Images, path: Path) -> None:
-    """Figure 2: the features of 2,000 images by the first network, coloured by class."""
-    assert train.labels is not None
-    network = build(config, config.seed * config.num_networks, train.seen.shape[-1])
+def _draw_features(
+    config: Config, embed: Any, scale: tuple[Array, Array], images: Images, path: Path
+) -> None:
+    """Figure 2: the features of some images by the first network, coloured by class."""
+    assert images.labels is not None
+    network = build(config, config.seed * config.num_networks, images.seen.shape[-1])
     _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
-    found = features(config, network)(params, statistics, train.seen[:_DRAWN], moments(train))
-    figures.embeddings({"features of an untrained network": np.asarray(found)}, train.labels[:_DRAWN], path)
+    found = embed(params, statistics, images.seen, scale)
+    figures.embeddings({"features of an untrained network": np.asarray(found)}, images.labels, path)
 
 
 def main() -> None:

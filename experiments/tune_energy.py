@@ -74,15 +74,12 @@ _MAX_NOT_BEGUN = 200
 _FORGET_AFTER = 25
 # Seconds to wait for the last trials of other workers.
 _MAX_WAIT = 600
-# Options that a worker may choose for itself; all others are the study's.
+# Options that a worker may choose for itself; all others that are recorded are the study's.
 _WORKERS_OWN = (
     "start_from",
     "trials",
     "finalists",
     "finalist_seeds",
-    "storage",
-    "study",
-    "save_as",
     "memory_gib",
     "max_mflop",
 )
@@ -210,7 +207,7 @@ def run(config: Config) -> Found:
     began = time.perf_counter()
     _search(study, search)
     _wait_for_others(study)
-    costs = _cost(study)
+    costs = _study_cost(study)
     draw(study, config.workdir)
     found = _finish(study, search, dataset, given)
     table = [{"trial": number, "error": first, "errors": errors} for number, first, errors in found.table]
@@ -748,7 +745,7 @@ def _finish(
     return Found(named, error, table)
 
 
-def _cost(study: "optuna.Study") -> dict[str, float]:
+def _study_cost(study: "optuna.Study") -> dict[str, float]:
     """What the trials of all workers took; also printed."""
     every = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
     begun = [attributes for attributes in every if "error_first" in attributes and "seconds" in attributes]
