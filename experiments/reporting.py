@@ -784,6 +784,7 @@ ROWS: tuple[Row, ...] = (
         _ERROR,
         {
             "architecture": "digits",
+            "networks": 5,
             "zca": True,
             "rescale": True,
             "rank_one": False,
