@@ -91,20 +91,20 @@ def _backward(
     batch, height, width, filters = gradient.shape
     size = kernel[..., 0].size
     block = min(batch, max(1, _BLOCK_BYTES // (height * width * size * images.dtype.itemsize)))
-    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    # Channels first: a column of patches is then contiguous, and the product twice as fast as a transposed one.
+    planes = jnp.pad(images.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))
 
     def product(start: int | Array, number: int) -> Array:
-        part, of_part = (lax.dynamic_slice_in_dim(values, start, number) for values in (padded, gradient))
-        columns = [
-            part[:, row :: strides[0], column :: strides[1]][:, :height, :width]
+        part = lax.dynamic_slice_in_dim(planes, start, number, axis=1)
+        windows = [
+            part[:, :, row :: strides[0], column :: strides[1]][:, :, :height, :width]
             for row in range(kernel.shape[0])
             for column in range(kernel.shape[1])
         ]
-        patches = jnp.concatenate(columns, axis=-1).reshape(-1, size)
+        patches = jnp.concatenate(windows).reshape(size, -1)
+        of_part = lax.dynamic_slice_in_dim(gradient, start, number).reshape(-1, filters)
         wide = jnp.promote_types(images.dtype, jnp.float32)
-        return jnp.matmul(
-            patches.T, of_part.reshape(-1, filters), precision=precision, preferred_element_type=wide
-        )
+        return jnp.matmul(patches, of_part, precision=precision, preferred_element_type=wide)
 
     first = batch % block or block
     of_kernel, _ = lax.scan(
