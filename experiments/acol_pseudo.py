@@ -87,7 +87,7 @@ class Config:
     num_filters: int | None = None
     """Of the first pair of convolutions, by default 32, 16 for small data; the second has twice as many."""
     epochs: int | None = None
-    """Passes over the images; by default 400, 85 for small data."""
+    """Passes over the images; by default 400, 85 for small data. A run resumed with more trains on."""
     batch_size: int | None = None
     """Images in a minibatch; by default 400, 50 for small data."""
     learning_rate: float = 1e-3
@@ -149,9 +149,9 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
     assert config.seeds_together is not None
     paper = _paper(config)
     results = []
-    evaluation_only = ("representation", "num_clusters", "num_test")
+    may_differ = ("epochs", "representation", "num_clusters", "num_test")  # more epochs go on
     told_apart = identity(dataset.train_images[: config.num_train])
-    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
+    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=may_differ) as workdir:
         print(f"{dataset.name}: {len(train.images)} images ({dataset.source})")
         for first in workdir.seeds[:: config.seeds_together]:
             seeds = range(first, min(first + config.seeds_together, workdir.seeds.stop))

@@ -173,10 +173,15 @@ def run_steps(
       snapshot_like: a tree like what it keeps, where taking one is expensive.
 
     Raises:
-      ConfigError: the loss is not finite.
+      ConfigError: the loss is not finite, or the checkpoint has gone further than `steps`.
     """
     checkpoints = Checkpoints(folder)
     (done,), stored = checkpoints.newest() or ((0,), None)
+    if done > steps:
+        raise ConfigError(
+            f"{str(folder)!r} holds a training of {done} {unit}s, which cannot be resumed to end after "
+            f"{steps}; give at least as many or another --workdir"
+        )
     snapshots: list[tuple[int, Any]] = []
     clock = time.monotonic()
     if stored is not None:

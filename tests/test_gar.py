@@ -218,6 +218,18 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     np.testing.assert_array_equal(parameters(again)[0], parameters(whole)[0])
 
 
+def test_resumed_with_more_epochs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
+    (whole,) = acol_pseudo.run(config)
+    longer = replace(config, workdir=config.workdir.parent / "longer")
+    acol_pseudo.run(replace(longer, epochs=1))
+    (resumed,) = acol_pseudo.run(replace(longer, resume=True))
+    for one, other in zip(parameters(resumed), parameters(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="cannot be resumed to end after 3"):
+        acol_pseudo.run(replace(longer, epochs=1, resume=True))
+
+
 @pytest.mark.parametrize(
     ("sweep", "values", "picture"),
     [

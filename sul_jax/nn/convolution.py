@@ -91,7 +91,7 @@ def _backward(
     batch, height, width, filters = gradient.shape
     size = kernel[..., 0].size
     block = min(batch, max(1, _BLOCK_BYTES // (height * width * size * images.dtype.itemsize)))
-    # Channels first: a column of patches is then contiguous, and the product twice as fast as a transposed one.
+    # Channels first: rows of the product's left side are then contiguous, which nearly doubles its speed.
     planes = jnp.pad(images.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))
 
     def product(start: int | Array, number: int) -> Array:
