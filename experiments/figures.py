@@ -498,12 +498,16 @@ def separation(shares: np.ndarray, path: Path) -> None:
     _save(figure, path)
 
 
-def errors(seconds: np.ndarray, curves: Mapping[str, np.ndarray], path: Path) -> None:
-    """Figures 2 and 6: test errors in percent against the time of supervised training."""
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
+def errors(runs: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Figures 2 and 6: test errors in percent against the time of supervised training, by run and curve."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for name, values in curves.items():
-        axes.plot(seconds, values, marker=".", label=f"{name}: {values[-1]:.1f} %")
+    for style, (run, curves) in zip(("-", ":"), runs.items(), strict=False):
+        for index, name in enumerate(name for name in curves if name != "seconds"):
+            axes.plot(
+                curves["seconds"], curves[name], style, color=f"C{index}", marker=".",
+                label=f"{run}{name}: {curves[name][-1]:.1f} %",
+            )  # fmt: skip
     axes.set(xlabel="supervised training, s", ylabel="error, %")
     axes.legend(frameon=False)
     _save(figure, path)

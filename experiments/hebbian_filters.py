@@ -3,9 +3,10 @@
 What `cifar10_hebbian`, `imagenet32_hebbian` and `mnist_hebbian` share: their defaults differ.
 """
 
+import json
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from experiments.reporting import (
     identity,
     print_metrics,
     recorded,
+    write_json,
 )
 from experiments.training import compiled_steps, over_batches, run_steps
 from sul_jax import hebbian, patches, whitening
@@ -37,7 +39,8 @@ from sul_jax.nn import NNLBlock, NNLConv
 
 _SHADOW = 25, 0.3  # columns of figure 6's shadow, and what is left of the light there
 _FEATURE_BATCH = 250  # images of which features are taken at a time
-_START_PATCHES = 50  # for each filter, of which those that filters start from are drawn
+_PATCHES_OF_A_UNIT = 50  # of which those that filters start from are drawn; and that they compete for
+_CURVES = "errors.json"  # of the first seed, over the time of supervised training
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
 _MAX_SMALL = 1_000  # images below which a data set is small
 
@@ -157,6 +160,8 @@ class Config:
     """First seed."""
     seeds: int = 1
     """Number of seeds: seed, seed + 1, …"""
+    beside: Path | None = None
+    """Workdir of another run, such as the twin's, whose errors are drawn in the same picture."""
     resume: bool = False
     """Continue the run in the workdir."""
     record: bool = False
@@ -228,6 +233,7 @@ def run(
     blocks = blocks_of(config, shape)
     nnx.eval_shape(lambda: NNLConv(shape, blocks, num_classes=1, rngs=nnx.Rngs(0)))  # do they fit?
     told_apart = identity(train.images)
+    others = {} if config.beside is None else {f"{config.beside.name}: ": _curves(config.beside)}
     borrowed = None
     if config.filters_from is not None:
         borrowed = _borrowed(config.filters_from, blocks, shape[-1])
@@ -236,7 +242,7 @@ def run(
     with Workdir(experiment, config, data=told_apart) as workdir:
         print(f"{dataset.name}: {number} images ({dataset.source})")
         for seed in workdir.seeds:
-            network, values, seconds = _learn(config, seed, blocks, borrowed, train, test, workdir)
+            network, values, seconds = _learn(config, seed, blocks, borrowed, others, train, test, workdir)
             network.save(config.workdir / f"network-{seed}")
             values = {name: round(value, 3) for name, value in values.items()}
             tested = 0 if test is None else len(test.images)
@@ -287,6 +293,7 @@ def _learn(
     seed: int,
     blocks: tuple[NNLBlock, ...],
     borrowed: list[Array] | None,
+    others: Mapping[str, Mapping[str, Sequence[float]]],
     train: Split,
     test: Split | None,
     workdir: Workdir,
@@ -318,8 +325,9 @@ def _learn(
                 for index, block in enumerate(blocks)
             ]
             del images
-            filters = [state.weights for state, _ in learned]
-            spent = values["filter_seconds"] = sum(seconds for _, seconds in learned)
+            filters = [found.weights for found in learned]
+            spent = values["filter_seconds"] = sum(found.seconds for found in learned)
+            values["winning_units"] = 100 * float(np.mean([found.winning for found in learned]))
         else:
             filters = borrowed
         dead = [np.asarray(hebbian.unconverged(HebbianState(weights))) for weights in filters]
@@ -348,8 +356,10 @@ def _learn(
         values[f"{name.replace(' ', '_')}_error"] = float(error)
     if first and test is not None:
         looked = history[np.isfinite(history[:, 2])]
-        curves = dict(zip(tests, looked[:, 2:].T, strict=True))
-        figures.errors(looked[:, 1], curves, config.workdir / "figure2_errors.png")
+        curves = {"seconds": looked[:, 1].tolist()}
+        curves |= {name: looked[:, 2 + index].tolist() for index, name in enumerate(tests)}
+        write_json(config.workdir / _CURVES, curves)
+        figures.errors({"": curves, **others}, config.workdir / "figure2_errors.png")
         shown = test.images[:16]
         figures.rows_of_images(
             [np.asarray(evaluation.to_float(jnp.asarray(shown))), shadowed(shown)],
@@ -358,10 +368,24 @@ def _learn(
     return network, values, spent + seconds
 
 
+class Filters(NamedTuple):
+    """Filters of a block.
+
+    Attributes:
+      weights: `[num_units, features]`.
+      winning: the share of units that fresh patches, fifty for each unit, drive most at least once.
+      seconds: of learning them.
+    """
+
+    weights: Array
+    winning: float
+    seconds: float
+
+
 def learn_filters(
     config: Config, seed: int, images: Array, index: int, block: NNLBlock, workdir: Workdir
-) -> tuple[HebbianState, float]:
-    """Weights of a block from random patches, cut out minibatch by minibatch, and the seconds it took."""
+) -> Filters:
+    """Filters from random patches, cut out minibatch by minibatch."""
     assert config.filter_steps is not None
     size = block.kernel_size
     delta = config.anti_hebbian
@@ -391,9 +415,12 @@ def learn_filters(
         share = jnp.mean(hebbian.unconverged(state), dtype=jnp.float32)
         return state, jnp.where(jnp.all(jnp.isfinite(state.weights)), share, jnp.nan)
 
+    def many(key: Array) -> Array:
+        number = -(-_PATCHES_OF_A_UNIT * block.num_units // config.patch_batch)
+        return jnp.concatenate([draw(one, images) for one in jax.random.split(key, number)])
+
     start_key = jax.random.fold_in(key, config.filter_steps)
-    draws = -(-_START_PATCHES * block.num_units // config.patch_batch)
-    patch = jnp.concatenate([draw(one, images) for one in jax.random.split(start_key, draws)])
+    patch = many(start_key)
     start = hebbian.init(start_key, patch, num_units=block.num_units)
     if config.filter_start == "patches":
         bright = patch[jnp.linalg.norm(patch, axis=1) > _DARK]
@@ -413,7 +440,10 @@ def learn_filters(
         value_name="unconverged",
         log=partial(workdir.log, seed=seed, block=index),
     )
-    return trained.state, trained.seconds
+    weights = trained.state.weights
+    fresh = many(jax.random.fold_in(key, config.filter_steps + 1))
+    winners = jnp.argmax(jnp.matmul(fresh, weights.T, precision="highest"), axis=1)
+    return Filters(weights, len(np.unique(winners)) / block.num_units, trained.seconds)
 
 
 def spread(key: Array, vectors: Array, number: int) -> Array:
@@ -620,6 +650,15 @@ def _kept(take: Any, images: np.ndarray, num_features: int, title: str) -> Array
         part = images[start : start + _FEATURE_BATCH]
         kept[start : start + len(part)] = np.asarray(take(jnp.asarray(part)))
     return jax.device_put(kept, may_alias=True)
+
+
+def _curves(path: Path) -> dict[str, list[float]]:
+    """What another run wrote to its workdir."""
+    try:
+        found: dict[str, list[float]] = json.loads((path / _CURVES).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"beside={str(path)!r} is no workdir of a run with test images: {error}") from None
+    return found
 
 
 def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[Array]:

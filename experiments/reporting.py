@@ -33,6 +33,7 @@ README = Path(__file__).parent.parent / "README.md"
 # Fields of a config that say where and how a run was made, not what it computed.
 _NOT_RECORDED = (
     "workdir", "data_dir", "resume", "record", "seeds", "seed", "storage", "study", "save_as",
+    "beside",
 )  # fmt: skip
 
 
@@ -140,7 +141,7 @@ class Workdir:
     """
 
     _FILES = (
-        "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*",
+        "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*", "errors.json",
     )  # fmt: skip
 
     def __init__(

@@ -48,6 +48,7 @@ def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
     assert result.metrics["power"] in (10, 30)
     stored = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"figure1_filters.png", "figure2_errors.png", "figure6_shadows.png", "network-0"} <= stored
+    assert 50 < result.metrics["winning_units"] <= 100
     network = NNLConv.load(tmp_path / "run" / "network-0")
     dataset = data.load(str(stripes))
     found = np.argmax(network(dataset.test_images[4::5] / np.float32(255)), axis=1)
@@ -61,6 +62,7 @@ def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
         tmp_path,
         workdir=tmp_path / "two",
         filters_from=tmp_path / "run" / "network-0",
+        beside=tmp_path / "run",
         cache_gib=1e-6,
     )
     (second,) = cifar10_hebbian.run(borrowed)
@@ -86,7 +88,9 @@ def test_photographs_and_digits(tmp_path: Path) -> None:
             dataset="photographs", workdir=tmp_path / "a", filter_steps=20, patch_batch=50, num_units=8
         )
     )
-    assert set(result.metrics) == {"filter_seconds", "converged_units", "separated_units"}
+    assert set(result.metrics) == {
+        "filter_seconds", "converged_units", "winning_units", "separated_units",
+    }  # fmt: skip
     assert [block.kernel_size for block in result.network.blocks] == [3, 4, 5, 8]
     (whole,) = mnist_hebbian.run(
         mnist_hebbian.Config(
@@ -116,6 +120,7 @@ def test_shadow_and_colour() -> None:
         ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),
         ({"filters_from": Path("nowhere"), "response": "relu"}, "filters_from has no part"),
         ({"filters_from": Path("nowhere")}, "path='.*nowhere' is not a folder"),
+        ({"beside": Path("nowhere")}, "beside='nowhere' is no workdir"),
         ({"filter_learning_rate": 1e30, "normalize_update": False}, "is not finite"),
     ],
 )
