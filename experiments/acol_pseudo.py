@@ -12,6 +12,7 @@ are, finds the classes. The paper reports accuracies of 98.32 ± 0.08 % for MNIS
 76.80 ± 1.30 % for SVHN after 400 epochs. README.md lists what ours gives, with seeds, device and time.
 """
 
+import json
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,11 +88,14 @@ class Config:
     num_filters: int | None = None
     """Of the first pair of convolutions, by default 32, 16 for small data; the second has twice as many."""
     epochs: int | None = None
-    """Passes over the images; by default 400, 85 for small data. A run resumed with more trains on."""
+    """Passes over the images; by default 400, 85 for small data."""
     batch_size: int | None = None
     """Images in a minibatch; by default 400, 50 for small data."""
     learning_rate: float = 1e-3
     """Adam's learning rate."""
+    decay_epochs: int | None = None
+    """The last epochs, over which the learning rate falls linearly to 0; by default none, as in the paper,
+    and half of them for small data. A run without a fall, resumed with as many more epochs, ends with one."""
     affinity_weight: float = 0.1
     """c_α."""
     balance_weight: float = 1.0
@@ -149,7 +153,8 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
     assert config.seeds_together is not None
     paper = _paper(config)
     results = []
-    may_differ = ("epochs", "representation", "num_clusters", "num_test")  # more epochs go on
+    may_differ: tuple[str, ...] = ("representation", "num_clusters", "num_test")
+    may_differ += ("epochs", "decay_epochs") if _goes_on(config) else ()
     told_apart = identity(dataset.train_images[: config.num_train])
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=may_differ) as workdir:
         print(f"{dataset.name}: {len(train.images)} images ({dataset.source})")
@@ -179,7 +184,12 @@ def _paper(config: Config) -> dict[str, float]:
         "balance_weight", "frobenius_weight", "frobenius", "num_train", "num_test",
     )  # fmt: skip
     published = all(getattr(config, name) == getattr(Config(), name) for name in own)
-    published &= (config.num_filters, config.batch_size, config.num_clusters) == (32, 400, 10)
+    published &= (config.num_filters, config.batch_size, config.num_clusters, config.decay_epochs) == (
+        32,
+        400,
+        10,
+        0,
+    )
     found = PAPER.get((config.dataset, config.transformations, config.representation))
     return {"clustering_accuracy": found} if published and found is not None else {}
 
@@ -198,15 +208,20 @@ def build(config: Config, seed: int, image_shape: tuple[int, ...]) -> ACOL:
     )
 
 
-def training_step(config: Config, network: ACOL) -> Any:
+def training_step(config: Config, network: ACOL, *, steps_per_epoch: int) -> Any:
     """A step (params, memory), key, images, parents -> (params, memory), loss; and the optimiser.
 
     `parents` are taught where supervision is by parents; otherwise the step draws transformations.
     """
+    assert config.epochs is not None
+    assert config.decay_epochs is not None
     graph = nnx.graphdef(network)
     ways = _ways(config, network.image_shape)
     num_parents = _num_parents(config)
-    optimizer = optax.adam(config.learning_rate)
+    falling, before = (
+        steps_per_epoch * number for number in (config.decay_epochs, config.epochs - config.decay_epochs)
+    )
+    optimizer = optax.adam(optax.linear_schedule(config.learning_rate, 0.0, falling, before))
 
     def loss(params: Any, key: Array, images: Array, parents: Array) -> Array:
         logits = nnx.merge(graph, params)(images, key=key)
@@ -240,7 +255,7 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
     assert config.epochs is not None
     assert batch_size is not None
     per_epoch = -(-number // batch_size)
-    step, optimizer = training_step(config, build(config, 0, shape))
+    step, optimizer = training_step(config, build(config, 0, shape), steps_per_epoch=per_epoch)
     parents = jnp.asarray(_parents(config, train))
     params = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(nnx.state(build(config, s, shape)) for s in seeds)
@@ -458,10 +473,12 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
     """The defaults that depend on the data, and checks of what depends on them."""
     classes = None if train.labels is None else len(np.unique(train.labels))
     small = len(train.images) < _SMALL
+    epochs = config.epochs or (85 if small else 400)
     filled = replace(
         config,
         dataset=dataset.name,
-        epochs=config.epochs or (85 if small else 400),
+        epochs=epochs,
+        decay_epochs=(epochs // 2 if small else 0) if config.decay_epochs is None else config.decay_epochs,
         batch_size=config.batch_size or min(50 if small else 400, len(train.images)),
         num_filters=config.num_filters or (16 if small else 32),
         num_clusters=config.num_clusters or classes,
@@ -472,6 +489,9 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
     if filled.num_clusters > len(test.images):
         raise ConfigError(f"num_clusters={filled.num_clusters} exceeds the {len(test.images)} images")
     assert filled.batch_size is not None
+    assert filled.decay_epochs is not None
+    if filled.decay_epochs > epochs:
+        raise ConfigError(f"decay_epochs={config.decay_epochs} exceeds the {epochs} epochs")
     if filled.batch_size > len(train.images):
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.images)} images")
     if config.supervision == "parents" and classes is None:
@@ -484,6 +504,18 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
             f"{height}×{width} images; 1, 3, 5 and 7 do not"
         )
     return filled
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the run in the workdir is the beginning of this one: of other epochs, all at the full rate."""
+    stored = config.workdir / "config.json"
+    if not (config.resume and stored.exists()):
+        return False
+    found = json.loads(stored.read_text())
+    assert config.epochs is not None
+    assert config.decay_epochs is not None
+    full = config.epochs - config.decay_epochs
+    return found.get("decay_epochs") == 0 and found.get("epochs", full + 1) <= full
 
 
 def _parents(config: Config, train: Split) -> np.ndarray:
@@ -505,9 +537,9 @@ def _check(config: Config) -> None:
     check_options(
         config,
         at_least={
-            "nodes_per_parent": 2, "num_features": 1, "num_filters": 1, "epochs": 1, "batch_size": 1,
-            "affinity_weight": 0, "balance_weight": 0, "frobenius_weight": 0, "num_clusters": 1,
-            "num_train": 1, "num_test": 1, "seed": 0, "seeds": 1, "seeds_together": 1,
+            "nodes_per_parent": 2, "num_features": 1, "num_filters": 1, "epochs": 1, "decay_epochs": 0,
+            "batch_size": 1, "affinity_weight": 0, "balance_weight": 0, "frobenius_weight": 0,
+            "num_clusters": 1, "num_train": 1, "num_test": 1, "seed": 0, "seeds": 1, "seeds_together": 1,
         },
         above={"learning_rate": 0},
     )  # fmt: skip

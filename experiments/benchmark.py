@@ -344,12 +344,12 @@ def _hebbian_numpy(weights: np.ndarray, x: np.ndarray, *, plain: bool) -> np.nda
 
 def acol_table(config: Config, timed: Callable[..., float]) -> str:
     """A step of paper 002 beside the same network's without regularisation and augmentation."""
-    setting = acol_pseudo.Config(num_clusters=10, num_filters=32, epochs=1, seeds_together=1)
+    setting = acol_pseudo.Config(num_clusters=10, num_filters=32, epochs=1, decay_epochs=0)
     number = config.acol_batch
     images = jax.random.uniform(jax.random.key(0), (number, 28, 28, 1))
     parents = jax.random.randint(jax.random.key(1), (number,), 0, 8)
     network = acol_pseudo.build(setting, 0, images.shape[1:])
-    step, optimizer = acol_pseudo.training_step(setting, network)
+    step, optimizer = acol_pseudo.training_step(setting, network, steps_per_epoch=1)
     graph, params = nnx.split(network)
     state, key = (params, optimizer.init(params)), jax.random.key(2)
 

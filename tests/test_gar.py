@@ -218,16 +218,19 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     np.testing.assert_array_equal(parameters(again)[0], parameters(whole)[0])
 
 
-def test_resumed_with_more_epochs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_to_a_falling_rate(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
-    (whole,) = acol_pseudo.run(config)
-    longer = replace(config, workdir=config.workdir.parent / "longer")
-    acol_pseudo.run(replace(longer, epochs=1))
-    (resumed,) = acol_pseudo.run(replace(longer, resume=True))
+    falling = replace(config, decay_epochs=1)
+    (whole,) = acol_pseudo.run(falling)
+    longer = replace(falling, workdir=config.workdir.parent / "longer", resume=True)
+    acol_pseudo.run(replace(longer, epochs=1, decay_epochs=0, resume=False))
+    (resumed,) = acol_pseudo.run(longer)
     for one, other in zip(parameters(resumed), parameters(whole), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(ValueError, match="cannot be resumed to end after 3"):
-        acol_pseudo.run(replace(longer, epochs=1, resume=True))
+    (level,) = acol_pseudo.run(replace(config, decay_epochs=0, workdir=config.workdir.parent / "level"))
+    assert (parameters(level)[-1] != parameters(whole)[-1]).any()
+    with pytest.raises(ValueError, match="epochs=2, which cannot be resumed with epochs=3"):
+        acol_pseudo.run(replace(longer, epochs=3))
 
 
 @pytest.mark.parametrize(
@@ -260,11 +263,11 @@ def test_seeds_together_are_the_seeds_alone(config: Config, monkeypatch: pytest.
 
 def test_parents_are_taught(config: Config) -> None:
     """The loss of the parents' probabilities falls, on images as they are."""
-    setting = replace(config, supervision="parents", learning_rate=0.01)
+    setting = replace(config, supervision="parents", learning_rate=0.01, decay_epochs=0)
     parents = jnp.arange(10) % 2
     images = jax.random.uniform(jax.random.key(0), (10, 8, 8, 1)) * (1 + 3 * parents[:, None, None, None])
     network = acol_pseudo.build(setting, 0, (8, 8, 1))
-    step, optimizer = acol_pseudo.training_step(setting, network)
+    step, optimizer = acol_pseudo.training_step(setting, network, steps_per_epoch=1)
     params = nnx.state(network)
     state, losses = (params, optimizer.init(params)), []
     step = jax.jit(step)
