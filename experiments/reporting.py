@@ -411,7 +411,7 @@ def _energy_row(what: str, paper: str, metric: str, options: str = "", **where: 
 
 
 # Options that older records lack, with the value that was then in effect.
-_ADDED_LATER: dict[str, Any] = {"code_whitening": 0.0, "gammas": [], "decay_epochs": 0}
+_ADDED_LATER: dict[str, Any] = {"code_whitening": 0.0, "gammas": [], "decay_epochs": 0, "schedule": "drops"}
 _GAMMAS = [1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 400.0]  # of a self-expression, tried one after the other
 _ERROR = "test_clustering_error"
 
@@ -492,9 +492,10 @@ def _hebbian_row(what: str, paper: str, options: str = "", metric: str = "test_e
     """A row of paper 001 on CIFAR-10: error of the classifier in percent."""
     design = {
         "architecture": "single", "response": "nnl", "num_units": None, "powers": [], "filters_from": None,
-        "anti_hebbian": None, "rank": 2, "epochs": 70, "batch_size": 300, "learning_rate": 3e-4,
-        "num_train": None, "num_test": None, "filter_steps": 50_000, "filter_start": "patches",
-        "filter_learning_rate": 4e-3, "patch_batch": 1000, "normalize_update": True,
+        "anti_hebbian": None, "rank": 2, "epochs": 70, "batch_size": 300, "learning_rate": 6e-4,
+        "schedule": "linear", "num_train": None, "num_test": None, "filter_steps": 10_000,
+        "filter_start": "patches", "filter_learning_rate": 4e-3, "patch_batch": 1000,
+        "normalize_update": True,
     } | where  # fmt: skip
     command = f"cifar10_hebbian{options}"
     return Row(what, paper, "cifar10_hebbian", metric, design, "cifar10", 50_000, command)
@@ -556,6 +557,7 @@ ROWS: tuple[Row, ...] = (
         " --response relu",
         response="relu",
         learning_rate=1e-4,
+        schedule="drops",
     ),
     _hebbian_row("… five blocks of filters", "23.40", " --architecture five", architecture="five"),
     _nmce_row(
