@@ -559,12 +559,13 @@ def fit(
         judged = {name: jnp.asarray(split.images) for name, split in tests.items()}
     labels = jnp.asarray(train.labels)
     design = ARCHITECTURES[config.architecture]
-    drops = jnp.array([round(epoch * config.epochs / design.epochs) for epoch in design.drops])
-    constant, highest = not fixed and design.twin_epochs is not None, config.learning_rate
+    epochs, highest = config.epochs, config.learning_rate
+    drops = jnp.array([round(epoch * epochs / design.epochs) for epoch in design.drops])
+    constant = not fixed and design.twin_epochs is not None
 
     def rate(step: Any) -> Any:
         if config.schedule == "linear":
-            return highest * (1 - step / (steps * config.epochs))
+            return highest * (1 - step / (steps * epochs))
         passed = jnp.searchsorted(drops, step // steps, side="right")
         return highest * (1.0 if constant else jnp.array(_RATES)[passed])
 
