@@ -93,9 +93,9 @@ class Config:
     """Images in a minibatch; by default 400, 50 for small data."""
     learning_rate: float = 1e-3
     """Adam's learning rate."""
-    decay_epochs: int | None = None
-    """The last epochs, over which the learning rate falls linearly to 0; by default none, as in the paper,
-    and half of them for small data. A run without a fall, resumed with as many more epochs, ends with one."""
+    decay_epochs: int = 0
+    """The last epochs, over which the learning rate falls linearly to 0; none in the paper. A run without a
+    fall, resumed with as many more epochs, ends with one."""
     affinity_weight: float = 0.1
     """c_α."""
     balance_weight: float = 1.0
@@ -214,7 +214,6 @@ def training_step(config: Config, network: ACOL, *, steps_per_epoch: int) -> Any
     `parents` are taught where supervision is by parents; otherwise the step draws transformations.
     """
     assert config.epochs is not None
-    assert config.decay_epochs is not None
     graph = nnx.graphdef(network)
     ways = _ways(config, network.image_shape)
     num_parents = _num_parents(config)
@@ -473,12 +472,10 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
     """The defaults that depend on the data, and checks of what depends on them."""
     classes = None if train.labels is None else len(np.unique(train.labels))
     small = len(train.images) < _SMALL
-    epochs = config.epochs or (85 if small else 400)
     filled = replace(
         config,
         dataset=dataset.name,
-        epochs=epochs,
-        decay_epochs=(epochs // 2 if small else 0) if config.decay_epochs is None else config.decay_epochs,
+        epochs=config.epochs or (85 if small else 400),
         batch_size=config.batch_size or min(50 if small else 400, len(train.images)),
         num_filters=config.num_filters or (16 if small else 32),
         num_clusters=config.num_clusters or classes,
@@ -489,9 +486,9 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
     if filled.num_clusters > len(test.images):
         raise ConfigError(f"num_clusters={filled.num_clusters} exceeds the {len(test.images)} images")
     assert filled.batch_size is not None
-    assert filled.decay_epochs is not None
-    if filled.decay_epochs > epochs:
-        raise ConfigError(f"decay_epochs={config.decay_epochs} exceeds the {epochs} epochs")
+    assert filled.epochs is not None
+    if filled.decay_epochs > filled.epochs:
+        raise ConfigError(f"decay_epochs={filled.decay_epochs} exceeds the {filled.epochs} epochs")
     if filled.batch_size > len(train.images):
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.images)} images")
     if config.supervision == "parents" and classes is None:
@@ -513,7 +510,6 @@ def _goes_on(config: Config) -> bool:
         return False
     found = json.loads(stored.read_text())
     assert config.epochs is not None
-    assert config.decay_epochs is not None
     full = config.epochs - config.decay_epochs
     return found.get("decay_epochs") == 0 and found.get("epochs", full + 1) <= full
 

@@ -344,7 +344,7 @@ def _hebbian_numpy(weights: np.ndarray, x: np.ndarray, *, plain: bool) -> np.nda
 
 def acol_table(config: Config, timed: Callable[..., float]) -> str:
     """A step of paper 002 beside the same network's without regularisation and augmentation."""
-    setting = acol_pseudo.Config(num_clusters=10, num_filters=32, epochs=1, decay_epochs=0)
+    setting = acol_pseudo.Config(num_clusters=10, num_filters=32, epochs=1)
     number = config.acol_batch
     images = jax.random.uniform(jax.random.key(0), (number, 28, 28, 1))
     parents = jax.random.randint(jax.random.key(1), (number,), 0, 8)

@@ -714,7 +714,6 @@ ROWS: tuple[Row, ...] = (
         "digits",
         1797,
         epochs=85,
-        decay_epochs=42,
         batch_size=50,
         num_filters=16,
     ),

@@ -263,7 +263,7 @@ def test_seeds_together_are_the_seeds_alone(config: Config, monkeypatch: pytest.
 
 def test_parents_are_taught(config: Config) -> None:
     """The loss of the parents' probabilities falls, on images as they are."""
-    setting = replace(config, supervision="parents", learning_rate=0.01, decay_epochs=0)
+    setting = replace(config, supervision="parents", learning_rate=0.01)
     parents = jnp.arange(10) % 2
     images = jax.random.uniform(jax.random.key(0), (10, 8, 8, 1)) * (1 + 3 * parents[:, None, None, None])
     network = acol_pseudo.build(setting, 0, (8, 8, 1))
