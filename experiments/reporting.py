@@ -251,9 +251,10 @@ class Workdir:
 
     def _compare(self, found: Mapping[str, Any], may_differ: Sequence[str]) -> None:
         for key, value in self.described.items():
-            if key not in may_differ and found.get(key) != value:
+            earlier = found.get(key, _ADDED_LATER.get(key))
+            if key not in may_differ and earlier != value:
                 raise ConfigError(
-                    f"workdir={str(self.path)!r} holds a run with {key}={found.get(key)!r}, which "
+                    f"workdir={str(self.path)!r} holds a run with {key}={earlier!r}, which "
                     f"cannot be resumed with {key}={value!r}; "
                     "give the same options or another --workdir"
                 )
@@ -714,6 +715,17 @@ ROWS: tuple[Row, ...] = (
         "digits",
         1797,
         epochs=85,
+        batch_size=50,
+        num_filters=16,
+    ),
+    _acol_row(
+        "… the last 42 of its 85 epochs at a falling rate, **accuracy**",
+        "–",
+        "digits",
+        1797,
+        " --decay-epochs 42",
+        epochs=85,
+        decay_epochs=42,
         batch_size=50,
         num_filters=16,
     ),

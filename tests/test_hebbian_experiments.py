@@ -120,7 +120,7 @@ def test_shadow_and_colour() -> None:
         ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),
         ({"filters_from": Path("nowhere"), "response": "relu"}, "filters_from has no part"),
         ({"filters_from": Path("nowhere")}, "path='.*nowhere' is not a folder"),
-        ({"beside": Path("nowhere")}, "beside='nowhere' is no workdir"),
+        ({"beside": Path("nowhere")}, "beside='nowhere' has no errors.json"),
         ({"filter_learning_rate": 1e30, "normalize_update": False}, "is not finite"),
     ],
 )
