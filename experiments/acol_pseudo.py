@@ -37,7 +37,16 @@ from experiments.reporting import (
     print_metrics,
     sweep,
 )
-from experiments.training import Trained, compiled_steps, convolution_stride, run_steps
+from experiments.training import (
+    Trained,
+    compiled_steps,
+    convolution_stride,
+    of_seed,
+    over_seeds,
+    run_steps,
+    seeds_name,
+    stacked,
+)
 from sul_jax import augment, gar
 from sul_jax.nn import ACOL
 
@@ -248,9 +257,7 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
     per_epoch = -(-number // batch_size)
     step, optimizer = training_step(config, build(config, 0, shape), steps_per_epoch=per_epoch)
     parents = jnp.asarray(_parents(config, train))
-    params = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *(nnx.state(build(config, s, shape)) for s in seeds)
-    )
+    params = stacked([nnx.state(build(config, seed, shape)) for seed in seeds])
 
     def one(state: Any, seed: Array, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
         key = jax.random.key(seed)
@@ -262,19 +269,14 @@ def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) ->
             state, jax.random.fold_in(jax.random.fold_in(key, 1), index), images[chosen], parents[chosen]
         )
 
+    mapped = over_seeds(one, (0, 0, None, None, None))
+
     def together(state: Any, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
-        if len(seeds) == 1:  # convolutions mapped over their kernels take a CPU 1.4 times as long
-            state, value = one(
-                jax.tree.map(lambda leaf: leaf[0], state), jnp.array(seeds[0]), index, images, parents
-            )
-            return jax.tree.map(lambda leaf: leaf[None], state), value
-        state, values = jax.vmap(one, (0, 0, None, None, None))(
-            state, jnp.array(seeds), index, images, parents
-        )
+        state, values = mapped(state, jnp.array(seeds), index, images, parents)
         return state, jnp.mean(values)
 
     steps = config.epochs * per_epoch
-    names = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-to-{seeds[-1]}"
+    names = seeds_name(seeds)
     return run_steps(
         compiled_steps(together, train.images, parents),
         (params, jax.vmap(optimizer.init)(params)),
@@ -340,7 +342,7 @@ def _affine(matrix: np.ndarray, shift: np.ndarray, images: Array) -> Array:
 
 def _network(config: Config, seed: int, train: Split, params: Any, index: int) -> ACOL:
     network = build(config, seed, train.images.shape[1:])
-    nnx.update(network, jax.tree.map(lambda leaf: leaf[index], params))
+    nnx.update(network, of_seed(params, index))
     return network
 
 

@@ -15,7 +15,7 @@ on relu_2 (--every-layer) 20 cycles over 10,000 images gain 4.6 to 5.3 points in
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,15 @@ from experiments.reporting import (
     print_metrics,
     sweep,
 )
-from experiments.training import Trained, over_batches, run_steps
+from experiments.training import (
+    Trained,
+    of_seed,
+    over_batches,
+    over_seeds,
+    run_steps,
+    seeds_name,
+    stacked,
+)
 from sul_jax import augment, deep_cluster, metrics
 from sul_jax.nn import AlexNet, LeNet5
 
@@ -122,6 +130,8 @@ class Config:
     """First seed."""
     seeds: int = 1
     """Number of seeds: seed, seed + 1, …"""
+    seeds_together: int | None = None
+    """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
     resume: bool = False
     """Continue the run in the workdir."""
     record: bool = False
@@ -129,7 +139,7 @@ class Config:
 
 
 class Learner(NamedTuple):
-    """All that a cycle changes.
+    """All that a cycle changes, along a leading axis of seeds.
 
     Attributes:
       params: of the network.
@@ -181,8 +191,8 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         config,
         at_least={
             "num_clusters": 1, "num_components": 0, "cycles": 1, "halt": 1, "batch_size": 1, "seeds": 1,
-            "seed": 0, "probe_epochs": 1, "probe_every": 1, "num_train": 1, "num_test": 1, "momentum": 0,
-            "weight_decay": 0,
+            "seed": 0, "seeds_together": 1, "probe_epochs": 1, "probe_every": 1, "num_train": 1,
+            "num_test": 1, "momentum": 0, "weight_decay": 0,
         },
         above={"learning_rate": 0},
     )  # fmt: skip
@@ -200,70 +210,90 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     evaluation_only = ("probe_layer", "every_layer", "probe_epochs", "num_test")
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
         print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
-        for seed in workdir.seeds:
-            results.append(_run_seed(config, seed, workdir, dataset, train, test))
+        assert config.seeds_together is not None
+        for first in workdir.seeds[:: config.seeds_together]:
+            seeds = range(first, min(first + config.seeds_together, workdir.seeds.stop))
+            results += _run_seeds(config, seeds, workdir, dataset, train, test)
     print_metrics(results, {})
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
 
 
-def _run_seed(
-    config: Config, seed: int, workdir: Workdir, dataset: data.Dataset, train: Images, test: Images
-) -> SeedResult[LeNet5 | AlexNet]:
-    network = build(config, seed, train.seen.shape[-1])
-    assert config.cycles is not None
-    values: dict[str, float] = {}
-    labelled = train.labels is not None and test.labels is not None
+def _run_seeds(
+    config: Config, seeds: range, workdir: Workdir, dataset: data.Dataset, train: Images, test: Images
+) -> list[SeedResult[LeNet5 | AlexNet]]:
+    """Trains several seeds at once and judges one after the other, before and after."""
+    networks = [build(config, seed, train.seen.shape[-1]) for seed in seeds]
     assert config.probe_layer is not None
-    probe = _prober(config, seed, network, train, test, config.probe_layer)
-    others = {
-        name: _prober(config, seed, network, train, test, name)
-        for name in (_layers(config, test) if config.every_layer else ())
-        if name != config.probe_layer
-    }
-    began = time.perf_counter()
-    if labelled:
-        values["random_probe_accuracy"] = probe(network)
-        values |= {f"random_probe_accuracy_{name}": judge(network) for name, judge in others.items()}
-    probing = time.perf_counter() - began
-    trained = learn(config, seed, network, train)
-    learner: Learner = trained.state
-    curve = {}
-    new = workdir.finished(seed) is None
-    began = time.perf_counter()
-    for cycle, kept in trained.snapshots if labelled else []:
-        nnx.update(network, *kept)
-        curve[cycle] = probe(network)
-    nnx.update(network, learner.params, learner.statistics)
-    network.eval()  # type: ignore[no-untyped-call]
-    if labelled:
-        values |= {f"probe_accuracy_{name}": judge(network) for name, judge in others.items()}
-    seconds = trained.seconds + probing + time.perf_counter() - began
-    history = np.asarray(learner.history)
-    names = ("cluster_change_nmi", "class_nmi", "loss")
-    for number, row in enumerate(history, 1) if new else ():
-        known = {name: round(float(v), 5) for name, v in zip(names, row, strict=True) if np.isfinite(v)}
-        probed = {"probe_accuracy": curve[number]} if number in curve else {}
-        workdir.log(seed=seed, cycle=number, **known, **probed)
-    values |= {name: float(v) for name, v in zip(names, history[-1], strict=True) if np.isfinite(v)}
-    if labelled:
-        values["initial_alignment"] = float(history[0, 1])
-        values["probe_accuracy"] = curve[config.cycles]
-    values = {name: round(value, 4) for name, value in values.items()}
-    values["training_seconds"] = round(trained.seconds, 1)
-    found = np.asarray(learner.labels)
-    workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), seconds))
-    if seed == config.seed:
-        random = values.get("random_probe_accuracy")
-        figures.cycles(history, curve, random, config.halt, config.workdir / "cycles.png")
-        shown = np.flatnonzero(found < 20)
-        figures.gallery(
-            np.asarray(train.raw)[shown],
-            found[shown],
-            None if train.labels is None else train.labels[shown],
-            config.workdir / "clusters.png",
-        )
-    return SeedResult(seed, network, values)
+    layers = [config.probe_layer]
+    layers += [name for name in (_layers(config, test) if config.every_layer else ()) if name not in layers]
+    labelled = train.labels is not None and test.labels is not None
+    probes = {name: _prober(config, networks[0], train, test, name) for name in layers if labelled}
+    untrained, spent = [], []
+    for seed, network in zip(seeds, networks, strict=True):
+        began = time.perf_counter()
+        untrained.append({name: probe(seed, network) for name, probe in probes.items()})
+        spent.append(time.perf_counter() - began)
+    trained = learn(config, seeds, networks, train)
+    results = []
+    for index, (seed, network) in enumerate(zip(seeds, networks, strict=True)):
+        learner: Learner = of_seed(trained.state, index)
+        values = {f"random_{_named(config, layer)}": accuracy for layer, accuracy in untrained[index].items()}
+        curve = {}
+        new = workdir.finished(seed) is None
+        began = time.perf_counter()
+        for cycle, kept in trained.snapshots if labelled else []:
+            nnx.update(network, *of_seed(kept, index))
+            curve[cycle] = probes[config.probe_layer](seed, network)
+        nnx.update(network, learner.params, learner.statistics)
+        network.eval()  # type: ignore[no-untyped-call]
+        for layer in layers[1:] if labelled else []:
+            values[_named(config, layer)] = probes[layer](seed, network)
+        training = trained.seconds / len(seeds)
+        seconds = training + spent[index] + time.perf_counter() - began
+        history = np.asarray(learner.history)
+        names = ("cluster_change_nmi", "class_nmi", "loss")
+        for number, row in enumerate(history, 1) if new else ():
+            known = {name: round(float(v), 5) for name, v in zip(names, row, strict=True) if np.isfinite(v)}
+            probed = {"probe_accuracy": curve[number]} if number in curve else {}
+            workdir.log(seed=seed, cycle=number, **known, **probed)
+        values |= {name: float(v) for name, v in zip(names, history[-1], strict=True) if np.isfinite(v)}
+        if labelled:
+            assert config.cycles is not None
+            values["initial_alignment"] = float(history[0, 1])
+            values["probe_accuracy"] = curve[config.cycles]
+        values = {name: round(value, 4) for name, value in values.items()}
+        values["training_seconds"] = round(training, 1)
+        workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), seconds))
+        if seed == config.seed:
+            _draw(config, history, np.asarray(learner.labels), curve, values, train)
+        results.append(SeedResult(seed, network, values))
+    return results
+
+
+def _named(config: Config, layer: str) -> str:
+    """What a layer's accuracy is called."""
+    return "probe_accuracy" if layer == config.probe_layer else f"probe_accuracy_{layer}"
+
+
+def _draw(
+    config: Config,
+    history: np.ndarray,
+    clusters: np.ndarray,
+    curve: Mapping[int, float],
+    values: Mapping[str, float],
+    train: Images,
+) -> None:
+    """The pictures of the first seed."""
+    random = values.get("random_probe_accuracy")
+    figures.cycles(history, curve, random, config.halt, config.workdir / "cycles.png")
+    shown = np.flatnonzero(clusters < 20)
+    figures.gallery(
+        np.asarray(train.raw)[shown],
+        clusters[shown],
+        None if train.labels is None else train.labels[shown],
+        config.workdir / "clusters.png",
+    )
 
 
 def _sweep(
@@ -311,19 +341,20 @@ def _sweep(
     return every
 
 
-def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -> Trained:
-    """All cycles, with snapshots of the network where it is to be judged."""
+def learn(config: Config, seeds: range, networks: Sequence[LeNet5 | AlexNet], train: Images) -> Trained:
+    """All cycles of several seeds at once, with snapshots of the networks where they are to be judged."""
     assert config.batch_size is not None
     assert config.num_clusters is not None
     assert config.cycles is not None
     scale = moments(train)
     clusters, batch_size = config.num_clusters, config.batch_size
-    network.train()  # type: ignore[no-untyped-call]
-    graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    for network in networks:
+        network.train()  # type: ignore[no-untyped-call]
+    graph = nnx.split(networks[0], nnx.Param, nnx.BatchStat)[0]  # type: ignore[misc]
     optimizer = optax.chain(
         optax.add_decayed_weights(config.weight_decay), optax.sgd(config.learning_rate, config.momentum)
     )
-    num_features = network.num_features
+    num_features = networks[0].num_features
 
     def fresh_head(key: Array) -> tuple[Array, Array]:
         return 0.01 * jax.random.normal(key, (num_features, clusters)), jnp.zeros(clusters)
@@ -355,7 +386,7 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -
             head_memory=head_memory,
         ), value
 
-    take_steps = over_batches(step)
+    take_steps = over_batches(over_seeds(step, (0, 0, None)))
 
     @jax.jit
     def draw(key: Array, labels: Array) -> tuple[Array, Array]:
@@ -367,11 +398,24 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -
         return order.reshape(steps, batch_size), jax.random.split(steps_key, steps)
 
     group = jax.jit(cluster(config))
-    embed = features(config, network)
+    embed = features(config, networks[0])
 
-    def advance(learner: Learner, cycle: int, _: int) -> tuple[Learner, Array]:
-        cycle_key = jax.random.fold_in(jax.random.key(seed), cycle)
-        keys = jax.random.split(cycle_key, 3)
+    def begin(seed: int, network: LeNet5 | AlexNet) -> Learner:
+        _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        head = fresh_head(jax.random.key(seed))
+        return Learner(
+            params=params,
+            statistics=statistics,
+            memory=optimizer.init(params),
+            head=head,
+            head_memory=optimizer.init(head),
+            labels=jnp.zeros(len(train.raw), jnp.int32),
+            history=jnp.full((config.cycles, 3), jnp.nan),
+        )
+
+    def prepare_cycle(seed: int, learner: Learner, cycle: int) -> tuple[Learner, Any]:
+        """New clusters and a new head of one seed, its row of the history, and its minibatches."""
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), cycle), 3)
         halted = config.halt is not None and cycle >= config.halt
         before = np.asarray(learner.labels)
         if not halted:
@@ -381,30 +425,27 @@ def learn(config: Config, seed: int, network: LeNet5 | AlexNet, train: Images) -
         if not halted or config.fresh_head:
             head = fresh_head(keys[1])
             learner = learner._replace(head=head, head_memory=optimizer.init(head))
-        learner, value = take_steps(learner, draw(keys[2], learner.labels), train.raw)
         change = metrics.normalized_mutual_info(before, now) if cycle else np.nan
         alike = np.nan if train.labels is None else metrics.normalized_mutual_info(train.labels, now)
-        history = learner.history.at[cycle].set(jnp.array([change, alike, value]))
-        return learner._replace(history=history), value
+        history = learner.history.at[cycle, :2].set(jnp.array([change, alike]))
+        return learner._replace(history=history), draw(keys[2], learner.labels)
 
-    head = fresh_head(jax.random.key(seed))
-    start = Learner(
-        params=params,
-        statistics=statistics,
-        memory=optimizer.init(params),
-        head=head,
-        head_memory=optimizer.init(head),
-        labels=jnp.zeros(len(train.raw), jnp.int32),
-        history=jnp.full((config.cycles, 3), jnp.nan),
-    )
+    def advance(learner: Learner, cycle: int, _: int) -> tuple[Learner, Array]:
+        ready = [prepare_cycle(seed, of_seed(learner, i), cycle) for i, seed in enumerate(seeds)]
+        learners, batches = (stacked(part) for part in zip(*ready, strict=True))
+        # Minibatches first, then seeds.
+        batches = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batches)
+        learner, values = take_steps(learners, batches, train.raw)
+        return learner._replace(history=learner.history.at[:, cycle, 2].set(values)), jnp.mean(values)
+
     every = config.probe_every or config.cycles
     return run_steps(
         advance,
-        jax.tree.map(jnp.copy, start),  # the network keeps its own arrays, these are donated
+        stacked([begin(*pair) for pair in zip(seeds, networks, strict=True)]),
         steps=config.cycles,
         stride=1,
-        folder=config.workdir / f"checkpoints-{seed}",
-        title=f"seed {seed}",
+        folder=config.workdir / f"checkpoints-{seeds_name(seeds)}",
+        title=f"seed {seeds_name(seeds)}",
         unit="cycle",
         snapshot_at={*range(every, config.cycles, every), config.cycles},
         snapshot=lambda learner: (learner.params, learner.statistics),
@@ -493,12 +534,12 @@ def cluster(config: Any) -> Any:
 
 
 def _prober(
-    config: Config, seed: int, network: LeNet5 | AlexNet, train: Images, test: Images, layer: str
-) -> Callable[[LeNet5 | AlexNet], float]:
-    """The accuracy of a linear classifier on a layer, as a function of the network."""
+    config: Config, network: LeNet5 | AlexNet, train: Images, test: Images, layer: str
+) -> Callable[[int, LeNet5 | AlexNet], float]:
+    """The accuracy of a linear classifier on a layer, as a function of its seed and the network."""
     embed, scale = features(config, network, layer=layer), moments(train)
 
-    def probe(network: LeNet5 | AlexNet) -> float:
+    def probe(seed: int, network: LeNet5 | AlexNet) -> float:
         _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
         codes = [embed(params, statistics, images.seen, scale) for images in (train, test)]
         assert train.labels is not None
@@ -535,6 +576,8 @@ def fill_in(config: Any, dataset: data.Dataset, num_train: int) -> Any:
             "momentum": momentum if config.momentum is None else config.momentum,
             "batch_size": config.batch_size or min(64 if alexnet else 128, num_train),
             "probe_layer": config.probe_layer or ("relu_5" if alexnet else "conv_2"),
+            "seeds_together": config.seeds_together
+            or (1 if jax.default_backend() == "cpu" else config.seeds),
         }
     return replace(config, **chosen)
 

@@ -212,6 +212,17 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     }
 
 
+def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
+    config = replace(config, seeds=2, cycles=2, halt=1)
+    alone = deepcluster.run(config)
+    together = deepcluster.run(
+        replace(config, seeds_together=2, workdir=config.workdir.with_name("together"))
+    )
+    for one, other in zip(alone, together, strict=True):
+        for first, second in zip(leaves(one), leaves(other), strict=True):
+            np.testing.assert_allclose(first, second, atol=1e-3)
+
+
 @pytest.mark.parametrize("augmentation", ["code", "crops", "text"])
 def test_augmentation_keeps_images_apart(augmentation: str) -> None:
     shades = jnp.linspace(0, 1, 6).reshape(3, 1, 1, 2)
