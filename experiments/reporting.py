@@ -680,7 +680,7 @@ ROWS: tuple[Row, ...] = (
         batch_size=100,
     ),
     _acol_row(
-        "… and 20 more at a falling rate, **accuracy**",
+        "… and 20 more at a falling rate⁷, **accuracy**",
         "–",
         "mnist",
         10_000,
