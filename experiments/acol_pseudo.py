@@ -96,7 +96,7 @@ class Config:
     num_filters: int | None = None
     """Of the first pair of convolutions, by default 32, 16 for small data; the second has twice as many."""
     epochs: int | None = None
-    """Passes over the images; by default 400, 200 for small data."""
+    """Passes over the images; by default 400, 85 for small data."""
     batch_size: int | None = None
     """Images in a minibatch; by default 400, 50 for small data."""
     learning_rate: float = 1e-3
@@ -469,7 +469,7 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
     filled = replace(
         config,
         dataset=dataset.name,
-        epochs=config.epochs or (200 if small else 400),
+        epochs=config.epochs or (85 if small else 400),
         batch_size=config.batch_size or min(50 if small else 400, len(train.images)),
         num_filters=config.num_filters or (16 if small else 32),
         num_clusters=config.num_clusters or classes,
