@@ -1,10 +1,12 @@
 """Hebbian units that see whole digits, and a classifier on their steep responses (paper 001).
 
     python -m experiments.mnist_hebbian                          # MNIST at hand, or the bundled digits
-    python -m experiments.mnist_hebbian --powers 5 10 20 30      # chosen on held-out training images
+    python -m experiments.mnist_hebbian --powers 4 5 6           # chosen on held-out training images
 
 2,000 units learn whole images, without labels or gradients; the cosine of image and weights to a steep power
-goes to a softmax layer. Not run on MNIST yet.
+goes to a softmax layer. README.md has what
+it gives on MNIST. More minibatches are no better: on held-out training images 150, 500 and 3,000 gave errors of 2.4,
+2.1 and 2.4 %.
 """
 
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ class Config(hebbian_filters.Config):
     """Where everything is written; an earlier run there is set aside, not lost."""
     architecture: Literal["single", "five", "imagenet32", "full"] = "full"
     """full: units that see whole images; the others are those of `cifar10_hebbian`."""
+    filter_steps: int = 500
+    """Minibatches of images."""
     filter_learning_rate: float = 0.02
     """ε at the first minibatch; it falls linearly to 0."""
 
