@@ -4,9 +4,8 @@
     python -m experiments.mnist_hebbian --powers 4 5 6           # chosen on held-out training images
 
 2,000 units learn whole images, without labels or gradients; the cosine of image and weights to a steep power
-goes to a softmax layer. README.md has what
-it gives on MNIST. More minibatches are no better: on held-out training images 150, 500 and 3,000 gave errors of 2.4,
-2.1 and 2.4 %.
+goes to a softmax layer. README.md has what it gives on MNIST. More minibatches are no better: on held-out
+training images 150, 500 and 3,000 gave errors of 2.4, 2.1 and 2.4 %.
 """
 
 from dataclasses import dataclass

@@ -561,6 +561,26 @@ ROWS: tuple[Row, ...] = (
         schedule="drops",
     ),
     _hebbian_row("… five blocks of filters", "23.40", " --architecture five", architecture="five"),
+    Row(
+        "MNIST, 2,000 Hebbian units that see whole digits, error",
+        "–",
+        "mnist_hebbian",
+        "test_error",
+        {
+            "architecture": "full",
+            "response": "nnl",
+            "num_units": None,
+            "powers": [4.0, 5.0, 6.0],
+            "filter_steps": 500,
+            "learning_rate": 0.1,
+            "epochs": 70,
+            "num_train": None,
+            "num_test": None,
+        },
+        "mnist",
+        60_000,
+        "mnist_hebbian --powers 4 5 6",
+    ),
     _nmce_row(
         "double spiral, **accuracy**", "–", "nmce_spiral", "spiral", steps=30_000, batch_size=512, tcr_steps=0
     ),
