@@ -476,6 +476,8 @@ def _objective(trial: "optuna.Trial", search: Search) -> float:
             raise optuna.TrialPruned(f"the same as trial {other.number}")
     mflop, gib = cost(architecture, search.images.shape[1:], config)
     trial.set_user_attr("mflop", round(mflop, 2))
+    # Without it refused proposals would be the sampler's model of good ones until some trial has ended.
+    trial.set_constraint("mflop", mflop - config.max_mflop)
     if mflop > config.max_mflop:
         raise optuna.TrialPruned(f"{mflop:.0f} million operations an image")
     assert config.memory_gib is not None
