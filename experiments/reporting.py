@@ -561,6 +561,13 @@ ROWS: tuple[Row, ...] = (
         schedule="drops",
     ),
     _hebbian_row("… five blocks of filters", "23.40", " --architecture five", architecture="five"),
+    _hebbian_row(
+        "… of 80 filters each, not 400",
+        "–",
+        " --architecture five --num-units 80",
+        architecture="five",
+        num_units=80,
+    ),
     Row(
         "MNIST, 2,000 Hebbian units that see whole digits, error",
         "–",
