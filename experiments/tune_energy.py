@@ -477,10 +477,11 @@ def _objective(trial: "optuna.Trial", search: Search) -> float:
     mflop, gib = cost(architecture, search.images.shape[1:], config)
     trial.set_user_attr("mflop", round(mflop, 2))
     # Without it refused proposals would be the sampler's model of good ones until some trial has ended.
+    assert config.memory_gib is not None
     trial.set_constraint("mflop", mflop - config.max_mflop)
+    trial.set_constraint("gib", gib - config.memory_gib)
     if mflop > config.max_mflop:
         raise optuna.TrialPruned(f"{mflop:.0f} million operations an image")
-    assert config.memory_gib is not None
     if gib > config.memory_gib:
         raise optuna.TrialPruned(f"{gib:.1f} GiB of codes")
     assert config.batch_size is not None
