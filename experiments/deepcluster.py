@@ -86,8 +86,9 @@ class Config:
     else the number of classes, or 10."""
     num_components: int | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
-    sobel: bool | None = None
-    """Sobel filters below the network; by default with alexnet."""
+    sobel: bool | Literal["random"] | None = None
+    """Filters of 3×3 pixels below the network that do not learn: Sobel's, or random ones, which the authors'
+    code has in their place; by default random with alexnet, else none."""
     cycles: int | None = None
     """Cycles of clustering and training; by default 50 for lenet5, 100 for alexnet, 15 on small data."""
     halt: int | None = None
@@ -143,7 +144,7 @@ class Learner(NamedTuple):
 
     Attributes:
       params: of the network.
-      statistics: of its batch normalisation.
+      statistics: of its batch normalisation, and what else it does not learn.
       memory: of the optimiser, for the network.
       head: kernel and bias of the top layer.
       head_memory: of the optimiser, for the top layer.
@@ -350,7 +351,7 @@ def learn(config: Config, seeds: range, networks: Sequence[LeNet5 | AlexNet], tr
     clusters, batch_size = config.num_clusters, config.batch_size
     for network in networks:
         network.train()  # type: ignore[no-untyped-call]
-    graph = nnx.split(networks[0], nnx.Param, nnx.BatchStat)[0]  # type: ignore[misc]
+    graph = nnx.split(networks[0], nnx.Param, ...)[0]  # type: ignore[misc]
     optimizer = optax.chain(
         optax.add_decayed_weights(config.weight_decay), optax.sgd(config.learning_rate, config.momentum)
     )
@@ -366,7 +367,7 @@ def learn(config: Config, seeds: range, networks: Sequence[LeNet5 | AlexNet], tr
         net = nnx.merge(graph, params, statistics, copy=True)  # statistics change at this trace level
         logits = jax.nn.relu(net(images, key=key)) @ kernel + bias
         value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        return value, nnx.state(net, nnx.BatchStat)
+        return value, nnx.state(net, nnx.Not(nnx.Param))
 
     def step(learner: Learner, batch: tuple[Array, Array], raw: Array) -> tuple[Learner, Array]:
         chosen, key = batch
@@ -401,7 +402,7 @@ def learn(config: Config, seeds: range, networks: Sequence[LeNet5 | AlexNet], tr
     embed = features(config, networks[0])
 
     def begin(seed: int, network: LeNet5 | AlexNet) -> Learner:
-        _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        _, params, statistics = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
         head = fresh_head(jax.random.key(seed))
         return Learner(
             params=params,
@@ -495,7 +496,7 @@ def transform(config: Config, key: Array, images: Array) -> Array:
 def build(config: Any, seed: int, channels: int) -> LeNet5 | AlexNet:
     """The untrained network."""
     kind = LeNet5 if config.architecture == "lenet5" else AlexNet
-    return kind(channels=channels, use_sobel=bool(config.sobel), rngs=nnx.Rngs(seed))
+    return kind(channels=channels, use_sobel=config.sobel, rngs=nnx.Rngs(seed))
 
 
 def features(config: Any, network: LeNet5 | AlexNet, *, layer: str | None = None) -> Any:
@@ -518,7 +519,7 @@ def features(config: Any, network: LeNet5 | AlexNet, *, layer: str | None = None
         return found.reshape(len(images), -1)
 
     def embed(params: Any, statistics: Any, images: Array, scale: tuple[Array, Array]) -> Array:
-        return evaluation.map_batches(partial(apply, params, statistics, *scale), images, batch_size=1000)
+        return evaluation.map_batches(partial(apply, params, statistics, *scale), images, batch_size=250)
 
     return embed
 
@@ -540,7 +541,7 @@ def _prober(
     embed, scale = features(config, network, layer=layer), moments(train)
 
     def probe(seed: int, network: LeNet5 | AlexNet) -> float:
-        _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+        _, params, statistics = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
         codes = [embed(params, statistics, images.seen, scale) for images in (train, test)]
         assert train.labels is not None
         assert test.labels is not None
@@ -566,7 +567,7 @@ def fill_in(config: Any, dataset: data.Dataset, num_train: int) -> Any:
         "architecture": architecture,
         "num_clusters": config.num_clusters or clusters,
         "num_components": (256 if alexnet else 0) if config.num_components is None else config.num_components,
-        "sobel": alexnet if config.sobel is None else config.sobel,
+        "sobel": ("random" if alexnet else False) if config.sobel is None else config.sobel,
     }
     if isinstance(config, Config):
         default = 15 if num_train < _SMALL else 100 if alexnet else 50

@@ -71,8 +71,9 @@ class Config:
     else the number of classes, or 10."""
     num_components: int | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
-    sobel: bool | None = None
-    """Sobel filters below the network; by default with alexnet."""
+    sobel: bool | Literal["random"] | None = None
+    """Filters of 3×3 pixels below the network that do not learn: Sobel's, or random ones, which the authors'
+    code has in their place; by default random with alexnet, else none."""
     sweep: Literal["clusters", "components"] | None = None
     """Measure once for each of several numbers of clusters (figure 6) or principal components (figure
     B.1)."""
@@ -138,7 +139,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
             def advance(found: Array, index: int, _: int, seed: int = seed) -> tuple[Array, Array]:
                 number = seed * config.num_networks + index
                 _, params, statistics = nnx.split(  # type: ignore[misc]
-                    build(config, number, channels), nnx.Param, nnx.BatchStat
+                    build(config, number, channels), nnx.Param, ...
                 )
                 clusters = group(jax.random.key(number), embed(params, statistics, train.seen, scale))
                 value = metrics.normalized_mutual_info(labels, np.asarray(clusters))
@@ -201,7 +202,7 @@ def _draw_features(
     """Figure 2: the features of some images by the first network, coloured by class."""
     assert images.labels is not None
     network = build(config, config.seed * config.num_networks, images.seen.shape[-1])
-    _, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    _, params, statistics = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
     found = embed(params, statistics, images.seen, scale)
     figures.embeddings({"features of an untrained network": np.asarray(found)}, images.labels, path)
 

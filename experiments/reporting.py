@@ -426,16 +426,23 @@ def _nmce_row(what: str, paper: str, experiment: str, dataset: str, options: str
 
 
 def _alignment_row(
-    what: str, paper: str, dataset: str, num_train: int, clusters: int, *, networks: int = 100
+    what: str,
+    paper: str,
+    dataset: str,
+    num_train: int,
+    clusters: int,
+    options: str = "",
+    *,
+    networks: int = 100,
+    sobel: bool | str = False,
 ) -> Row:
     """A row of paper 004's initial alignment: the mean over untrained networks."""
     colour = dataset == "cifar10"
     where = {
-        "num_clusters": clusters, "num_networks": networks, "num_train": None, "sobel": colour,
+        "num_clusters": clusters, "num_networks": networks, "num_train": None, "sobel": sobel,
         "architecture": "alexnet" if colour else "lenet5", "num_components": 256 if colour else 0,
     }  # fmt: skip
-    command = f"deepcluster_alignment --dataset {dataset}"
-    command += f" --num-networks {networks}" if networks != 100 else ""
+    command = f"deepcluster_alignment --dataset {dataset}{options}"
     metric = "initial_alignment_mean"
     spread = metric.replace("mean", "std")
     name = "deepcluster_alignment"
@@ -765,13 +772,23 @@ ROWS: tuple[Row, ...] = (
         5,
     ),
     _alignment_row(
-        "CIFAR-10, **initial alignment** of 100 AlexNets, 1,000 clusters",
+        "CIFAR-10, **initial alignment** of 100 AlexNets, 1,000 clusters⁵",
         "0.065–0.085",
         "cifar10",
         50_000,
         1000,
+        sobel="random",
     ),
-    _alignment_row("… of 10 AlexNets⁵", "0.065–0.085", "cifar10", 50_000, 1000, networks=10),
+    _alignment_row(
+        "… of 10 AlexNets above Sobel's filters⁵",
+        "–",
+        "cifar10",
+        50_000,
+        1000,
+        " --sobel True --num-networks 10",
+        networks=10,
+        sobel=True,
+    ),
     _deepcluster_row("Fashion-MNIST, DeepCluster, 50 cycles, probe **accuracy**", "probe_accuracy"),
     _deepcluster_row("… of the untrained network", "random_probe_accuracy"),
     *(

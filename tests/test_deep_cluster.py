@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +129,28 @@ def test_sobel_is_scipys() -> None:
         for axis, channel in ((1, 0), (0, 1)):
             expected = -ndimage.sobel(image, axis=axis, mode="constant")
             np.testing.assert_allclose(found[..., channel], expected, atol=1e-5)
+
+
+def test_random_filters_below_the_network_stay_as_they_are() -> None:
+    net = nn.AlexNet(use_sobel="random", rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    grey, edges = np.asarray(net.grey[...]), np.asarray(net.edges[...])
+    filtered = [
+        np.stack([ndimage.correlate(image @ grey, edges[..., i], mode="constant") for i in range(2)], -1)
+        for image in np.asarray(images)
+    ]
+    expected = net.convolutions[0](jnp.asarray(np.stack(filtered)))
+    np.testing.assert_allclose(net.layers(images)["conv_1"], expected, atol=1e-4)
+    learned = nnx.state(net, nnx.Param)
+    assert "grey" not in learned
+    assert "edges" not in learned
+    assert len(nnx.state(net, convnets.Fixed)) == 2
+    others = (nn.LeNet5(channels=3, use_sobel="random", rngs=nnx.Rngs(seed)) for seed in range(100))
+    drawn = np.array([[*net.grey[...], *net.edges[...].ravel()] for net in others])
+    np.testing.assert_allclose(drawn[:, :3].std(), 2**0.5, rtol=0.1)
+    np.testing.assert_allclose(drawn[:, 3:].std(), 1 / 3, rtol=0.1)
+    with pytest.raises(ValueError, match="use_sobel='sobel' is not accepted"):
+        nn.LeNet5(use_sobel="sobel", rngs=nnx.Rngs(0))  # type: ignore[arg-type]
 
 
 def test_networks_have_the_published_sizes() -> None:
@@ -258,6 +281,9 @@ def test_street_numbers_through_tfds_take_alexnet(street_numbers: Path, config: 
         )
     )  # fmt: skip
     assert isinstance(result.network, nn.AlexNet)
+    assert result.network.use_sobel == "random"
+    before = nn.AlexNet(use_sobel="random", rngs=nnx.Rngs(0))
+    chex.assert_trees_all_equal(*(nnx.state(net, convnets.Fixed) for net in (result.network, before)))
     assert 0 <= result.metrics["probe_accuracy"] <= 100
 
 
@@ -329,22 +355,43 @@ def test_bad_options(config: Config, change: dict, message: str) -> None:
         deepcluster.run(replace(config, **change))
 
 
-def test_banded_convolution_is_the_convolution() -> None:
-    net = nn.LeNet5(rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (3, 32, 32, 1))
-    kernel = net.convolutions[0].kernel[...]
+@pytest.mark.parametrize(
+    ("channels", "filters", "size", "stride", "padding", "large"),
+    [
+        (1, 6, 5, 1, 0, None),  # banded
+        (2, 7, 4, 3, 2, None),  # banded, with strides and padding
+        (6, 30, 3, 1, 0, None),  # patches
+        (6, 30, 4, 2, 1, None),  # patches, with strides and padding
+        (6, 30, 4, 2, 1, 0),  # XLA's
+    ],
+)
+def test_every_form_of_the_convolution_is_the_convolution(
+    channels: int,
+    filters: int,
+    size: int,
+    stride: int,
+    padding: int,
+    large: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if large is not None:
+        monkeypatch.setattr(convnets, "_LARGE", large)
+    layer = nnx.Conv(
+        channels, filters, (size, size), strides=stride, padding=((padding, padding),) * 2, rngs=nnx.Rngs(0)
+    )
+    layer.bias[...] = jnp.arange(float(filters))
+    specification = convnets._Convolution(filters, size, stride, padding, None)
+    graph, state = nnx.split(layer)
+    images = jax.random.normal(jax.random.key(0), (3, 11, 12, channels))
 
-    def plain(kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-        )
+    def flax(state: nnx.State, images: jax.Array) -> jax.Array:
+        return jnp.sin(nnx.merge(graph, state)(images))
 
-    def banded(kernel: jax.Array) -> jax.Array:
-        return convnets._banded(x, kernel)
+    def ours(state: nnx.State, images: jax.Array) -> jax.Array:
+        planes = jnp.swapaxes(images, 0, 3)
+        return jnp.sin(jnp.swapaxes(convnets._convolve(specification, nnx.merge(graph, state), planes), 0, 3))
 
-    np.testing.assert_allclose(net.layers(x)["conv_1"], plain(kernel), atol=1e-4)
-    for one, other in zip(jax.vjp(plain, kernel), jax.vjp(banded, kernel), strict=True):
-        if callable(one):
-            np.testing.assert_allclose(one(plain(kernel))[0], other(plain(kernel))[0], rtol=1e-3)
-        else:
-            np.testing.assert_allclose(one, other, atol=1e-4)
+    wanted, wanted_gradient = jax.vjp(flax, state, images)
+    found, gradient = jax.vjp(ours, state, images)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    chex.assert_trees_all_close(gradient(wanted), wanted_gradient(wanted), rtol=1e-3, atol=1e-3)

@@ -185,7 +185,7 @@ def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
     "build",
     [
         lambda rngs: ACOL((8, 8, 3), num_parents=2, num_features=8, num_filters=2, rngs=rngs),
-        lambda rngs: LeNet5(channels=3, use_sobel=True, rngs=rngs),
+        lambda rngs: LeNet5(channels=3, use_sobel="random", rngs=rngs),
         lambda rngs: NMCE(
             ResNet(10, num_filters=2, num_pre_features=None, rngs=rngs),
             16,

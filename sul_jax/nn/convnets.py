@@ -1,12 +1,17 @@
-"""The networks of DeepCluster's deep dive: LeNet-5 and AlexNet, with batch normalisation."""
+"""The networks of DeepCluster's deep dive: LeNet-5 and AlexNet, with batch normalisation.
 
-from typing import Any, Literal, NamedTuple
+Inside, the batch is the last axis, `[channels, height, width, batch]`: their maps are small, and a CPU then
+normalises and pools long rows of numbers.
+"""
+
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.backbones import dropout
@@ -19,6 +24,10 @@ class _Convolution(NamedTuple):
     strides: int
     padding: int
     pool: tuple[int, int] | None  # window and strides of the max pooling that follows
+
+    def size_of_result(self, size: int) -> int:
+        """Before pooling."""
+        return (size + 2 * self.padding - self.kernel_size) // self.strides + 1
 
 
 # Mustapha et al. 2022, section 3.2, for 32×32 images, and DeepCluster's own for 224×224.
@@ -40,9 +49,16 @@ _ALEXNETS = {
 }
 _LENET = (_Convolution(6, 5, 1, 0, (2, 2)), _Convolution(16, 5, 1, 0, (2, 2)))
 
-# Pairs of channels below which XLA's CPU convolution is slower than a product with a banded matrix: about
-# half as fast in LeNet-5's first layer.
-_FEW = 128
+# On a CPU: pairs of channels below which a product with a banded matrix is faster than one with patches, and
+# numbers in an image's patches above which XLA's convolution takes less memory.
+_FEW, _LARGE = 128, 2**16
+
+# Horizontal and vertical derivatives.
+_SOBEL = np.stack([across := np.outer([1, 2, 1], [1, 0, -1]), across.T], axis=-1).astype(np.float32)
+
+
+class Fixed(nnx.Variable):  # type: ignore[misc, type-arg]
+    """Values that belong to a network and are not learned."""
 
 
 def sobel(images: Array) -> Array:
@@ -60,12 +76,8 @@ def sobel(images: Array) -> Array:
       >>> nn.sobel(jnp.ones((1, 5, 5, 3)))[0, 2, 2].tolist()
       [0.0, 0.0]
     """
-    across = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32)
-    kernel = jnp.asarray(np.stack([across, across.T], axis=-1)[:, :, None], images.dtype)
-    grey = jnp.mean(images, axis=-1, keepdims=True)
-    return lax.conv_general_dilated(
-        grey, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-    )
+    grey = jnp.full(images.shape[3], 1 / images.shape[3], images.dtype)
+    return _swapped(_edges(_swapped(images), grey, jnp.asarray(_SOBEL, images.dtype)))
 
 
 class _ConvNet(Saved):
@@ -78,18 +90,22 @@ class _ConvNet(Saved):
         *,
         image_size: int,
         channels: int,
-        use_sobel: bool,
+        use_sobel: bool | Literal["random"],
         dropout: float,
         rngs: nnx.Rngs,
     ):
+        if use_sobel not in (True, False, "random"):
+            raise ValueError(f"use_sobel={use_sobel!r} is not accepted: it must be True, False or 'random'")
         self.use_sobel, self.dropout = use_sobel, dropout
+        if use_sobel == "random":
+            # The standard deviations of the convolutions below.
+            self.grey = Fixed(2**0.5 * jax.random.normal(rngs.params(), (channels,)))
+            self.edges = Fixed(jax.random.normal(rngs.params(), _SOBEL.shape) / 3)
         self.image_shape = (image_size, image_size, channels)
-        self.pools = tuple(layer.pool for layer in layers)
+        self.specifications = layers
         inputs, size = 2 if use_sobel else channels, image_size
         convolutions, norms = [], []
         for layer in layers:
-            plain = layer.strides == 1 and not layer.padding
-            banded = plain and inputs * layer.filters < _FEW and jax.default_backend() == "cpu"
             # Standard deviation √(2 / (kernel_size² · filters)), as the authors'.
             convolutions.append(
                 nnx.Conv(
@@ -98,14 +114,13 @@ class _ConvNet(Saved):
                     (layer.kernel_size,) * 2,
                     strides=layer.strides,
                     padding=((layer.padding,) * 2,) * 2,
-                    conv_general_dilated=_banded if banded else conv_general_dilated,
                     kernel_init=nnx.initializers.normal((2 / (layer.kernel_size**2 * layer.filters)) ** 0.5),
                     rngs=rngs,
                 )
             )
-            norms.append(nnx.BatchNorm(layer.filters, momentum=0.9, epsilon=1e-5, rngs=rngs))
+            norms.append(nnx.BatchNorm(layer.filters, axis=0, momentum=0.9, epsilon=1e-5, rngs=rngs))
             inputs = layer.filters
-            size = (size + 2 * layer.padding - layer.kernel_size) // layer.strides + 1
+            size = layer.size_of_result(size)
             if layer.pool is not None:
                 size = (size - layer.pool[0]) // layer.pool[1] + 1
             if size < 1:
@@ -131,13 +146,20 @@ class _ConvNet(Saved):
         """
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images must have shape [batch, *{self.image_shape}], got {images.shape}")
+        return {name: _swapped(values) for name, values in self._planes(images).items()}
+
+    def _planes(self, images: Array) -> dict[str, Array]:
+        """`layers` as they are computed, `[channels, height, width, batch]`."""
         found = {}
-        values = sobel(images) if self.use_sobel else images
-        below = (None, *self.pools[:-1])
-        parts = zip(below, self.convolutions, self.norms, strict=True)
-        for index, (pool, convolution, norm) in enumerate(parts, 1):
-            found[f"conv_{index}"] = convolution(_pool(values, pool))
+        values = _swapped(sobel(images) if self.use_sobel is True else images)
+        if self.use_sobel == "random":
+            values = _edges(values, self.grey[...], self.edges[...])
+        pool = None
+        parts = zip(self.specifications, self.convolutions, self.norms, strict=True)
+        for index, (layer, convolution, norm) in enumerate(parts, 1):
+            found[f"conv_{index}"] = _convolve(layer, convolution, _pool(values, pool))
             values = found[f"relu_{index}"] = jax.nn.relu(norm(found[f"conv_{index}"]))
+            pool = layer.pool
         return found
 
     def __call__(self, images: Array, *, key: Array | None = None) -> Array:
@@ -150,8 +172,8 @@ class _ConvNet(Saved):
         Returns:
           `[batch, num_features]`.
         """
-        last = self.layers(images)[f"relu_{len(self.pools)}"]
-        values = _pool(last, self.pools[-1]).reshape(images.shape[0], -1)
+        last = self._planes(images)[f"relu_{len(self.specifications)}"]
+        values = _swapped(_pool(last, self.specifications[-1].pool)).reshape(images.shape[0], -1)
         for index, linear in enumerate(self.hidden):
             if index:
                 values = jax.nn.relu(values)
@@ -170,12 +192,13 @@ class LeNet5(_ConvNet):
       num_features: 84.
     """
 
-    def __init__(self, *, channels: int = 1, use_sobel: bool = False, rngs: nnx.Rngs):
+    def __init__(self, *, channels: int = 1, use_sobel: bool | Literal["random"] = False, rngs: nnx.Rngs):
         """Random weights.
 
         Args:
           channels: of the images.
-          use_sobel: put `sobel` below the network.
+          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which stay as they
+            are: the authors' code has these, since it initialises the network after its Sobel filters.
           rngs: Flax's random number streams.
 
         Example:
@@ -207,7 +230,7 @@ class AlexNet(_ConvNet):
         variant: Literal["small", "original"] = "small",
         *,
         channels: int = 3,
-        use_sobel: bool = True,
+        use_sobel: bool | Literal["random"] = True,
         rngs: nnx.Rngs,
     ):
         """Random weights.
@@ -215,7 +238,8 @@ class AlexNet(_ConvNet):
         Args:
           variant: `"small"` for 32×32 images, `"original"` for 224×224.
           channels: of the images.
-          use_sobel: put `sobel` below the network.
+          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which stay as they
+            are: the authors' code has these, since it initialises the network after its Sobel filters.
           rngs: Flax's random number streams.
 
         Raises:
@@ -244,18 +268,59 @@ class AlexNet(_ConvNet):
         )
 
 
-def _banded(images: Array, kernel: Array, *settings: Any, **options: Any) -> Array:
-    """A convolution without padding, for `nnx.Conv`: a row of the result from the rows it depends on."""
-    del settings, options  # strides of 1 and no padding, as `_ConvNet` sees to
+def _swapped(values: Array) -> Array:
+    """The batch last instead of first, or first again."""
+    return jnp.swapaxes(values, 0, 3)
+
+
+def _edges(planes: Array, grey: Array, filters: Array) -> Array:
+    """Weighted channels filtered by `[3, 3, 2]`, zeros assumed around the image."""
+    height, width = planes.shape[1:3]
+    flat = jnp.pad(jnp.sum(grey[:, None, None, None] * planes, 0), ((1, 1), (1, 1), (0, 0)))
+    places = [(row, column) for row in range(3) for column in range(3)]
+    parts = (filters[i, j][:, None, None, None] * flat[i : i + height, j : j + width] for i, j in places)
+    return reduce(jnp.add, parts)
+
+
+def _convolve(layer: _Convolution, values: nnx.Conv, planes: Array) -> Array:
+    """A convolution of `[channels, height, width, batch]` by the kernel and bias that Flax keeps."""
+    assert values.bias is not None
+    kernel, bias = values.kernel[...], values.bias[...]
+    stride, padding = layer.strides, (layer.padding,) * 2
+    height, width = (layer.size_of_result(side) for side in planes.shape[1:3])
+    if jax.default_backend() != "cpu" or kernel[..., 0].size * height * width > _LARGE:
+        images = conv_general_dilated(_swapped(planes), kernel, (stride,) * 2, (padding,) * 2)
+        return _swapped(images + bias)
+    planes = jnp.pad(planes, ((0, 0), padding, padding, (0, 0)))
+    product = _banded if len(planes) * layer.filters < _FEW else _by_patches
+    return product(planes, kernel, stride, (height, width)) + bias[:, None, None, None]
+
+
+def _by_patches(planes: Array, kernel: Array, stride: int, shape: tuple[int, int]) -> Array:
+    """One product with all patches."""
+    height, width = shape
+    windows = [
+        planes[:, row::stride, column::stride][:, :height, :width]
+        for row in range(len(kernel))
+        for column in range(len(kernel))
+    ]
+    flat = kernel.reshape(-1, kernel.shape[3])
+    patches = jnp.concatenate(windows).reshape(len(flat), -1)
+    return jnp.matmul(flat.T, patches, precision="highest").reshape(-1, height, width, planes.shape[3])
+
+
+def _banded(planes: Array, kernel: Array, stride: int, shape: tuple[int, int]) -> Array:
+    """A product for each row of the result, with the rows that it depends on."""
     size, _, channels, filters = kernel.shape
-    height, width = (side - size + 1 for side in images.shape[1:3])
-    shift = np.arange(images.shape[2])[:, None] - np.arange(width)
+    height, width = shape
+    shift = np.arange(planes.shape[2])[:, None] - stride * np.arange(width)
     places = jnp.asarray(shift[..., None] == np.arange(size), kernel.dtype)
-    matrix = jnp.einsum("vwj,ijcf->ivcwf", places, kernel, precision="highest")
-    matrix = matrix.reshape(size * images.shape[2] * channels, width * filters)
-    flat = images.reshape(*images.shape[:2], -1)
-    rows = jnp.concatenate([flat[:, i : i + height] for i in range(size)], axis=-1)
-    return jnp.matmul(rows, matrix, precision="highest").reshape(len(images), height, width, filters)
+    matrix = jnp.einsum("vwj,ijcf->fwciv", places, kernel, precision="highest")
+    matrix = matrix.reshape(filters * width, channels * size * planes.shape[2])
+    starts = range(0, height * stride, stride)
+    rows = [planes[:, start : start + size].reshape(matrix.shape[1], -1) for start in starts]
+    products = [jnp.matmul(matrix, row, precision="highest") for row in rows]
+    return jnp.stack([product.reshape(filters, width, -1) for product in products], axis=1)
 
 
 def _pool(values: Array, pool: tuple[int, int] | None) -> Array:
