@@ -519,7 +519,7 @@ def features(config: Any, network: LeNet5 | AlexNet, *, layer: str | None = None
         return found.reshape(len(images), -1)
 
     def embed(params: Any, statistics: Any, images: Array, scale: tuple[Array, Array]) -> Array:
-        return evaluation.map_batches(partial(apply, params, statistics, *scale), images, batch_size=250)
+        return evaluation.map_batches(partial(apply, params, statistics, *scale), images, batch_size=400)
 
     return embed
 
