@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import mnist_energy, reporting
+from experiments import mnist_energy, readme, reporting
 from experiments.mnist_energy import Config
 from sul_jax.nn import EnergyNet
 
@@ -161,12 +161,11 @@ def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.Mo
     # Nothing is recorded twice, and what was not recorded can be afterwards.
     mnist_energy.run(replace(config, record=True, seeds=2, resume=True))
     assert len(json.loads((tmp_path / "mnist_energy.json").read_text())) == 2
-    row = reporting.Row(
+    row = readme.Row(
         "digits", "–", "mnist_energy", "test_clustering_error", {"architecture": "1layer"},
         "digits", 256, "command",
     )  # fmt: skip
-    monkeypatch.setattr(reporting, "ROWS", (row, row._replace(num_train=60_000)))
-    lines = reporting.results_table().splitlines()
+    lines = readme.results_table((row, row._replace(num_train=60_000))).splitlines()
     assert "0, 1" in lines[2]
     assert "±" in lines[2]
     assert "not yet run" in lines[3]
@@ -190,8 +189,8 @@ def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
 
 
 def test_readme_table_is_fresh() -> None:
-    text = reporting.README.read_text()
-    assert reporting.render_readme(text) == text, "run: python -m experiments.reporting"
+    text = readme.README.read_text()
+    assert readme.render_readme(text) == text, "run: python -m experiments.readme"
 
 
 @pytest.mark.parametrize(
