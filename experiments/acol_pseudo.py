@@ -41,14 +41,12 @@ from experiments.training import (
     Trained,
     compiled_steps,
     convolution_stride,
-    of_seed,
-    over_seeds,
     run_steps,
     seeds_name,
-    stacked,
 )
 from sul_jax import augment, gar
 from sul_jax.nn import ACOL
+from sul_jax.seeds import of_seed, over_seeds, stacked
 
 EXPERIMENT = "acol_pseudo"
 _ALL = tuple(range(1, 9))

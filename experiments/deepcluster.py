@@ -44,15 +44,13 @@ from experiments.reporting import (
 )
 from experiments.training import (
     Trained,
-    of_seed,
     over_batches,
-    over_seeds,
     run_steps,
     seeds_name,
-    stacked,
 )
 from sul_jax import augment, deep_cluster, metrics
 from sul_jax.nn import AlexNet, LeNet5
+from sul_jax.seeds import of_seed, over_seeds, stacked
 
 EXPERIMENT = "deepcluster"
 _SIZE = 32  # side of the images that the networks see

@@ -1,7 +1,7 @@
 """Training that shows its progress, keeps checkpoints and goes on from them."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,44 +139,6 @@ def over_batches(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[
         return state, jnp.mean(jnp.stack(values), axis=0)
 
     return run
-
-
-def over_seeds(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """A function mapped over a leading axis of seeds.
-
-    A single seed goes as it is and has the axis again in the result: convolutions mapped over their kernels
-    take a CPU 1.4 times as long.
-
-    Args:
-      function: of several trees of arrays.
-      in_axes: 0 for each tree that has the axis, the first among them, and None for the others.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from experiments.training import over_seeds
-      >>> add = over_seeds(lambda one, all: one + all, (0, None))
-      >>> add(jnp.zeros(2), 3.0).tolist(), add(jnp.zeros(1), 3.0).tolist()
-      ([3.0, 3.0], [3.0])
-    """
-    mapped = jax.vmap(function, in_axes)
-
-    def call(*trees: Any) -> Any:
-        if len(jax.tree.leaves(trees[0])[0]) > 1:
-            return mapped(*trees)
-        own = (tree if axis is None else of_seed(tree, 0) for tree, axis in zip(trees, in_axes, strict=True))
-        return jax.tree.map(lambda leaf: leaf[None], function(*own))
-
-    return call
-
-
-def of_seed(tree: Any, index: int) -> Any:
-    """One seed's part of arrays with a leading axis of seeds."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of arrays side by side, along a new leading axis of seeds."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def seeds_name(seeds: range) -> str:

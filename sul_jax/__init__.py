@@ -15,6 +15,7 @@ from sul_jax import (
     learning_rule,
     metrics,
     patches,
+    seeds,
     whitening,
 )
 from sul_jax.learning_rule import LearningRule, from_loss, stack
@@ -40,6 +41,7 @@ __all__ = [
     "metrics",
     "nn",
     "patches",
+    "seeds",
     "stack",
     "whitening",
 ]

@@ -24,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import LearningRule, augment, coding_rate, deep_cluster, energy, gar, k_means, stack, whitening
 from sul_jax.nn import ACOL, NMCE, EnergyNet, LeNet5, ResNet
+from sul_jax.seeds import of_seed, over_seeds, stacked
 
 # Images that a compiled program encodes at a time.
 _ENCODED = 256
@@ -320,7 +321,7 @@ def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[n
         keys = jnp.stack([jax.random.key(model.seed_) for model in missing])
         learned = first._learn(keys, first._images(rows))
         for index, model in enumerate(missing):
-            model.learned_ = jax.device_get(_of_seed(learned, index))
+            model.learned_ = jax.device_get(of_seed(learned, index))
             if model.kept is not None:
                 whole = model.kept.with_name(f".{model.kept.name}")
                 whole.write_bytes(pickle.dumps(model.learned_))
@@ -335,22 +336,6 @@ _OF_IMAGES = ("n_features_in_", "feature_names_in_", "image_shape_", "is_uint8_"
 def _options(model: _ImageClustering) -> str:
     chosen = model.get_params() | {"random_state": None, "verbose": None}
     return repr(sorted(chosen.items()))
-
-
-def _for_seeds(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function for every seed, along the first axis of all arguments."""
-    if len(jax.tree.leaves(arguments)[0]) == 1:
-        # As it is: XLA's CPU is slow at a mapped convolution, even at one.
-        return _stacked([function(*_of_seed(arguments, 0))])
-    return jax.vmap(function)(*arguments)
-
-
-def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _of_seed(tree: Any, index: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _minibatches(keys: Array, number: int, batch_size: int, steps: int) -> np.ndarray:
@@ -495,9 +480,9 @@ class EnergyClustering(_ImageClustering):
         whitener = None
         if self.code_whitening:
             parts = _minibatches(keys[-1], number, _ENCODED, -(-min(number, _WHITENED_FROM) // _ENCODED))
-            whitener = _stacked(
+            whitener = stacked(
                 [
-                    self._learn_code_whitening(_of_seed(states, seed), images, parts[:, seed])
+                    self._learn_code_whitening(of_seed(states, seed), images, parts[:, seed])
                     for seed in range(parts.shape[1])
                 ]
             )
@@ -533,7 +518,7 @@ def _least_side(architecture: energy.EnergyArchitecture) -> int:
 @partial(jax.jit, static_argnums=0)
 def _learn_whitening(architecture: energy.EnergyArchitecture, images: Array) -> Any:
     rule = energy.network_rules(architecture)[0]
-    return _for_seeds(lambda own: rule.init(jax.random.key(0), own), images)
+    return over_seeds(lambda own: rule.init(jax.random.key(0), own))(images)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -545,7 +530,7 @@ def _begin_layer(
     def one(key: Array, below: tuple[Any, ...], images: Array) -> Any:
         return rules[index].init(key, stack(*rules).encode(below, images))
 
-    return _for_seeds(one, keys, below, images)
+    return over_seeds(one)(keys, below, images)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -562,7 +547,7 @@ def _energy_step(
     def one(state: Any, below: tuple[Any, ...], images: Array) -> Any:
         return rules[index].update(state, stack(*rules).encode(below, images), warmup=warmup)[0]
 
-    return _for_seeds(one, state, below, images)
+    return over_seeds(one)(state, below, images)
 
 
 class ACOLClustering(_ImageClustering):
@@ -880,13 +865,13 @@ class DeepClustering(_ImageClustering):
     def _learn(self, keys: Array, images: _Images) -> Any:
         graph, params, statistics = _networks(self, keys)
         number, clusters, seeds = len(images.rows), self.n_clusters, range(len(keys))
-        num_features = nnx.merge(graph, *_of_seed((params, statistics), 0)).num_features
+        num_features = nnx.merge(graph, *of_seed((params, statistics), 0)).num_features
         steps = max(1, min(self.steps_per_cycle, number // self.batch_size))
         for cycle in self._progress(range(self.cycles), "cycle"):
             heads, orders, labels = [], [], []
             for seed in seeds:
                 own = jax.random.split(jax.random.fold_in(keys[seed], cycle), 4)
-                codes = self._codes(images.rows, _of_seed((params, statistics), seed))
+                codes = self._codes(images.rows, of_seed((params, statistics), seed))
                 features = _preprocess(jnp.asarray(codes))
                 found = _pseudo_labels(own[0], features, num_clusters=clusters)
                 order = _balanced_indices(
@@ -896,7 +881,7 @@ class DeepClustering(_ImageClustering):
                 labels.append(np.asarray(found))
                 kernel = 0.01 * jax.random.normal(own[2], (num_features, clusters))
                 heads.append((kernel, jnp.zeros(clusters)))
-            weights, memory, classes = (params, _stacked(heads)), None, np.stack(labels)
+            weights, memory, classes = (params, stacked(heads)), None, np.stack(labels)
             for indices in np.stack(orders, axis=1):
                 chosen = np.take_along_axis(classes, indices, axis=1)
                 weights, statistics, memory = _classify(
@@ -934,7 +919,7 @@ def _classify(
         changes, memory = optimizer.update(gradients, memory)
         return optax.apply_updates(weights, changes), statistics, memory
 
-    found: tuple[Any, Any, Any] = _for_seeds(one, weights, statistics, memory, images, labels)
+    found: tuple[Any, Any, Any] = over_seeds(one)(weights, statistics, memory, images, labels)
     return found
 
 
@@ -968,7 +953,7 @@ def _networks(estimator: Any, keys: Array) -> tuple[Any, Any, Any]:
         )  # type: ignore[misc]
         for key in keys
     ]
-    return parts[0][0], _stacked([p[1] for p in parts]), _stacked([p[2] for p in parts])
+    return parts[0][0], stacked([p[1] for p in parts]), stacked([p[2] for p in parts])
 
 
 def _folded(keys: Array, number: int) -> Array:
@@ -1024,5 +1009,5 @@ def _adam_step(
         changes, memory = optimizer.update(gradients, memory)
         return optax.apply_updates(params, changes), statistics, memory
 
-    found: tuple[Any, Any, Any] = _for_seeds(one, params, statistics, memory, keys, images)
+    found: tuple[Any, Any, Any] = over_seeds(one)(params, statistics, memory, keys, images)
     return found
