@@ -140,3 +140,21 @@ def test_bad_input(change: dict, message: str) -> None:
 def test_values_that_are_not_finite() -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         k_means.fit(jax.random.key(0), jnp.array([[1.0], [jnp.nan]]), num_clusters=1)
+
+
+def test_candidates_drawn_ahead_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 clusters candidates are drawn three steps at a time."""
+    x = jax.random.normal(jax.random.key(0), (2000, 8))
+
+    def inertias(share: float) -> np.ndarray:
+        monkeypatch.setattr(k_means, "_AHEAD", share)
+        start = jax.jit(
+            jax.vmap(lambda key: k_means.fit(key, x, num_clusters=300, num_init=1, max_iterations=1).inertia)
+        )
+        return np.asarray(start(jax.random.split(jax.random.key(1), 8)))
+
+    ahead, alone = inertias(0.01), inertias(0.0)
+    assert not np.array_equal(ahead, alone)
+    np.testing.assert_allclose(ahead.mean(), alone.mean(), rtol=0.01)
+    expected = [KMeans(300, n_init=1, max_iter=1, random_state=i).fit(x).inertia_ for i in range(4)]
+    np.testing.assert_allclose(ahead.mean(), np.mean(expected), rtol=0.02)
