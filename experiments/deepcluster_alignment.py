@@ -71,6 +71,8 @@ class Config:
     else the number of classes, or 10."""
     num_components: int | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
+    kmeans: Literal["scikit-learn", "faiss"] = "scikit-learn"
+    """Whose k-means, as in `experiments.deepcluster`."""
     sobel: bool | Literal["random"] | None = None
     """Filters of 3×3 pixels below the network that do not learn: Sobel's, or random ones, which the authors'
     code has in their place; by default random with alexnet, else none."""
@@ -122,7 +124,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
     check_network(config, train)
     assert config.num_clusters is not None
     default = fill_in(Config(), dataset, len(train.seen))
-    published = ("num_clusters", "architecture", "num_components", "sobel", "num_train")
+    published = ("num_clusters", "architecture", "num_components", "kmeans", "sobel", "num_train")
     as_published = all(getattr(config, name) == getattr(default, name) for name in published)
     names = ("initial_alignment_mean_lowest", "initial_alignment_mean_highest")
     bounds = PAPER.get(dataset.name)

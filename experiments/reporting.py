@@ -32,7 +32,9 @@ _NOT_RECORDED = (
 )  # fmt: skip
 
 # Options that older records lack, with the value that was then in effect.
-ADDED_LATER: dict[str, Any] = {"code_whitening": 0.0, "gammas": [], "decay_epochs": 0, "schedule": "drops"}
+ADDED_LATER: dict[str, Any] = {
+    "code_whitening": 0.0, "gammas": [], "decay_epochs": 0, "schedule": "drops", "kmeans": "scikit-learn",
+}  # fmt: skip
 
 
 class ConfigError(ValueError):

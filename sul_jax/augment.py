@@ -128,7 +128,8 @@ def random_resized_crop(
       ratio: smallest and largest aspect ratio, width over height; drawn uniformly in its logarithm.
 
     Returns:
-      `[batch, *size, channels]`. A rectangle that would leave the image is cut to its side.
+      `[batch, *size, channels]`. Of ten random rectangles the first that fits into the image is taken; where
+      none does, the largest in the middle that has an accepted aspect ratio.
 
     Raises:
       ValueError: an interval out of order or not positive.
@@ -147,13 +148,22 @@ def random_resized_crop(
             raise ValueError(f"{name}=({low}, {high}) is not accepted: it must be 0 < low <= high")
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 4)
-    area = jax.random.uniform(keys[0], (batch,), minval=scale[0], maxval=scale[1]) * height * width
+    tries = (10, batch)
+    area = jax.random.uniform(keys[0], tries, minval=scale[0], maxval=scale[1]) * height * width
     log_low, log_high = jnp.log(jnp.array(ratio))
-    aspect = jnp.exp(jax.random.uniform(keys[1], (batch,), minval=log_low, maxval=log_high))
-    tall = jnp.clip(jnp.sqrt(area / aspect), 1, height)
-    wide = jnp.clip(jnp.sqrt(area * aspect), 1, width)
-    top = jax.random.uniform(keys[2], (batch,)) * (height - tall)
-    left = jax.random.uniform(keys[3], (batch,)) * (width - wide)
+    aspect = jnp.exp(jax.random.uniform(keys[1], tries, minval=log_low, maxval=log_high))
+    tall, wide = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
+    slack = 1 + 1e-6  # for rounding
+    fits = (tall <= height * slack) & (wide <= width * slack)
+    found, first = jnp.any(fits, axis=0), jnp.argmax(fits, axis=0)[None]
+
+    def chosen(sides: Array, side: int, widest: float) -> Array:
+        own = jnp.take_along_axis(sides, first, axis=0)[0]
+        return jnp.where(found, jnp.clip(own, 1, side), min(side, widest))
+
+    tall, wide = chosen(tall, height, width / ratio[0]), chosen(wide, width, height * ratio[1])
+    top, left = (jnp.where(found, jax.random.uniform(k, (batch,)), 0.5) for k in keys[2:])
+    top, left = top * (height - tall), left * (width - wide)
     out_height, out_width = (height, width) if size is None else size
     rows = _resize_weights(top, tall, height, out_height, images.dtype)
     columns = _resize_weights(left, wide, width, out_width, images.dtype)

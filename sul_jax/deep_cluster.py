@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from sul_jax import k_means, metrics, whitening
-from sul_jax._check import check_finite, check_integer, check_vectors
+from sul_jax._check import check_finite, check_integer, check_labels, check_vectors
 
 
 def preprocess(features: Array, *, num_components: int | None = None, axis_name: str | None = None) -> Array:
@@ -44,6 +44,8 @@ def preprocess(features: Array, *, num_components: int | None = None, axis_name:
     check_vectors("features", features)
     check_finite("features", features)
     if num_components is not None:
+        size = features.shape[1]
+        check_integer("num_components", num_components, low=1, high=size, why=f": there are {size} features")
         state = whitening.pca(features, num_components=num_components, axis_name=axis_name)
         features = whitening.pca_whiten(features, state)
     return whitening.normalize(features)
@@ -55,6 +57,7 @@ def pseudo_labels(
     *,
     num_clusters: int,
     max_iterations: int = 20,
+    tolerance: float | Array = 1e-4,
     init: Literal["k-means++", "random"] = "k-means++",
     empty_clusters: Literal["relocate", "split"] = "relocate",
     axis_name: str | None = None,
@@ -66,7 +69,8 @@ def pseudo_labels(
       features: `[batch, features]`, from `preprocess`.
       num_clusters: K.
       max_iterations: of Lloyd's algorithm.
-      init: the first centroids; the authors' runs use `"k-means++"`, or `"random"` with faiss.
+      tolerance: as in `k_means.fit`; scikit-learn's is 1e-4, faiss always does all iterations.
+      init: the first centroids; `"k-means++"` as scikit-learn, `"random"` as faiss.
       empty_clusters: `"relocate"` as scikit-learn, `"split"` as faiss; see `k_means.fit`.
       axis_name: mapped axis over which the batch is split.
 
@@ -85,12 +89,15 @@ def pseudo_labels(
       >>> bool(labels[0] == labels[1]), bool(labels[0] == labels[2])
       (True, False)
     """
+    check_vectors("features", features)
+    check_finite("features", features)
     return k_means.fit(
         key,
         features,
         num_clusters=num_clusters,
         num_init=1,
         max_iterations=max_iterations,
+        tolerance=tolerance,
         init=init,
         empty_clusters=empty_clusters,
         axis_name=axis_name,
@@ -114,7 +121,7 @@ def balanced_indices(key: Array, labels: Array, *, num_clusters: int, num_sample
       most.
 
     Raises:
-      ValueError: no labels, or a number below 1.
+      ValueError: no labels, labels out of range (outside jit), or a number below 1.
 
     Example:
       >>> import jax
@@ -131,6 +138,7 @@ def balanced_indices(key: Array, labels: Array, *, num_clusters: int, num_sample
         raise ValueError(f"labels must be a vector of at least one label, got shape {labels.shape}")
     check_integer("num_clusters", num_clusters, low=1)
     check_integer("num_samples", num_samples, low=1)
+    check_labels("labels", labels, num_examples=len(labels), num_classes=num_clusters)
     order_key, draw_key, shuffle_key = jax.random.split(key, 3)
     # Members of each cluster side by side, in random order.
     shuffled = jax.random.permutation(order_key, len(labels))

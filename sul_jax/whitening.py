@@ -195,8 +195,8 @@ def pca(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      A `PCAState`. Components whose variance is rounding noise (below 32 machine epsilons of the largest,
-      4e-6 in float32) are zero.
+      A `PCAState`. Components whose variance is rounding noise (below 32 machine epsilons, 4e-6 in float32,
+      of the largest, or below the square of that share of the mean vector's length) are zero.
 
     Raises:
       ValueError: `num_components` out of range.
@@ -221,8 +221,9 @@ def pca(
     covariance = covariance if axis_name is None else lax.pmean(covariance, axis_name)
     values, vectors = jnp.linalg.eigh(covariance)
     values, vectors = values[::-1][:num_components], vectors[:, ::-1][:, :num_components]
-    # Below this, a variance is rounding noise that must not be blown up.
-    floor = values[0] * 32 * float(np.finfo(values.dtype).eps)
+    # Below this, a variance is rounding noise that must not be blown up: of the largest, or of the mean.
+    noise = 32 * float(np.finfo(values.dtype).eps)
+    floor = jnp.maximum(values[0] * noise, jnp.sum(jnp.square(mean)) * noise**2)
     kept = values > floor
     gains = jnp.where(kept, jnp.where(kept, values, 1) ** -jnp.asarray(exponent), 0)
     return PCAState(mean, fix_signs(vectors.T).T * gains)

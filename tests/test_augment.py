@@ -62,6 +62,30 @@ def test_flip() -> None:
     assert 0 < flipped.sum() < 16
 
 
+def test_crops_are_those_of_torchvision() -> None:
+    """Areas of boxes that are drawn again until they fit: by rejection in NumPy."""
+    ramp = jnp.broadcast_to(jnp.linspace(0, 1, 32)[None, :, None, None], (4000, 32, 32, 1))
+    both = jnp.concatenate([ramp, jnp.swapaxes(ramp, 1, 2)], axis=-1)
+    crops = np.asarray(jax.jit(augment.random_resized_crop)(KEY, both))
+    # From the slopes of the two ramps: height and width of each box, as shares of the image's.
+    tall = (crops[:, 24, 16, 0] - crops[:, 8, 16, 0]) * 31 / 16
+    wide = (crops[:, 16, 24, 1] - crops[:, 16, 8, 1]) * 31 / 16
+    rng = np.random.default_rng(0)
+    area = rng.uniform(0.08, 1, 100_000)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), 100_000))
+    fits = (area / aspect <= 1) & (area * aspect <= 1)
+    for found, expected in ((tall, np.sqrt(area / aspect)), (wide, np.sqrt(area * aspect))):
+        quantiles = np.linspace(0.05, 0.95, 10)
+        np.testing.assert_allclose(
+            np.quantile(found, quantiles), np.quantile(expected[fits], quantiles), atol=0.03
+        )
+    np.testing.assert_allclose((tall * wide).mean(), area[fits].mean(), atol=0.02)
+    # Where no box fits, the largest in the middle.
+    strip = jnp.broadcast_to(jnp.linspace(0, 1, 40)[None, None, :, None], (2, 4, 40, 1))
+    middle = augment.random_resized_crop(KEY, strip, size=(4, 5), scale=(1.0, 1.0))
+    np.testing.assert_allclose(middle[:, :, 2], 0.5, atol=0.02)
+
+
 def test_a_whole_crop_is_the_image_and_resizing_is_pillows() -> None:
     x = images(1)[:, :10]
     whole = partial(augment.random_resized_crop, KEY, x, scale=(1.0, 1.0), ratio=(1.0, 1.0))

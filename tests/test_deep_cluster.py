@@ -42,7 +42,8 @@ def test_preprocess_of_features_without_variance() -> None:
     x = jnp.concatenate([blobs()[0], jnp.full((60, 2), 3.0)], axis=1)
     ready = deep_cluster.preprocess(x, num_components=10)
     assert np.isfinite(ready).all()
-    assert not np.any(deep_cluster.preprocess(jnp.ones((5, 3)), num_components=2))
+    for constant in (1.0, 3.3):  # the mean of the latter is rounded
+        assert not np.any(deep_cluster.preprocess(jnp.full((1000, 5), constant), num_components=2))
     assert not np.any(deep_cluster.preprocess(jnp.zeros((5, 3))))
 
 
@@ -99,6 +100,18 @@ def test_initial_alignment() -> None:
         (lambda x: deep_cluster.preprocess(x, num_components=9), "num_components=9 is not accepted"),
         (lambda x: deep_cluster.preprocess(x.at[0, 0].set(jnp.nan)), "features holds NaN"),
         (lambda x: deep_cluster.preprocess(x[0]), "features must have shape"),
+        (lambda x: deep_cluster.preprocess(x, num_components=9), "num_components=9 .* there are 8 features"),
+        (
+            lambda x: deep_cluster.pseudo_labels(jax.random.key(0), x * jnp.nan, num_clusters=2),
+            "features holds NaN",
+        ),
+        (
+            lambda x: deep_cluster.balanced_indices(
+                jax.random.key(0), jnp.array([0, 5]), num_clusters=2, num_samples=3
+            ),
+            "labels go from 0 to 5; 0 to 1 are accepted",
+        ),
+        (lambda x: nn.AlexNet(rngs=nnx.Rngs(0))(jnp.ones((2, 32, 32, 1))), "images must have shape"),
         (
             lambda x: deep_cluster.pseudo_labels(jax.random.key(0), x, num_clusters=61),
             "num_clusters=61 .* 60 vectors",

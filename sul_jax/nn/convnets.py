@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from sul_jax._check import check_images
 from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.backbones import dropout
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
@@ -76,6 +77,7 @@ def sobel(images: Array) -> Array:
       >>> nn.sobel(jnp.ones((1, 5, 5, 3)))[0, 2, 2].tolist()
       [0.0, 0.0]
     """
+    check_images("images", images)
     grey = jnp.full(images.shape[3], 1 / images.shape[3], images.dtype)
     return _swapped(_edges(_swapped(images), grey, jnp.asarray(_SOBEL, images.dtype)))
 
@@ -96,7 +98,8 @@ class _ConvNet(Saved):
     ):
         if use_sobel not in (True, False, "random"):
             raise ValueError(f"use_sobel={use_sobel!r} is not accepted: it must be True, False or 'random'")
-        self.use_sobel, self.dropout = use_sobel, dropout
+        self.use_sobel = use_sobel if use_sobel == "random" else bool(use_sobel)
+        self.dropout = dropout
         if use_sobel == "random":
             # The standard deviations of the convolutions below.
             self.grey = Fixed(2**0.5 * jax.random.normal(rngs.params(), (channels,)))
@@ -143,13 +146,15 @@ class _ConvNet(Saved):
 
         Raises:
           ValueError: images of another size or number of channels.
+          TypeError: images that are not floating point.
         """
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images must have shape [batch, *{self.image_shape}], got {images.shape}")
         return {name: _swapped(values) for name, values in self._planes(images).items()}
 
     def _planes(self, images: Array) -> dict[str, Array]:
         """`layers` as they are computed, `[channels, height, width, batch]`."""
+        check_images("images", images)
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"images must have shape [batch, *{self.image_shape}], got {images.shape}")
         found = {}
         values = _swapped(sobel(images) if self.use_sobel is True else images)
         if self.use_sobel == "random":
@@ -171,6 +176,10 @@ class _ConvNet(Saved):
 
         Returns:
           `[batch, num_features]`.
+
+        Raises:
+          ValueError: images of another size or number of channels.
+          TypeError: images that are not floating point.
         """
         last = self._planes(images)[f"relu_{len(self.specifications)}"]
         values = _swapped(_pool(last, self.specifications[-1].pool)).reshape(images.shape[0], -1)
@@ -197,8 +206,9 @@ class LeNet5(_ConvNet):
 
         Args:
           channels: of the images.
-          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which stay as they
-            are: the authors' code has these, since it initialises the network after its Sobel filters.
+          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which are not
+            `nnx.Param` and stay as they are: those of Mustapha et al.'s code, which initialises its Sobel
+            filters anew with the rest of the network.
           rngs: Flax's random number streams.
 
         Example:
@@ -238,8 +248,9 @@ class AlexNet(_ConvNet):
         Args:
           variant: `"small"` for 32×32 images, `"original"` for 224×224.
           channels: of the images.
-          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which stay as they
-            are: the authors' code has these, since it initialises the network after its Sobel filters.
+          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which are not
+            `nnx.Param` and stay as they are: those of Mustapha et al.'s code, which initialises its Sobel
+            filters anew with the rest of the network.
           rngs: Flax's random number streams.
 
         Raises:
