@@ -254,7 +254,7 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
         ),
     ),
     "Hebbian filters (paper 001): test error, %": (
-        _hebbian_row("CIFAR-10, Hebbian filters of 4×4 pixels, error", "27.80"),
+        _hebbian_row("CIFAR-10, Hebbian filters of 4×4 pixels", "27.80"),
         _hebbian_row("… with a shadow over the test images³", "–", metric="shadowed_test_error"),
         _hebbian_row(
             "… the same network trained end to end",
@@ -273,7 +273,7 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
             num_units=80,
         ),
         Row(
-            "MNIST, 2,000 Hebbian units that see whole digits, error",
+            "MNIST, 2,000 Hebbian units that see whole digits",
             "–",
             "mnist_hebbian",
             "test_error",
@@ -382,7 +382,7 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
             )
         ),
     ),
-    "Neural manifolds (paper 003): %": (
+    "Neural manifolds (paper 003): clustering error or accuracy, %": (
         _nmce_row(
             "double spiral, **accuracy**",
             "–",
@@ -590,7 +590,7 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
             )
             for what, metric in (
                 (
-                    "Fashion-MNIST's test images as PNG files, three seeds, **accuracy**",
+                    "Fashion-MNIST's test images as PNG files, three seeds",
                     "clustering_accuracy",
                 ),
                 ("… k-means on the pixels", "pixels_clustering_accuracy"),
