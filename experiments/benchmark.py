@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +31,7 @@ from experiments.reporting import ConfigError, check_options, command_line, devi
 from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches, whitening
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
+from sul_jax.nn import AlexNet, LeNet5
 
 Table = Literal[
     "energy", "k_subspaces", "growth", "k_means", "deep_cluster", "coding_rate", "resnet", "hebbian", "acol"
@@ -75,7 +77,7 @@ def run(config: Config) -> str:
         "k_subspaces": lambda: k_subspaces_table(timed),
         "growth": lambda: growth_table(rate, timed),
         "k_means": lambda: k_means_tables(config, timed),
-        "deep_cluster": lambda: deep_cluster_table(config, timed),
+        "deep_cluster": lambda: deep_cluster_table(config, timed) + "\n\n" + convnets_table(timed),
         "coding_rate": lambda: coding_rate_table(timed),
         "resnet": lambda: resnet_table(config, timed),
         "hebbian": lambda: hebbian_table(timed),
@@ -478,7 +480,10 @@ def _k_means_table(what: str, x: np.ndarray, config: Config, timed: Callable[...
 
 
 def deep_cluster_table(config: Config, timed: Callable[..., float]) -> str:
-    """Paper 004's clustering, from the same first centroids as faiss's, against the products it needs."""
+    """Paper 004's clustering, from the same first centroids as faiss's, against the products it needs.
+
+    One more assignment than iterations gives the labels, here and by faiss.
+    """
     clusters, iterations = min(1000, config.features), 20
     # Of many overlapping groups, as features are; unit norm as `deep_cluster.preprocess` leaves them.
     keys = jax.random.split(jax.random.key(0), 3)
@@ -497,7 +502,7 @@ def deep_cluster_table(config: Config, timed: Callable[..., float]) -> str:
     )
     ours = timed(fit, keys[0], x, init=x[:clusters])
     inertia = float(fit(keys[0], x, init=x[:clusters]).inertia)
-    limit = 2 * iterations * config.features * clusters * 256 / matmul_rate(timed)
+    limit = 2 * (iterations + 1) * config.features * clusters * 256 / matmul_rate(timed)
     rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{limit / ours:.0%}", f"{inertia:.6g}"]]
     try:
         import faiss
@@ -516,6 +521,108 @@ def deep_cluster_table(config: Config, timed: Callable[..., float]) -> str:
         rows.append(["faiss", f"{peer:.2f}", f"{peer / ours:.2f}", f"{limit / peer:.0%}", f"{found:.6g}"])
     title = f"{iterations} iterations of k-means on {config.features} × 256, k = {clusters}"
     return format_table([title, "seconds", "ratio", "of matmul's rate", "inertia"], rows)
+
+
+def convnets_table(timed: Callable[..., float]) -> str:
+    """Paper 004's networks: features of 400 images, and a step on a minibatch, beside PyTorch's."""
+    rows = []
+    networks: tuple[tuple[str, LeNet5 | AlexNet, int], ...] = (
+        ("LeNet-5", LeNet5(rngs=nnx.Rngs(0)), 128),
+        ("small AlexNet", AlexNet(rngs=nnx.Rngs(0)), 64),
+    )
+    for name, network, batch in networks:
+        image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
+        shapes = nnx.eval_shape(type(network).layers, network, image)
+        operations = 2 * sum(layer.kernel[...].size for layer in network.hidden) + sum(
+            2 * np.prod(shapes[f"conv_{index}"].shape[1:3]) * layer.kernel[...].size
+            for index, layer in enumerate(network.convolutions, 1)
+        )
+        limit = operations / matmul_rate(timed)
+        ours = _network_seconds(network, batch, timed)
+        peer = _torch_network_seconds(network, batch, timed) or ()
+        for what, factor, own, theirs in zip_longest(("features", "step"), (1, 3), ours, peer):
+            ratio = "" if theirs is None else f"{theirs / own:.2f}"
+            rows.append([f"{name}, {what}", f"{1e6 * own:.0f} µs", f"{factor * limit / own:.0%}", ratio])
+    return format_table(["an image of 32×32", "sul_jax", "of matmul's rate", "PyTorch's time"], rows)
+
+
+def _network_seconds(
+    network: LeNet5 | AlexNet, batch: int, timed: Callable[..., float]
+) -> tuple[float, float]:
+    """For an image, its features and its part of a step."""
+    images = jax.random.uniform(jax.random.key(0), (400, *network.image_shape))
+    descent = optax.sgd(0.1, momentum=0.9)
+    network.eval()  # type: ignore[no-untyped-call]
+    plain, params, statistics = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
+    network.train()  # type: ignore[no-untyped-call]
+    learning = nnx.graphdef(network)
+
+    def features(params: Any, statistics: Any, images: jax.Array) -> Any:
+        return nnx.merge(plain, params, statistics)(images)
+
+    def step(params: Any, statistics: Any, memory: Any, images: jax.Array, key: jax.Array) -> Any:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            net = nnx.merge(learning, params, statistics, copy=True)
+            found = net(images, key=key)
+            labels = jnp.arange(batch) % found.shape[1]
+            value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(found, labels))
+            return value, nnx.state(net, nnx.Not(nnx.Param))
+
+        gradient, new = jax.grad(loss, has_aux=True)(params)
+        changes, memory = descent.update(gradient, memory, params)
+        return optax.apply_updates(params, changes), new, memory
+
+    state = (params, statistics, descent.init(params))
+    return (
+        timed(jax.jit(features), params, statistics, images) / len(images),
+        timed(jax.jit(step), *state, images[:batch], jax.random.key(1)) / batch,
+    )
+
+
+def _torch_network_seconds(
+    network: LeNet5 | AlexNet, batch: int, timed: Callable[..., float]
+) -> tuple[float, float] | None:
+    """The same for the same network in PyTorch on a CPU, Sobel filters as a convolution, or None."""
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        return None
+    if jax.default_backend() != "cpu":
+        return None
+    channels = network.image_shape[2]
+    layers: list[Any] = [nn.Conv2d(channels, 2, 3, padding=1).requires_grad_(False)] if channels == 3 else []
+    inputs = 2 if channels == 3 else channels
+    for one in network.specifications:
+        layers += [
+            nn.Conv2d(inputs, one.filters, one.kernel_size, one.strides, one.padding),
+            nn.BatchNorm2d(one.filters),
+            nn.ReLU(),
+        ]
+        layers += [] if one.pool is None else [nn.MaxPool2d(*one.pool)]
+        inputs = one.filters
+    layers.append(nn.Flatten())
+    for index, hidden in enumerate(network.hidden):
+        layers += [nn.ReLU()] if index else []
+        layers += [nn.Dropout(network.dropout), nn.Linear(*hidden.kernel[...].shape)]
+    peer = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    descent = torch.optim.SGD([p for p in peer.parameters() if p.requires_grad], 0.1, momentum=0.9)
+    images = torch.rand(400, channels, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % network.num_features
+
+    def features() -> None:
+        with torch.no_grad():
+            peer(images)
+
+    def step() -> None:
+        descent.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(peer(images[:batch]), labels).backward()
+        descent.step()
+
+    peer.eval()
+    found = timed(features) / 400
+    peer.train()
+    return found, timed(step) / batch
 
 
 def growth_table(rate: float, timed: Callable[..., float]) -> str:

@@ -40,6 +40,7 @@ def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "3layer, training on 60,000" in text
     assert "k-means on one layer's codes" in text
     assert "20 iterations of k-means on 300 × 256, k = 300" in text
+    assert "small AlexNet, step" in text
     assert "batch 1024" not in text  # growth was not asked for
     assert (tmp_path / "benchmark.md").read_text() == text + "\n"
 
