@@ -90,11 +90,12 @@ class Config:
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
     kmeans: Literal["scikit-learn", "faiss"] | None = None
     """Whose k-means: scikit-learn's begins by k-means++, and an empty cluster takes the farthest image;
-    faiss's begins with random images, and an empty cluster halves another. By default, as in the authors'
-    jobs, faiss's with alexnet."""
+    faiss's begins with random images, and an empty cluster halves another. (Both are this library's own, one
+    start of at most 20 iterations.) By default, as in the authors' jobs, faiss's with alexnet."""
     sobel: bool | Literal["random"] | None = None
-    """Filters of 3×3 pixels below the network that do not learn: Sobel's, or random ones, which the authors'
-    code has in their place; by default random with alexnet, else none."""
+    """Filters of 3×3 pixels below the network that do not learn: True for Sobel's, random for random ones,
+    drawn with the network, which the authors' code has in effect. By default random with alexnet, else
+    False."""
     cycles: int | None = None
     """Cycles of clustering and training; by default 50 for lenet5, 100 for alexnet, 15 on small data."""
     halt: int | None = None

@@ -72,15 +72,16 @@ class Config:
     num_components: int | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
     kmeans: Literal["scikit-learn", "faiss"] = "scikit-learn"
-    """Whose k-means, as in `experiments.deepcluster`."""
+    """Whose k-means, as in `experiments.deepcluster`, but scikit-learn's for every network."""
     sobel: bool | Literal["random"] | None = None
-    """Filters of 3×3 pixels below the network that do not learn: Sobel's, or random ones, which the authors'
-    code has in their place; by default random with alexnet, else none."""
+    """Filters of 3×3 pixels below the network that do not learn: True for Sobel's, random for random ones,
+    drawn with the network, which the authors' code has in effect. By default random with alexnet, else
+    False."""
     sweep: Literal["clusters", "components"] | None = None
     """Measure once for each of several numbers of clusters (figure 6) or principal components (figure
     B.1)."""
     sweep_values: tuple[int, ...] | None = None
-    """Those numbers."""
+    """Those numbers; needed with `sweep`."""
     num_train: int | None = None
     """Use only the first training images."""
     seed: int = 0

@@ -551,7 +551,7 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
                     " --sobel True --kmeans scikit-learn",
                     True,
                     "scikit-learn",
-                    ("… above Sobel's filters⁵", "… untrained"),
+                    ("… above Sobel's filters⁵, scikit-learn's k-means", "… untrained"),
                 ),
             )
             for what, metric in zip(names, ("probe_accuracy", "random_probe_accuracy"), strict=True)
@@ -603,17 +603,21 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
 # Of each paper the rows to see first, with what they are called there.
 HEADLINES: Mapping[str, str] = {
     "**… pooled 2×2: the three-layer network**": "MNIST, three energy layers: clustering error, %",
-    "**… three such networks side by side²**": "… three networks side by side, codes partly whitened",
-    "… searched on one half, error on the other": "bundled digits, energy layers: clustering error, %",
+    "**… three such networks side by side²**": "… three networks side by side, codes partly whitened²",
+    "… searched on one half, error on the other": (
+        "bundled digits, searched on one half: clustering error on the other, %"
+    ),
     "CIFAR-10, Hebbian filters of 4×4 pixels": "CIFAR-10, Hebbian filters: test error, %",
-    "USPS, pseudo supervision, 150 epochs (paper: 400)": "USPS, ACOL: clustering accuracy, %",
+    "USPS, pseudo supervision, 150 epochs (paper: 400)": (
+        "USPS, ACOL, 150 epochs (paper: 400): clustering accuracy, %"
+    ),
     "double spiral, **accuracy**": "double spiral, NMCE: clustering accuracy, %",
-    "… 1,500 steps⁴": "COIL-20, NMCE of a small ResNet at 32×32 pixels: clustering error, %",
+    "… 1,500 steps⁴": "COIL-20, NMCE of a small ResNet at 32×32 pixels⁴: clustering error, %",
     "Fashion-MNIST, **initial alignment** of 100 LeNets, 5 clusters": (
-        "Fashion-MNIST, DeepCluster: initial alignment (NMI)"
+        "Fashion-MNIST, untrained LeNets: initial alignment (NMI)"
     ),
     "CIFAR-10, **initial alignment** of 50 AlexNets, 1,000 clusters⁵": (
-        "CIFAR-10, DeepCluster: initial alignment (NMI)"
+        "CIFAR-10, untrained AlexNets⁵: initial alignment (NMI)"
     ),
 }
 
@@ -630,6 +634,10 @@ def results_tables() -> str:
         f"<details><summary>{title}</summary>\n\n{results_table(rows)}\n\n</details>"
         for title, rows in ROWS.items()
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else "< 1 min"
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -657,7 +665,7 @@ def results_table(rows: Sequence[Row]) -> str:
                 f"{mean(values):{number}}{spread}",
                 f"{best(values):{number}}" if best else "",
                 ", ".join(map(str, sorted(latest))),
-                f"{last['device']}, {mean(r['seconds'] for r in latest.values()) / 60:.0f} min",
+                f"{last['device']}, {_minutes(mean(r['seconds'] for r in latest.values()))}",
                 command,
             )
         )

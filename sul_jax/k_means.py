@@ -1,7 +1,7 @@
 """k-means: Lloyd's algorithm from k-means++ or random starts, best of several.
 
-All starts run side by side, so that one matrix product serves them all. Everything is a dense product
-or a reduction in a fixed order: the same key gives the same result, on any device.
+All starts run side by side, so that one matrix product serves them all. Sums have a fixed order: the same key
+gives the same result, on another kind of device but for rounding.
 """
 
 import math
@@ -68,8 +68,8 @@ def fit(
       max_iterations: bound on Lloyd iterations.
       tolerance: a start has converged when no label changes, or when its centroids move by a summed
         squared distance of at most `tolerance` times the mean variance of the features.
-      init: `"k-means++"` (greedy, 2 + ln k candidates a step, as scikit-learn's; of many clusters those of
-        1 % of the steps, 8 at most, are drawn together), `"random"`
+      init: `"k-means++"` (greedy, 2 + ⌊ln k⌋ candidates a step, as scikit-learn's; from 200 clusters on,
+        candidates of up to 8 successive steps are drawn at once), `"random"`
         (distinct vectors), or the first centroids themselves, `[num_clusters, features]`, of a single start.
       empty_clusters: `"relocate"` moves an empty cluster to the vector farthest from its centroid,
         as scikit-learn does; `"split"` cuts a cluster in two, drawn with probability proportional to

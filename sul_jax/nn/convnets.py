@@ -194,8 +194,8 @@ class _ConvNet(Saved):
 class LeNet5(_ConvNet):
     """LeNet-5 with batch normalisation, for 32×32 images: 6 and 16 filters, 120 and 84 units.
 
-    `train()` and `eval()` switch between the statistics of the batch and the running ones, which of an
-    untrained network change nothing.
+    `train()` and `eval()` switch between the statistics of the batch and the running ones; those of an
+    untrained network are 0 and 1, so that nothing is normalised.
 
     Attributes:
       num_features: 84.
@@ -206,9 +206,10 @@ class LeNet5(_ConvNet):
 
         Args:
           channels: of the images.
-          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which are not
-            `nnx.Param` and stay as they are: those of Mustapha et al.'s code, which initialises its Sobel
-            filters anew with the rest of the network.
+          use_sobel: True puts `sobel` below the network, False nothing. `"random"` puts channels mixed by
+            normal weights (standard deviation √2) and two 3×3 filters (1/3) there, drawn from `rngs`; they
+            are no `nnx.Param`, stay as they are and are saved with the network. The code of Mustapha et al.
+            has them, since it initialises its Sobel filters anew with the rest.
           rngs: Flax's random number streams.
 
         Example:
@@ -228,8 +229,8 @@ class LeNet5(_ConvNet):
 class AlexNet(_ConvNet):
     """AlexNet with batch normalisation and Sobel filters, as in DeepCluster.
 
-    `train()` and `eval()` switch between the statistics of the batch and the running ones, which of an
-    untrained network change nothing.
+    `train()` and `eval()` switch between the statistics of the batch and the running ones; those of an
+    untrained network are 0 and 1, so that nothing is normalised.
 
     Attributes:
       num_features: 1,024, or 4,096 of the original.
@@ -248,13 +249,14 @@ class AlexNet(_ConvNet):
         Args:
           variant: `"small"` for 32×32 images, `"original"` for 224×224.
           channels: of the images.
-          use_sobel: put `sobel` below the network, or `"random"` filters of the same form, which are not
-            `nnx.Param` and stay as they are: those of Mustapha et al.'s code, which initialises its Sobel
-            filters anew with the rest of the network.
+          use_sobel: True puts `sobel` below the network, False nothing. `"random"` puts channels mixed by
+            normal weights (standard deviation √2) and two 3×3 filters (1/3) there, drawn from `rngs`; they
+            are no `nnx.Param`, stay as they are and are saved with the network. The code of Mustapha et al.
+            has them, since it initialises its Sobel filters anew with the rest.
           rngs: Flax's random number streams.
 
         Raises:
-          ValueError: unknown `variant`.
+          ValueError: unknown `variant` or `use_sobel`.
 
         Example:
           >>> import jax.numpy as jnp
