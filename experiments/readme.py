@@ -87,6 +87,7 @@ def _alignment_row(
     where = {
         "num_clusters": clusters, "num_networks": networks, "num_train": None, "sobel": sobel,
         "architecture": "alexnet" if colour else "lenet5", "num_components": 256 if colour else 0,
+        "kmeans": "scikit-learn",
     }  # fmt: skip
     command = f"deepcluster_alignment --dataset {dataset}{options}"
     metric = "initial_alignment_mean"
