@@ -125,7 +125,8 @@ class Config:
     probe_epochs: int = 20
     """Passes of the linear classifier over the training images."""
     probe_every: int | None = None
-    """Cycles between two linear classifiers while learning; by default only the last cycle is judged."""
+    """Cycles between two linear classifiers while learning, whose accuracies become
+    probe_accuracy_after_… of the results; by default only the last cycle is judged."""
     sweep: Literal["clusters", "halt"] | None = None
     """Learn once for each of several numbers of clusters (figures 3 and 4) or cycles from which on the
     clusters stay (figure 5)."""
@@ -216,7 +217,8 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or halt")
     config = fill_in(config, dataset, len(train.seen))
     _check_sizes(config, train, test)
-    results = []
+    results: list[SeedResult[LeNet5 | AlexNet]] = []
+    courses: list[figures.Course] = []
     told_apart = identity(dataset.train_images[: config.num_train])
     evaluation_only = ("probe_layer", "every_layer", "probe_epochs", "num_test")
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
@@ -224,16 +226,22 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         assert config.seeds_together is not None
         for first in workdir.seeds[:: config.seeds_together]:
             seeds = range(first, min(first + config.seeds_together, workdir.seeds.stop))
-            results += _run_seeds(config, seeds, workdir, dataset, train, test)
+            results += _run_seeds(config, seeds, workdir, dataset, train, test, courses)
     print_metrics(results, {})
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
 
 
 def _run_seeds(
-    config: Config, seeds: range, workdir: Workdir, dataset: data.Dataset, train: Images, test: Images
+    config: Config,
+    seeds: range,
+    workdir: Workdir,
+    dataset: data.Dataset,
+    train: Images,
+    test: Images,
+    courses: list[figures.Course],
 ) -> list[SeedResult[LeNet5 | AlexNet]]:
-    """Trains several seeds at once and judges one after the other, before and after."""
+    """Trains several seeds at once and judges one after the other, before and after; adds their courses."""
     networks = [build(config, seed, train.seen.shape[-1]) for seed in seeds]
     assert config.probe_layer is not None
     layers = [config.probe_layer]
@@ -273,11 +281,14 @@ def _run_seeds(
             assert config.cycles is not None
             values["initial_alignment"] = float(history[0, 1])
             values["probe_accuracy"] = curve[config.cycles]
+            values |= {f"probe_accuracy_after_{n}": a for n, a in curve.items() if n < config.cycles}
         values = {name: round(value, 4) for name, value in values.items()}
         values["training_seconds"] = round(training, 1)
         workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), seconds))
+        courses.append(figures.Course(seed, history, curve, values.get("random_probe_accuracy")))
+        figures.cycles(courses, config.halt, config.workdir / "cycles.png")
         if seed == config.seed:
-            _draw(config, history, np.asarray(learner.labels), curve, values, train)
+            _draw_clusters(config, np.asarray(learner.labels), train)
         results.append(SeedResult(seed, network, values))
     return results
 
@@ -287,17 +298,8 @@ def _named(config: Config, layer: str) -> str:
     return "probe_accuracy" if layer == config.probe_layer else f"probe_accuracy_{layer}"
 
 
-def _draw(
-    config: Config,
-    history: np.ndarray,
-    clusters: np.ndarray,
-    curve: Mapping[int, float],
-    values: Mapping[str, float],
-    train: Images,
-) -> None:
-    """The pictures of the first seed."""
-    random = values.get("random_probe_accuracy")
-    figures.cycles(history, curve, random, config.halt, config.workdir / "cycles.png")
+def _draw_clusters(config: Config, clusters: np.ndarray, train: Images) -> None:
+    """Images of the first pseudo-classes."""
     shown = np.flatnonzero(clusters < 20)
     figures.gallery(
         np.asarray(train.raw)[shown],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import matplotlib
@@ -399,38 +400,65 @@ def alignment_and_accuracy(pairs: Mapping[str, np.ndarray], path: Path) -> None:
     _save(figure, path)
 
 
-def cycles(
-    history: np.ndarray, probes: Mapping[int, float], random: float | None, halt: int | None, path: Path
-) -> None:
+class Course(NamedTuple):
+    """How a seed of DeepCluster went.
+
+    Attributes:
+      seed: its number.
+      history: `[cycles, 3]`, mutual information with the cycle before and with the classes, and the loss.
+      probes: accuracy in percent after a number of cycles.
+      untrained: that of the untrained network.
+    """
+
+    seed: int
+    history: np.ndarray
+    probes: Mapping[int, float]
+    untrained: float | None
+
+
+def cycles(courses: Sequence[Course], halt: int | None, path: Path) -> None:
     """DeepCluster over its cycles: agreement with the cycle before and the classes, and linear probes.
 
     Args:
-      history: `[cycles, 3]`, mutual information with the cycle before and with the classes, and the loss.
-      probes: accuracy in percent after a number of cycles.
-      random: that of the untrained network.
+      courses: one a seed.
       halt: cycle from which on the clusters stayed.
       path: of the PNG.
     """
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    numbers = np.arange(1, len(history) + 1)
-    several = np.array(history[:, :2])
-    if halt is not None:
-        several[halt:, 0] = np.nan  # the same by construction
-    for values, name in zip(several.T, ("with the cycle before", "with the classes"), strict=True):
-        # A cycle clusters before it trains.
-        left.plot(numbers - 1, values, marker="." if len(numbers) < 40 else None, label=name)
+    several = len(courses) > 1
+    for index, course in enumerate(courses):
+        numbers = np.arange(len(course.history))  # a cycle clusters before it trains
+        agreement = np.array(course.history[:, :2])
+        if halt is not None:
+            agreement[halt:, 0] = np.nan  # the same by construction
+        for column, name in enumerate(("with the cycle before", "with the classes")):
+            left.plot(
+                numbers,
+                agreement[:, column],
+                marker="." if len(numbers) < 40 else None,
+                color=f"C{column}",
+                alpha=0.6 if several else 1,
+                label=None if index else name,
+            )
+        colour = f"C{index % 10}"
+        if course.probes:
+            name = f"seed {course.seed}" if several else "DeepCluster"
+            right.plot([*course.probes], [*course.probes.values()], marker="o", color=colour, label=name)
+        if course.untrained is not None:
+            last = index == len(courses) - 1
+            name = "untrained networks" if several else "untrained network"
+            colour = colour if several else "gray"
+            right.axhline(course.untrained, color=colour, linestyle="--", label=name if last else None)
     left.set(xlabel="cycles of training", ylabel="normalised mutual information")
     left.set_ylim(bottom=0)
     left.legend(frameon=False)
-    if probes:
-        right.plot([*probes], [*probes.values()], marker="o", label="DeepCluster")
-    if random is not None:
-        right.axhline(random, color="gray", linestyle="--", label="untrained network")
     right.set(
-        xlabel="cycles of training", ylabel="accuracy of the linear probe, %", xlim=(0, len(history) * 1.05)
+        xlabel="cycles of training",
+        ylabel="accuracy of the linear probe, %",
+        xlim=(0, len(courses[0].history) * 1.05),
     )
-    if probes or random is not None:
+    if right.get_legend_handles_labels()[1]:
         right.legend(frameon=False)
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

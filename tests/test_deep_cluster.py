@@ -224,7 +224,8 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
     (one,) = json.loads((config.workdir.parent / "deepcluster.json").read_text())
     assert one["config"]["architecture"] == "lenet5"
-    for name in ("probe_accuracy", "random_probe_accuracy", "probe_accuracy_relu_1"):
+    names = ("probe_accuracy", "probe_accuracy_after_1", "random_probe_accuracy", "probe_accuracy_relu_1")
+    for name in names:
         assert 0 <= one["metrics"][name] <= 100
     # Same seed, same result, also after an interruption.
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
