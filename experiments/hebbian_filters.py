@@ -128,7 +128,7 @@ class Config:
     filters_from: Path | None = None
     """Network of another run whose filters are taken instead of learning them (transfer)."""
     filter_steps: int = 10_000
-    """Minibatches of patches."""
+    """Minibatches of patches; 0 leaves the filters as they start, which shows what their learning adds."""
     filter_learning_rate: float = 4e-3
     """ε at the first minibatch; it falls linearly to 0."""
     filter_start: Literal["patches", "normal"] = "patches"
@@ -709,7 +709,7 @@ def _check(config: Config) -> None:
     check_options(
         config,
         at_least={
-            "num_units": 2, "filter_steps": 1, "patch_batch": 1, "anti_hebbian": 0, "rank": 2, "epochs": 1,
+            "num_units": 2, "filter_steps": 0, "patch_batch": 1, "anti_hebbian": 0, "rank": 2, "epochs": 1,
             "batch_size": 1, "probe_every": 1, "num_train": 1, "num_test": 1, "seed": 0, "seeds": 1,
         },
         above={"filter_learning_rate": 0, "learning_rate": 0, "cache_gib": 0},

@@ -71,6 +71,16 @@ def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
         cifar10_hebbian.run(replace(borrowed, num_units=12, workdir=tmp_path / "three"))
 
 
+def test_filters_that_do_not_learn(stripes: Path, tmp_path: Path) -> None:
+    """The control: a classifier above the patches that filters start from."""
+    setting = config(stripes, tmp_path, filter_steps=0)
+    (result,) = cifar10_hebbian.run(setting)
+    filters = np.asarray(result.network.filters[0][...])
+    np.testing.assert_allclose(np.linalg.norm(filters.reshape(len(filters), -1), axis=1), 1, rtol=1e-5)
+    (learned,) = cifar10_hebbian.run(replace(setting, filter_steps=60, workdir=tmp_path / "learned"))
+    assert not np.allclose(filters, np.asarray(learned.network.filters[0][...]), atol=0.01)
+
+
 def test_end_to_end_twin_and_resume(stripes: Path, tmp_path: Path) -> None:
     setting = config(stripes, tmp_path, response="relu", seeds=2)
     whole = cifar10_hebbian.run(setting)
