@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,11 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     available = [*ESTIMATORS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
     for method in config.methods:
         if method not in available:
-            raise ConfigError(f"methods: {method!r} is not one of {', '.join(available)}")
+            raise ConfigError(
+                "methods: umap needs the package umap-learn"
+                if method == UMAP
+                else f"methods: {method!r} is not one of {', '.join(available)}"
+            )
     dataset = data.load(config.dataset, config.data_dir)
     images, labels = dataset.test_images[: config.num_images], dataset.test_labels
     if labels is None:
@@ -190,7 +194,8 @@ _RANKED = ("agreement", "clustering_accuracy")
 
 
 def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A table of methods, each with the metrics of its seeds: their means, and the number of seeds.
+    """A table of methods, each with the metrics of its seeds: their means, of the accuracy also the standard
+    deviation, and the number of seeds.
 
     Below it, where there are at least three to rank, how agreement between seeds ranks them.
     """
@@ -199,6 +204,8 @@ def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         means = [
             f"{mean(seed[name] for seed in seeds):.1f}" if name in seeds[0] else "–" for name in COMPARED
         ]
+        if len(seeds) > 1:
+            means[0] += f" ± {stdev(seed[_RANKED[1]] for seed in seeds):.1f}"
         rows.append([method, *means, str(len(seeds))])
     table = format_table(["", *COMPARED.values(), "seeds"], rows)
     rank, number = rank_correlation(found)

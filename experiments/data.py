@@ -648,7 +648,10 @@ def _load_folder(folder: Path, size: int | None) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"dataset {str(folder)!r} is not a folder")
     if size is None:
-        raise DataError(f"image_size is needed for the folder {str(folder)!r}; nmce_images takes it")
+        raise DataError(
+            f"dataset {str(folder)!r} is a folder: nmce_images takes it with --image-size, "
+            "cluster_images with --images; the other experiments take FILE.npz"
+        )
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
     if classes and any(p.suffix.lower() in _IMAGE_SUFFIXES for p in folder.iterdir()):
         raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")

@@ -126,9 +126,8 @@ def _agreement(config: "Config", report: "Report", between_seeds: np.ndarray) ->
     text += _table(header, rows)
     if len(report.agreement) > 1:
         several = [(number, f"{value:.1f} %") for number, value in report.agreement.items()]
-        text += "<p>By the number of clusters; the most stable was taken:</p>" + _table(
-            ["clusters", "ARI"], several
-        )
+        text += "<p>By the number of clusters. The most stable was taken; look at the others too:</p>"
+        text += _table(["clusters", "ARI"], several)
     return text
 
 

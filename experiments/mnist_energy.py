@@ -179,7 +179,8 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
         config = replace(config, seeds_together=_networks_that_fit(config, rules, train))
     told_apart = identity(train) | {"sizes": architecture_of(config).to_dict()}
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=EVALUATION) as workdir:
-        print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source})")
+        unseen = "" if not searched else f"; tested on the {len(test)} whose labels the search did not see"
+        print(f"{dataset.name}: {len(train)} training and {len(test)} test images ({dataset.source}{unseen})")
         results = _run_seeds(config, rules, workdir, dataset, train, train_labels, test, test_labels)
     print_table(config, results)
     print(f"\nfigures, checkpoints and results: {config.workdir}")

@@ -132,6 +132,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
         print(f"{dataset.name}: {len(images)} images ({dataset.source})")
         for seed in workdir.seeds:
             network, seconds = train(config, seed, jnp.asarray(images), workdir)
+            network.save(config.workdir / f"network-seed{seed}")
             start = time.perf_counter()
             features, _ = encode(network, images)
             clusters = evaluation.subspace_clustering(

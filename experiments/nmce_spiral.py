@@ -166,6 +166,7 @@ def run_seeds(
             test_key = jax.random.fold_in(jax.random.key(seed), 2**31)
             points, labels = jax.device_get(sample(test_key, config.num_test))
             result, found = evaluate(config, seed, trained.state.params, points, labels)
+            result.network.save(config.workdir / f"network-seed{seed}")
             result.metrics["training_seconds"] = round(trained.seconds, 1)
             dataset = Dataset(name, points, labels, points, labels, "generated anew in every step")
             seen = config.steps * config.batch_size

@@ -41,6 +41,11 @@ def check_array(name: str, array: Array, *, ndim: int, axes: str) -> None:
         raise ValueError(f"{name} must have shape {axes}, got {len(shape)} axes: {shape}")
     if 0 in shape:
         raise ValueError(f"{name} is empty: its shape is {shape}; {axes} must all be at least 1")
+    check_floating(name, array)
+
+
+def check_floating(name: str, array: Array) -> None:
+    """Raises unless `array` has a floating type."""
     if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {jnp.result_type(array)}; "

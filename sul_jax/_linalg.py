@@ -1,7 +1,10 @@
-"""Linear algebra that more than one rule needs."""
+"""Arithmetic that more than one rule needs."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+
+# Squared norm below which a vector counts as zero; small enough for any data, safe in float32.
+_TINY = 1e-16
 
 
 def fix_signs(rows: Array) -> Array:
@@ -11,3 +14,21 @@ def fix_signs(rows: Array) -> Array:
     """
     peak = jnp.argmax(jnp.abs(rows), axis=-1, keepdims=True)
     return jnp.where(jnp.take_along_axis(rows, peak, axis=-1) < 0, -rows, rows)
+
+
+def at_least_float32(values: Array) -> Array:
+    """The values as they are, but half precision as float32: sums and factorisations need it."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def root(squares: Array) -> Array:
+    """Square roots of what is not negative, with a gradient of 0, not infinity, at 0."""
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+
+def inverse_norm(squares: Array) -> Array:
+    """1 / norm from squared norms; 0, with a gradient of 0, for a norm of 1e-8 or less."""
+    zero = squares <= _TINY
+    return jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, squares)))

@@ -46,7 +46,7 @@ def gaussian_noise(key: Array, images: Array, *, scale: float | Array) -> Array:
       >>> augment.gaussian_noise(jax.random.key(0), jnp.ones((2, 8, 8, 1)), scale=0.1).shape
       (2, 8, 8, 1)
     """
-    return images + scale * jax.random.normal(key, images.shape, images.dtype)
+    return images + scale * jax.random.normal(key, images.shape, jnp.result_type(images))
 
 
 def horizontal_flip(key: Array, images: Array, *, probability: float | Array = 0.5) -> Array:
@@ -165,8 +165,9 @@ def random_resized_crop(
     top, left = (jnp.where(found, jax.random.uniform(k, (batch,)), 0.5) for k in keys[2:])
     top, left = top * (height - tall), left * (width - wide)
     out_height, out_width = (height, width) if size is None else size
-    rows = _resize_weights(top, tall, height, out_height, images.dtype)
-    columns = _resize_weights(left, wide, width, out_width, images.dtype)
+    dtype = jnp.result_type(images)
+    rows = _resize_weights(top, tall, height, out_height, dtype)
+    columns = _resize_weights(left, wide, width, out_width, dtype)
     # Two small products an image instead of a gather: fast on CPUs and GPUs alike.
     stretched = jnp.einsum("boh,bhwc->bowc", rows, images, precision="highest")
     return jnp.einsum("bpw,bowc->bopc", columns, stretched, precision="highest")
@@ -272,7 +273,7 @@ def random_perspective(
       An array of the same shape.
 
     Raises:
-      ValueError: `distortion` out of range.
+      ValueError: `distortion` out of range, or images a single pixel high or wide.
 
     Example:
       >>> import jax
@@ -286,6 +287,8 @@ def random_perspective(
     if not 0 <= distortion <= 1:
         raise ValueError(f"distortion={distortion} is not accepted: it must be between 0 and 1")
     batch, height, width, _ = images.shape
+    if min(height, width) < 2:
+        raise ValueError(f"images has shape {tuple(images.shape)}: sides of at least 2 pixels are needed")
     corner_key, chosen_key = jax.random.split(key)
     corners = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     extent = jnp.array([height - 1.0, width - 1.0])
@@ -366,7 +369,7 @@ def random_view(
 
     Args:
       key: `jax.random.key`.
-      images: `[batch, height, width, 3]` in [0, 1].
+      images: `[batch, height, width, 3]` in [0, 1]; with one channel colours have no part.
       scale: smallest and largest share of the area that is kept.
       jitter: brightness, contrast, saturation and hue, as in `color_jitter`.
       blur: kernel size of a final `gaussian_blur`; none if None.
@@ -375,7 +378,7 @@ def random_view(
       An array of the same shape.
 
     Raises:
-      ValueError: images without three channels.
+      ValueError: images of another number of channels than 1 or 3.
 
     Example:
       >>> import jax

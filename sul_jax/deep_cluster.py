@@ -134,6 +134,7 @@ def balanced_indices(key: Array, labels: Array, *, num_clusters: int, num_sample
       >>> jnp.bincount(labels[indices], length=3).tolist()
       [4, 0, 4]
     """
+    labels = jnp.asarray(labels)
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"labels must be a vector of at least one label, got shape {labels.shape}")
     check_integer("num_clusters", num_clusters, low=1)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax import k_subspaces, patches, whitening
-from sul_jax._check import check_array, check_integer
+from sul_jax._check import check_array, check_floating, check_integer
+from sul_jax._linalg import at_least_float32, root
 from sul_jax.k_subspaces import KSubspacesInfo, KSubspacesState
 from sul_jax.learning_rule import LearningRule
 
@@ -96,6 +97,7 @@ def adaptive_threshold(features: Array, *, num_winners: int) -> Array:
       An array of the same shape with at most w non-zero values on the last axis.
 
     Raises:
+      TypeError: `features` are integers.
       ValueError: `num_winners` out of range.
 
     Example:
@@ -104,6 +106,7 @@ def adaptive_threshold(features: Array, *, num_winners: int) -> Array:
       >>> energy.adaptive_threshold(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2).tolist()
       [0.0, 2.0, 0.0, 1.0]
     """
+    check_floating("features", features)
     _check_winners(num_winners, features.shape[-1])
     return jnp.moveaxis(_threshold(jnp.moveaxis(features, -1, 0), num_winners), 0, -1)
 
@@ -152,7 +155,7 @@ def energy_layer(
     def chunk_codes(chunk: Array) -> Array:
         maps = _threshold(k_subspaces.norms(responses(chunk)), num_winners)
         if rescale:
-            size = jnp.sqrt(jnp.sum(jnp.square(maps), axis=0))
+            size = root(jnp.sum(jnp.square(maps), axis=0))
             patch_size = patches.norms(chunk, **window).ravel()
             maps = maps * jnp.where(size > 0, patch_size / jnp.where(size > 0, size, 1), 0)
         return maps.T.reshape(chunk.shape[0], height, width, bases.shape[0])
@@ -284,6 +287,7 @@ def update(
     """
     height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
     _check_bases(state.bases, images, kernel_size)
+    images = at_least_float32(images)
     window = {"kernel_size": kernel_size, "padding": padding}
     respond = _responses(images, state.bases, window)
     gathers = k_subspaces.gathers(state.bases)

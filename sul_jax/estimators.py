@@ -6,6 +6,7 @@ An image's code and cluster do not depend on the batch it comes in: programs tak
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ _WHITENED_FROM = 2048
 _CLUSTERED_BYTES = 2**29
 # Folded into the seed for it.
 _CLUSTERING = 2**31 - 1
+# Values from which on a row is taken for an image.
+_IMAGE = 64
 _AT_LEAST = {
     "n_clusters": 1, "image_size": 4, "batch_size": 1, "max_steps": 1, "epochs": 1, "cycles": 0,
     "steps_per_cycle": 1, "num_filters": 1, "num_features": 1, "nodes_per_parent": 1,
@@ -206,6 +209,8 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
 
     def _rows(self, X: Any, *, reset: bool) -> np.ndarray:  # noqa: N803
         shape = None
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)  # noqa: N806
         if getattr(X, "ndim", 0) in (3, 4):
             shape = tuple(X.shape[1:]) + ((1,) if X.ndim == 3 else ())
             X = np.asarray(X).reshape(len(X), -1)  # noqa: N806
@@ -232,9 +237,22 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         given = self.image_shape
         if given is None and found is None:  # the smallest square that holds the features, row by row
             side = int(np.ceil(np.sqrt(num_features)))
+            if side**2 != num_features >= _IMAGE:
+                hint, colour = "", int(np.sqrt(num_features // 3))
+                if 3 * colour**2 == num_features:
+                    hint = f"; flattened colour images need image_shape=({colour}, {colour}, 3)"
+                warnings.warn(
+                    f"rows of {num_features} values are no square image and are read as the first pixels of "
+                    f"a gray one of {side}×{side}: give image_shape{hint}",
+                    stacklevel=6,
+                )
             return side, side, 1
         shape = tuple(int(n) for n in (given if given is not None else found or ()))
         shape += (1,) * (len(shape) == 2)
+        if found is not None and len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4:
+            raise ValueError(f"images of shape {shape} have their channels first; they come last here")
+        if given is not None and found is not None and shape != found:
+            raise ValueError(f"image_shape={given} does not fit images of shape {found}")
         if len(shape) != 3 or int(np.prod(shape)) != num_features:
             raise ValueError(
                 f"image_shape={given} does not fit images of {num_features} values; it must be "
@@ -401,7 +419,8 @@ class EnergyClustering(_ImageClustering):
       max_steps: minibatches that each layer learns from, at most; the paper takes 118 of 512.
       code_power: power of the pooled codes before clustering.
       code_whitening: if positive, codes are normalised and their 20 leading components divided by their
-        variance to this power, at most 0.5; 0.2 was best on MNIST's training images.
+        variance to this power, at most 0.5. Of what helped on MNIST's training images, 0.2 is a cautious
+        value; README says what was tried.
       random_state: an integer for the same result every time.
       verbose: show progress.
 

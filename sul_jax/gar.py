@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax._check import check_array, check_integer, check_labels
+from sul_jax._linalg import at_least_float32, root
 from sul_jax._parallel import sum_over
 
 
@@ -148,8 +149,7 @@ def frobenius_penalty(
     if frobenius != "norm":
         raise ValueError(f"frobenius={frobenius!r} is not accepted: it must be 'squared' or 'norm'")
     total = sum_over(jnp.sum(jnp.square(jax.nn.relu(logits))), axis_name)
-    # A finite gradient where nothing is active.
-    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+    return root(total)  # a finite gradient where nothing is active
 
 
 def acol_pool(probabilities: Array, *, num_parents: int) -> Array:
@@ -214,7 +214,8 @@ def _by_parent(name: str, values: Array, num_parents: int, least: int = 2) -> Ar
             f"num_parents={num_parents} is not accepted: {name} has {nodes} nodes, which must be a multiple "
             f"of it, at least {least} for each parent"
         )
-    return values.reshape(values.shape[0], nodes // num_parents, num_parents)
+    # 1 − β would cancel in half precision.
+    return at_least_float32(values).reshape(values.shape[0], nodes // num_parents, num_parents)
 
 
 def _mean_ratio(others: Array, diagonal: Array, nodes: int) -> Array:

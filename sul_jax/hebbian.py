@@ -14,6 +14,7 @@ from jax import Array
 
 from sul_jax import patches
 from sul_jax._check import check_integer, check_vectors
+from sul_jax._linalg import inverse_norm
 from sul_jax._parallel import sum_over
 from sul_jax.whitening import normalize
 
@@ -36,7 +37,7 @@ class HebbianInfo(NamedTuple):
 
     Attributes:
       largest_update: max |ΔW| before normalisation, a scalar.
-      wins: int32 `[num_units]`, inputs for which each unit was driven most.
+      wins: int32 `[num_units]`, inputs, zeros apart, for which each unit was driven most.
       norms: `[num_units]`, of the weights before the step; 1 for a unit that has converged.
     """
 
@@ -65,7 +66,7 @@ def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
     """
     check_vectors("inputs", inputs)
     check_integer("num_units", num_units, low=2, why=": units compete")
-    return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), inputs.dtype))
+    return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), jnp.result_type(inputs)))
 
 
 def update(
@@ -126,8 +127,9 @@ def update(
     won = unit == winner
     activity = won.astype(drives.dtype) - anti_hebbian * (unit == strongest)
     towards = jnp.matmul(activity, inputs, precision="highest")
+    seen = jnp.any(inputs != 0, axis=1)
     decay = jnp.sum(activity * drives, axis=1)
-    towards, decay, wins = sum_over((towards, decay, jnp.sum(won, axis=1, dtype=jnp.int32)), axis_name)
+    towards, decay, wins = sum_over((towards, decay, jnp.sum(won & seen, axis=1, dtype=jnp.int32)), axis_name)
     change = towards - decay[:, None] * weights
     largest = jnp.max(jnp.abs(change))
     scale = learning_rate / jnp.maximum(largest, _PRECISION) if normalize_update else learning_rate
@@ -199,8 +201,9 @@ def convolve(
     project = patches.projector(images, normalize(weights), **window)
 
     def of_chunk(chunk: Array) -> Array:
-        size = patches.norms(chunk, **window).ravel()
-        cosines = project(chunk) * jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+        squares = jnp.square(patches.norms(chunk, **window).ravel())
+        # Projections by spectra are rounded relative to the largest pixel: a cosine could exceed 1.
+        cosines = jnp.minimum(project(chunk) * inverse_norm(squares), 1)
         return steepen(cosines, power=power).T.reshape(chunk.shape[0], height, width, num_units)
 
     bytes_per_image = height * width * max(features, 2 * num_units) * images.dtype.itemsize

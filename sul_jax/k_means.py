@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax._check import check_finite, check_integer, check_vectors
+from sul_jax._linalg import at_least_float32
 from sul_jax._parallel import sum_over
 
 # Scores of vectors against centroids held at a time: they should stay in a CPU's cache.
@@ -112,6 +113,7 @@ def fit(
         num_init = 1
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 
+    inputs = at_least_float32(inputs)
     # Centring changes no distance and spares float32 the cancellation of large common offsets.
     mean = sum_over(jnp.sum(inputs, axis=0), axis_name) / batch
     inputs = inputs - mean
@@ -185,8 +187,10 @@ def assign(centroids: Array, inputs: Array) -> Array:
       >>> k_means.assign(jnp.array([[0.0], [10.0]]), jnp.array([[2.0], [9.0]])).tolist()
       [0, 1]
     """
+    check_vectors("centroids", centroids)
     check_vectors("inputs", inputs, features=centroids.shape[-1])
     check_finite("inputs", inputs)
+    centroids, inputs = at_least_float32(centroids), at_least_float32(inputs)
     # Relative to one centroid, for the reason that `fit` centres.
     origin = centroids[0]
     inputs = inputs - origin

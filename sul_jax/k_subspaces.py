@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax._check import check_finite, check_integer, check_vectors
-from sul_jax._linalg import fix_signs
+from sul_jax._linalg import at_least_float32, fix_signs, root
 
 # Scale of the identity added to a subspace's second moment, relative to its size: directions without
 # data keep their old basis instead of taking rounding noise. C + δI has C's eigenvectors, so a step
@@ -94,7 +94,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
       (3, 2, 6)
     """
     check_vectors("inputs", inputs)
-    inputs = jnp.asarray(inputs)
+    inputs = at_least_float32(inputs)
     batch, features = inputs.shape
     check_integer("num_subspaces", num_subspaces, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("rank", rank, low=1, high=features, why=f": inputs has {features} features")
@@ -205,7 +205,7 @@ def norms(responses: Array) -> Array:
     Subspaces come first, here and within a step: reductions over few subspaces vectorise only when
     the long batch axis is the minor one.
     """
-    return jnp.sqrt(jnp.sum(jnp.square(responses), axis=1))
+    return root(jnp.sum(jnp.square(responses), axis=1))
 
 
 def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = False) -> Statistics:
@@ -229,7 +229,7 @@ def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = 
       >>> state, info = k_subspaces.apply(state, jax.tree.map(jnp.add, *parts))
     """
     _check_inputs(state, inputs)
-    inputs = jnp.asarray(inputs)
+    inputs = at_least_float32(inputs)
     responses = _responses(state.bases, inputs)
     assignment = winners(responses, warmup)
     if gathers(state.bases):

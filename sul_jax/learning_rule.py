@@ -239,6 +239,8 @@ def scan_updates(
       (4,)
     """
 
+    inputs = jnp.asarray(inputs)  # NumPy's cannot be indexed in a scan
+
     def step(state: Any, step_inputs: tuple[Array, dict[str, Any]]) -> tuple[Any, Any]:
         batch, keywords = step_inputs
         return update(state, inputs[batch], **keywords)
@@ -273,7 +275,8 @@ def train_greedily(
     """Trains rules one after the other, each on the codes of the finished one below.
 
     The codes of all inputs are held, so that each rule encodes them once. Minibatches are taken in the order
-    of the inputs: shuffle them first.
+    of the inputs: shuffle them first. It is for one device; to split minibatches over several, loop over
+    `update` with `axis_name`.
 
     Args:
       key: `jax.random.key`.
@@ -308,7 +311,7 @@ def train_greedily(
     if isinstance(num_batches, int):
         check_integer("num_batches", num_batches, low=1, high=total)
     count = total if num_batches is None else num_batches
-    batches = inputs[: total * batch_size].reshape(total, batch_size, *inputs.shape[1:])
+    batches = jnp.asarray(inputs[: total * batch_size]).reshape(total, batch_size, *inputs.shape[1:])
     states, infos = [], []
     for rule, rule_key in zip(rules, jax.random.split(key, len(rules)), strict=True):
         state, info = _train(rule, rule.init(rule_key, batches[0]), batches, passes, count, hyperparameters)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_images, check_integer
+from sul_jax._check import check_array, check_images, check_integer
+from sul_jax._linalg import root
 
 
 def chunk_bytes() -> int:
@@ -128,8 +129,7 @@ def norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
     window = (1, kernel_size, 1), (1, 1, kernel_size)  # separable: 2p instead of p² additions
     for size in window:
         energy = lax.reduce_window(energy, jnp.zeros((), energy.dtype), lax.add, size, (1, 1, 1), "VALID")
-    # The gradient at a blank patch is 0, not NaN.
-    return jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
+    return root(energy)
 
 
 def project(images: Array, kernels: Array, *, kernel_size: int, padding: int = 0) -> Array:
@@ -176,6 +176,13 @@ def projector(
       (5, 8)
     """
     height, _width = check_window(images, kernel_size=kernel_size, padding=padding)
+    check_array("kernels", kernels, ndim=2, axes="[num_kernels, features]")
+    if kernels.shape[1] != kernel_size**2 * images.shape[-1]:
+        raise ValueError(
+            f"kernels has {kernels.shape[1]} features (shape {tuple(kernels.shape)}), but patches of "
+            f"kernel_size={kernel_size} with {images.shape[-1]} channels have "
+            f"{kernel_size**2 * images.shape[-1]}"
+        )
     number = kernels.shape[0]
     if _spectra_pay(images, number, kernel_size, padding):
         return _spectral_projector(images, kernels, kernel_size, padding)
@@ -269,6 +276,12 @@ def back_project(images: Array, weights: Array, *, kernel_size: int, padding: in
       (5, 9)
     """
     height, width = check_window(images, kernel_size=kernel_size, padding=padding)
+    check_array("weights", weights, ndim=2, axes="[num_sums, positions]")
+    if weights.shape[1] != len(images) * height * width:
+        raise ValueError(
+            f"weights has {weights.shape[1]} positions (shape {tuple(weights.shape)}), but "
+            f"{len(images)} images have {len(images) * height * width}"
+        )
     number = weights.shape[0]
     if not _rows_pay(images, number, kernel_size, padding):
         vectors = extract(images, kernel_size=kernel_size, padding=padding)

@@ -8,11 +8,8 @@ from jax import Array, lax
 
 from sul_jax import patches
 from sul_jax._check import check_finite, check_images, check_integer, check_vectors
-from sul_jax._linalg import fix_signs
+from sul_jax._linalg import at_least_float32, fix_signs, inverse_norm
 from sul_jax.learning_rule import LearningRule
-
-# Squared norm below which a vector counts as zero; small enough for any data, safe in float32.
-_TINY = 1e-16
 
 
 class ConvZCAState(NamedTuple):
@@ -53,6 +50,7 @@ def conv_zca_kernel(
     """
     height, width = patches.check_window(images, kernel_size=kernel_size, padding=0)
     check_finite("images", images)
+    images = at_least_float32(images)
     channels = images.shape[-1]
     size = kernel_size**2 * channels
     check_integer(
@@ -214,6 +212,7 @@ def pca(
     check_integer(
         "num_components", num_components, low=1, high=features, why=f": inputs has {features} features"
     )
+    inputs = at_least_float32(inputs)
     mean = jnp.mean(inputs, axis=0)
     mean = mean if axis_name is None else lax.pmean(mean, axis_name)
     centred = inputs - mean
@@ -268,6 +267,5 @@ def normalize(inputs: Array) -> Array:
       >>> whitening.normalize(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
       [[0.0, 1.0], [0.0, 0.0]]
     """
-    squares = jnp.sum(jnp.square(inputs), axis=-1, keepdims=True)
-    zero = squares <= _TINY
-    return inputs * jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, squares)))
+    squares = jnp.sum(jnp.square(at_least_float32(inputs)), axis=-1, keepdims=True)
+    return (inputs * inverse_norm(squares)).astype(jnp.result_type(inputs))

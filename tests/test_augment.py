@@ -153,3 +153,8 @@ def test_perspective() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(images())
+
+
+def test_perspective_needs_two_pixels() -> None:
+    with pytest.raises(ValueError, match="at least 2 pixels"):
+        augment.random_perspective(jax.random.key(0), jnp.ones((1, 1, 4, 1)), distortion=0.3)

@@ -210,7 +210,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
     assert found.train_labels.tolist() == [0, 1, 1]
     flat = data.load(str(tmp_path / "photos" / "b"), image_size=4)
     assert (flat.train_images.shape, flat.train_labels) == ((2, 4, 4, 3), None)
-    with pytest.raises(DataError, match="image_size is needed"):
+    with pytest.raises(DataError, match="nmce_images takes it with --image-size"):
         data.load(str(tmp_path / "photos"))
     (tmp_path / "photos" / "b" / "3.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"3.png is not a readable image"):

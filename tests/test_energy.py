@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sul_jax import energy, k_subspaces, learning_rule, patches, stack, whitening
+from sul_jax.k_subspaces import KSubspacesState
 
 WINDOW = ("kernel_size", "padding")
 EXTRACT, NORMS, PROJECT, BACK_PROJECT = (
@@ -309,3 +310,33 @@ def test_greedy_training_is_layer_by_layer_updates() -> None:
         learning_rule.train_greedily(jax.random.key(0), images, rules, batch_size=24)
     with pytest.raises(ValueError, match="rules is empty"):
         learning_rule.train_greedily(jax.random.key(0), images, [], batch_size=2)
+
+
+def test_gradients_at_blank_patches_are_zero() -> None:
+    spot = jnp.zeros((1, 6, 6, 1)).at[0, 2, 2, 0].set(1)
+    window = {"kernel_size": 3, "padding": 1}
+    state = energy.init(
+        jax.random.key(0),
+        jax.random.normal(jax.random.key(1), (2, 6, 6, 1)),
+        num_subspaces=5,
+        rank=2,
+        **window,
+    )
+
+    def total(images: jax.Array) -> jax.Array:
+        return jnp.sum(energy.energy_layer(images, state.bases, num_winners=2, **window))
+
+    assert np.isfinite(jax.grad(total)(spot)).all()
+    flat = KSubspacesState(jnp.eye(3)[None, :2])
+    slope = jax.grad(lambda x: jnp.sum(k_subspaces.encode(flat, x)))(jnp.zeros((1, 3)))
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_integers_and_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(TypeError, match="features must be floating"):
+        energy.adaptive_threshold(jnp.arange(5), num_winners=2)
+    images = jnp.ones((2, 4, 4, 1))
+    with pytest.raises(ValueError, match="kernels has 8 features"):
+        patches.project(images, jnp.ones((5, 8)), kernel_size=3)
+    with pytest.raises(ValueError, match="weights has 7 positions"):
+        patches.back_project(images, jnp.ones((5, 7)), kernel_size=3)

@@ -165,3 +165,19 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     model = EnergyClustering(2, image_size=28).set_params(**options)
     with pytest.raises(ValueError, match=message):
         model.fit(np.random.default_rng(0).random((30, 64)))
+
+
+def test_misread_images_are_named() -> None:
+    images = np.random.default_rng(0).random((30, 3, 16, 16))
+    with pytest.raises(ValueError, match="channels first"):
+        PixelClustering(2).fit(images)
+    with pytest.warns(UserWarning, match=r"28×28: give image_shape.*image_shape=\(16, 16, 3\)"):
+        PixelClustering(2).fit(images.reshape(30, -1))
+    with pytest.raises(ValueError, match=r"image_shape=\(6, 6\) does not fit images of shape \(4, 9, 1\)"):
+        PixelClustering(2, image_shape=(6, 6)).fit(np.ones((10, 4, 9)))
+
+
+def test_lists_of_images() -> None:
+    images = np.random.default_rng(0).random((10, 4, 4))
+    one, other = (PixelClustering(2, image_size=4, random_state=0).fit(x) for x in (images, images.tolist()))
+    np.testing.assert_array_equal(one.labels_, other.labels_)

@@ -139,3 +139,17 @@ def test_bad_input(call: object, message: str) -> None:
     state = hebbian.init(jax.random.key(0), inputs, num_units=4)
     with pytest.raises(ValueError, match=message):
         call(state, inputs)
+
+
+def test_inputs_of_zeros_are_won_by_nobody() -> None:
+    state = hebbian.init(jax.random.key(0), jnp.ones((5, 6)), num_units=3)
+    inputs = jnp.concatenate([jnp.zeros((5, 6)), jnp.ones((2, 6))])
+    _, info = hebbian.update(state, inputs, learning_rate=0.1)
+    assert info.wins.sum() == 2
+
+
+def test_faint_patches_are_blank_in_both_forms() -> None:
+    images = 1e-9 * jax.random.uniform(jax.random.key(0), (1, 4, 4, 1))
+    state = hebbian.init(jax.random.key(1), jnp.ones((1, 16)), num_units=3)
+    maps = hebbian.convolve(images, state.weights, kernel_size=4, power=1)
+    np.testing.assert_array_equal(maps.ravel(), hebbian.encode(state, images.reshape(1, 16), power=1).ravel())

@@ -60,3 +60,10 @@ def test_bad_input() -> None:
     state = whitening.pca(inputs(), num_components=2)
     with pytest.raises(ValueError, match="8 features .* made for 9"):
         whitening.pca_whiten(inputs()[:, :8], state)
+
+
+def test_unit_norm_in_half_precision() -> None:
+    """Squares of 300 exceed float16."""
+    found = whitening.normalize(jnp.array([300.0, 400.0], jnp.float16))
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found, [0.6, 0.8], rtol=1e-3)

@@ -90,7 +90,8 @@ class EnergyNet(nnx.Module):
         """Pooled codes, whitened if the network has a whitening.
 
         Args:
-          images: floating `[batch, height, width, channels]`.
+          images: floating `[batch, height, width, channels]`, on the scale learned from: that of the
+            experiments is [0, 1].
 
         Returns:
           `[batch, 4 * num_networks * num_subspaces]` of the last layer, or `[batch, num_components]`.
@@ -120,7 +121,7 @@ class EnergyNet(nnx.Module):
         return _maps(images, used, self.architecture, self.rescale)
 
     def predict(self, images: Array) -> Array:
-        """The cluster of each image, int32 `[batch]`.
+        """The cluster of each image, int32 `[batch]`; images are on the scale learned from, as for codes.
 
         Raises:
           ValueError: the network has no centroids.

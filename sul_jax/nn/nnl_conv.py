@@ -136,7 +136,8 @@ class NNLConv(Saved):
                 values = hebbian.steepen(max_pool(cosines, block.pool, block.pool_stride), power=block.power)
             else:
                 kernel = weights.reshape(-1, block.kernel_size, block.kernel_size, images.shape[-1])
-                values = conv_general_dilated(images, kernel.transpose(1, 2, 3, 0), (1, 1), "VALID")
+                kernel = kernel.transpose(1, 2, 3, 0).astype(images.dtype)
+                values = conv_general_dilated(images, kernel, (1, 1), "VALID")
                 # The bias and ReLU grow too.
                 values = jax.nn.relu(
                     max_pool(values, block.pool, block.pool_stride) + self.biases[index][...]

@@ -1,0 +1,62 @@
+"""Inputs of other kinds than float32 of JAX."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sul_jax import (
+    LearningRule,
+    coding_rate,
+    energy,
+    gar,
+    hebbian,
+    k_means,
+    k_subspaces,
+    learning_rule,
+    whitening,
+)
+
+HALF = jax.random.normal(jax.random.key(3), (2, 60, 6), jnp.bfloat16)
+SOFT = jax.nn.softmax(HALF[..., :3].astype(jnp.float32))
+IN_FLOAT32: dict[str, Callable[[jax.Array], Any]] = {
+    "k_means": lambda x: k_means.fit(jax.random.key(0), x[0], num_clusters=3).centroids,
+    "k_subspaces": lambda x: k_subspaces.update(
+        k_subspaces.init(jax.random.key(0), x[0], num_subspaces=3, rank=2), x[0]
+    ),
+    "energy": lambda x: energy.update(
+        energy.init(jax.random.key(0), x[..., None], num_subspaces=3, rank=2, kernel_size=3, padding=0),
+        x[..., None], kernel_size=3, padding=0,
+    ),
+    "pca": lambda x: whitening.pca(x[0], num_components=2),
+    "conv_zca_kernel": lambda x: whitening.conv_zca_kernel(x[..., None], kernel_size=3, num_components=2),
+    "nmce_loss": lambda x: coding_rate.nmce_loss(x, SOFT, eps_squared=0.1),
+    "tcr_loss": lambda x: coding_rate.tcr_loss(x, eps_squared=0.1),
+    "gar_loss": lambda x: gar.gar_loss(x[0], num_parents=2, frobenius_weight=0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_FLOAT32)
+def test_half_precision_is_computed_in_float32(name: str) -> None:
+    """Sums of many bfloat16 numbers stop growing, and none of them can be factorised."""
+    function = IN_FLOAT32[name]
+    chex.assert_trees_all_close(function(HALF), function(HALF.astype(jnp.float32)), rtol=1e-5, atol=1e-6)
+
+
+def test_numpy_arrays_are_as_good() -> None:
+    inputs = np.random.default_rng(0).random((20, 6))
+    state = k_subspaces.init(jax.random.key(0), inputs, num_subspaces=3, rank=2)
+    order = np.arange(20).reshape(2, 10)
+    state, _ = learning_rule.scan_updates(k_subspaces.update, state, inputs, order)
+    assert np.isfinite(state.bases).all()
+    rule = LearningRule(
+        partial(k_subspaces.init, num_subspaces=3, rank=2), k_subspaces.update, k_subspaces.encode
+    )
+    found = learning_rule.train_greedily(jax.random.key(0), inputs, [rule], batch_size=10)
+    assert found.codes.shape == (20, 3)
+    assert hebbian.init(jax.random.key(0), inputs, num_units=3).weights.dtype == jnp.float32
