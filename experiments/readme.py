@@ -483,13 +483,11 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
             5,
         ),
         _alignment_row(
-            "CIFAR-10, **initial alignment** of 50 AlexNets, 1,000 clusters⁵",
+            "CIFAR-10, **initial alignment** of 100 AlexNets, 1,000 clusters⁵",
             "0.065–0.085",
             "cifar10",
             50_000,
             1000,
-            " --num-networks 50",
-            networks=50,
             sobel="random",
         ),
         _alignment_row(
@@ -620,7 +618,7 @@ HEADLINES: Mapping[str, str] = {
     "Fashion-MNIST, **initial alignment** of 100 LeNets, 5 clusters": (
         "Fashion-MNIST, untrained LeNets: initial alignment (NMI)"
     ),
-    "CIFAR-10, **initial alignment** of 50 AlexNets, 1,000 clusters⁵": (
+    "CIFAR-10, **initial alignment** of 100 AlexNets, 1,000 clusters⁵": (
         "CIFAR-10, untrained AlexNets⁵: initial alignment (NMI)"
     ),
 }
