@@ -224,7 +224,7 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
             "mnist_energy --dataset digits --architecture 3layer",
         ),
         Row(
-            "… searched on one half, error on the other",
+            "… searched on one half¹⁰, error on the other",
             "–",
             "mnist_energy",
             _ERROR,
@@ -604,8 +604,8 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
 HEADLINES: Mapping[str, str] = {
     "**… pooled 2×2: the three-layer network**": "MNIST, three energy layers: clustering error, %",
     "**… three such networks side by side²**": "… three networks side by side, codes partly whitened²",
-    "… searched on one half, error on the other": (
-        "bundled digits, searched on one half: clustering error on the other, %"
+    "… searched on one half¹⁰, error on the other": (
+        "bundled digits, searched on one half¹⁰: clustering error on the other, %"
     ),
     "CIFAR-10, Hebbian filters of 4×4 pixels": "CIFAR-10, Hebbian filters: test error, %",
     "USPS, pseudo supervision, 150 epochs (paper: 400)": (
