@@ -89,7 +89,7 @@ def check_options(
 
 
 def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
-    """Parses the command line and runs; an error the user can mend is one line, not a traceback."""
+    """Parses the command line and runs; an error is a line or two, not a traceback."""
     parsed = tyro.cli(config, description=description)
     _keep_freed_memory()
     try:

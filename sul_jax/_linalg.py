@@ -23,9 +23,9 @@ def at_least_float32(values: Array) -> Array:
 
 
 def root(squares: Array) -> Array:
-    """Square roots of what is not negative, with a gradient of 0, not infinity, at 0."""
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    """Square roots of what is not negative, with a gradient of 0, not infinity, at 0; NaN stays NaN."""
+    zero = squares <= 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 def inverse_norm(squares: Array) -> Array:

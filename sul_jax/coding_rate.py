@@ -237,7 +237,7 @@ def nmce_loss(
         )
     unit = normalize(at_least_float32(features))
     mean = _mean_view(unit)
-    soft = jnp.mean(at_least_float32(memberships), axis=0)
+    soft = jnp.mean(memberships, axis=0)
     compressed = class_coding_rate(mean, soft, eps_squared=eps_squared, axis_name=axis_name)
     spread = coding_rate(mean, eps_squared=eps_squared, axis_name=axis_name)
     similarity = _similarity(unit, axis_name)
@@ -268,7 +268,7 @@ def gumbel_softmax(key: Array, logits: Array, *, temperature: float | Array = 1.
       (5, 3)
     """
     _check_positive("temperature", temperature)
-    noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+    noise = jax.random.gumbel(key, logits.shape, jnp.result_type(logits))
     return jax.nn.softmax((jax.nn.log_softmax(logits) + noise) / temperature)
 
 
@@ -370,8 +370,9 @@ def _check_memberships(memberships: Array, batch: int) -> None:
     if isinstance(memberships, jax.core.Tracer):
         return
     values = np.asarray(memberships)
-    sums = values.sum(axis=1, dtype=np.float64)  # those of half precision are off by some thousandths
-    if not (np.all(values >= 0) and np.allclose(sums, 1, atol=1e-2)):
+    sums = values.sum(axis=1, dtype=np.float64)
+    rounding = 1e-3 if values.dtype.itemsize > 2 else 1e-2
+    if not (np.all(values >= 0) and np.allclose(sums, 1, atol=rounding)):
         raise ValueError(
             "memberships must be non-negative rows that sum to one, got sums between "
             f"{sums.min():.4g} and {sums.max():.4g} and a smallest value of {values.min():.4g}"

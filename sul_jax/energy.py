@@ -195,7 +195,7 @@ def pooled_codes(maps: Array, *, power: float | Array = 1.0) -> Array:
 
     Args:
       maps: non-negative `[batch, height, width, channels]`.
-      power: 1 is the paper's; 0.5 evens out the few strong features that dominate distances.
+      power: positive; 1 is the paper's, 0.5 evens out the few strong features that dominate distances.
 
     Returns:
       `[batch, 4 * channels]`.
@@ -206,7 +206,9 @@ def pooled_codes(maps: Array, *, power: float | Array = 1.0) -> Array:
       >>> energy.pooled_codes(4 * jnp.ones((1, 7, 7, 2)), power=0.5).tolist()
       [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
-    return average_pool(maps).reshape(maps.shape[0], -1) ** power
+    codes = average_pool(maps).reshape(maps.shape[0], -1)
+    zero = codes == 0  # where the gradient of a root is not finite
+    return jnp.where(zero, 0, jnp.where(zero, 1, codes) ** power)
 
 
 def init(
@@ -316,7 +318,7 @@ def update(
         )
     else:
         scatter = jnp.sum(found, axis=0).reshape(state.bases.shape)
-    squares = jnp.square(patches.norms(images, **window).ravel())
+    squares = patches.squared_norms(images, **window).ravel()
     total = k_subspaces.collect(jnp.sum(captured), assignment, squares, scatter)
     return k_subspaces.apply(state, total, axis_name=axis_name)
 

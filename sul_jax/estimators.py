@@ -6,6 +6,7 @@ An image's code and cluster do not depend on the batch it comes in: programs tak
 
 import copy
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -74,6 +75,14 @@ def _seen(rows: Array, scale: float, *, shape: tuple[int, int, int], size: int) 
     return seen.reshape(*rows.shape[:-1], *seen.shape[1:])
 
 
+def _caller() -> int:
+    """How far up the stack the first function is that is neither this package's nor scikit-learn's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
     TransformerMixin,  # type: ignore[misc]
@@ -102,7 +111,11 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
           The estimator itself.
 
         Raises:
-          ValueError: images that are not finite or do not fit `image_shape`, or fewer than clusters.
+          ValueError: images that are not finite, do not fit `image_shape` or have their channels first, or
+            fewer than clusters.
+
+        Warns:
+          UserWarning: rows of 64 values or more that are no square image, without `image_shape`.
         """
         next(fit_together([self], X))
         return self
@@ -244,13 +257,16 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
                 warnings.warn(
                     f"rows of {num_features} values are no square image and are read as the first pixels of "
                     f"a gray one of {side}×{side}: give image_shape{hint}",
-                    stacklevel=6,
+                    stacklevel=_caller(),
                 )
             return side, side, 1
         shape = tuple(int(n) for n in (given if given is not None else found or ()))
         shape += (1,) * (len(shape) == 2)
-        if found is not None and len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4:
-            raise ValueError(f"images of shape {shape} have their channels first; they come last here")
+        if given is None and shape[0] in (1, 3, 4) and min(shape[1:]) > 4:
+            raise ValueError(
+                f"images of shape {shape} seem to have their channels first; they come last here. "
+                f"If they do, give image_shape={shape}"
+            )
         if given is not None and found is not None and shape != found:
             raise ValueError(f"image_shape={given} does not fit images of shape {found}")
         if len(shape) != 3 or int(np.prod(shape)) != num_features:

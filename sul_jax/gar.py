@@ -42,7 +42,7 @@ def affinity(activations: Array, *, num_parents: int = 1, axis_name: str | None 
       >>> gar.affinity(jnp.eye(3)).item(), round(gar.affinity(jnp.ones((4, 3))).item(), 4)
       (0.0, 1.0)
     """
-    by_parent = _by_parent("activations", activations, num_parents)
+    by_parent = _by_parent("activations", at_least_float32(activations), num_parents)
     squares = jnp.sum(jnp.square(by_parent), axis=1)
     # Example by example, so that one active node leaves exactly nothing.
     shared = sum_over(jnp.sum(jnp.square(jnp.sum(by_parent, axis=1)) - squares, axis=0), axis_name)
@@ -71,7 +71,7 @@ def balance(activations: Array, *, num_parents: int = 1, axis_name: str | None =
       >>> gar.balance(jnp.eye(3)).item(), gar.balance(jnp.array([[1.0, 0.0], [2.0, 0.0]])).item()
       (1.0, 0.0)
     """
-    by_parent = _by_parent("activations", activations, num_parents)
+    by_parent = _by_parent("activations", at_least_float32(activations), num_parents)
     energy = sum_over(jnp.sum(jnp.square(by_parent), axis=0), axis_name)  # v, [n, num_parents]
     # Only ratios matter; of a node's energy the square may leave float32.
     largest = lax.stop_gradient(jnp.max(energy, axis=0))
@@ -144,6 +144,7 @@ def frobenius_penalty(
       >>> gar.frobenius_penalty(z).item(), gar.frobenius_penalty(z, frobenius="norm").item()
       (25.0, 3.0)
     """
+    logits = at_least_float32(logits)
     if frobenius == "squared":
         return sum_over(jnp.sum(jnp.square(logits)), axis_name)
     if frobenius != "norm":
@@ -214,8 +215,7 @@ def _by_parent(name: str, values: Array, num_parents: int, least: int = 2) -> Ar
             f"num_parents={num_parents} is not accepted: {name} has {nodes} nodes, which must be a multiple "
             f"of it, at least {least} for each parent"
         )
-    # 1 − β would cancel in half precision.
-    return at_least_float32(values).reshape(values.shape[0], nodes // num_parents, num_parents)
+    return values.reshape(values.shape[0], nodes // num_parents, num_parents)
 
 
 def _mean_ratio(others: Array, diagonal: Array, nodes: int) -> Array:

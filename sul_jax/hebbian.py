@@ -14,7 +14,7 @@ from jax import Array
 
 from sul_jax import patches
 from sul_jax._check import check_integer, check_vectors
-from sul_jax._linalg import inverse_norm
+from sul_jax._linalg import at_least_float32, inverse_norm
 from sul_jax._parallel import sum_over
 from sul_jax.whitening import normalize
 
@@ -66,7 +66,7 @@ def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
     """
     check_vectors("inputs", inputs)
     check_integer("num_units", num_units, low=2, why=": units compete")
-    return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), jnp.result_type(inputs)))
+    return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), at_least_float32(inputs).dtype))
 
 
 def update(
@@ -114,6 +114,7 @@ def update(
     num_units = weights.shape[0]
     check_vectors("inputs", inputs, features=weights.shape[1])
     check_integer("rank", rank, low=2, high=num_units, why=f": there are {num_units} units")
+    inputs = at_least_float32(inputs)
     # Units on the major axis: reductions over them then vectorise over the batch.
     drives = jnp.matmul(weights, inputs.T, precision="highest")
     unit = jnp.arange(num_units)[:, None]
@@ -201,7 +202,7 @@ def convolve(
     project = patches.projector(images, normalize(weights), **window)
 
     def of_chunk(chunk: Array) -> Array:
-        squares = jnp.square(patches.norms(chunk, **window).ravel())
+        squares = patches.squared_norms(chunk, **window).ravel()
         # Projections by spectra are rounded relative to the largest pixel: a cosine could exceed 1.
         cosines = jnp.minimum(project(chunk) * inverse_norm(squares), 1)
         return steepen(cosines, power=power).T.reshape(chunk.shape[0], height, width, num_units)

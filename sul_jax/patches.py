@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import check_array, check_images, check_integer
-from sul_jax._linalg import root
+from sul_jax._linalg import at_least_float32, root
 
 
 def chunk_bytes() -> int:
@@ -124,12 +124,32 @@ def norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
       >>> patches.norms(jnp.ones((1, 4, 4, 1)), kernel_size=2)[0, 0, 0].item()
       2.0
     """
+    return root(squared_norms(images, kernel_size=kernel_size, padding=padding))
+
+
+def squared_norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
+    """Squares of `norms`: sparing a root that would be squared again.
+
+    Args:
+      images: as in `norms`.
+      kernel_size: as in `norms`.
+      padding: as in `norms`.
+
+    Returns:
+      `[batch, out_height, out_width]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import patches
+      >>> patches.squared_norms(jnp.ones((1, 4, 4, 1)), kernel_size=2)[0, 0, 0].item()
+      4.0
+    """
     check_window(images, kernel_size=kernel_size, padding=padding)
-    energy = _pad(jnp.sum(jnp.square(images), axis=-1), padding)
+    energy = _pad(jnp.sum(jnp.square(at_least_float32(images)), axis=-1), padding)
     window = (1, kernel_size, 1), (1, 1, kernel_size)  # separable: 2p instead of p² additions
     for size in window:
         energy = lax.reduce_window(energy, jnp.zeros((), energy.dtype), lax.add, size, (1, 1, 1), "VALID")
-    return root(energy)
+    return energy
 
 
 def project(images: Array, kernels: Array, *, kernel_size: int, padding: int = 0) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax import patches
-from sul_jax._check import check_finite, check_images, check_integer, check_vectors
+from sul_jax._check import check_finite, check_floating, check_images, check_integer, check_vectors
 from sul_jax._linalg import at_least_float32, fix_signs, inverse_norm
 from sul_jax.learning_rule import LearningRule
 
@@ -111,6 +111,7 @@ def conv_zca(images: Array, kernel: Array) -> Array:
             f"a kernel of {kernel.shape[0]} pixels needs images larger than {before} pixels for "
             f"reflection padding, got {images.shape[1]}×{images.shape[2]}"
         )
+    images, kernel = at_least_float32(images), at_least_float32(kernel)
     padded = jnp.pad(images, ((0, 0), (before, after), (before, after), (0, 0)), mode="reflect")
     return lax.conv_general_dilated(
         padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -259,7 +260,10 @@ def normalize(inputs: Array) -> Array:
       inputs: `[..., features]`.
 
     Returns:
-      An array of the same shape.
+      An array of the same shape and type.
+
+    Raises:
+      TypeError: `inputs` are integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -267,5 +271,6 @@ def normalize(inputs: Array) -> Array:
       >>> whitening.normalize(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
       [[0.0, 1.0], [0.0, 0.0]]
     """
+    check_floating("inputs", inputs)
     squares = jnp.sum(jnp.square(at_least_float32(inputs)), axis=-1, keepdims=True)
     return (inputs * inverse_norm(squares)).astype(jnp.result_type(inputs))

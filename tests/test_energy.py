@@ -326,7 +326,11 @@ def test_gradients_at_blank_patches_are_zero() -> None:
     def total(images: jax.Array) -> jax.Array:
         return jnp.sum(energy.energy_layer(images, state.bases, num_winners=2, **window))
 
-    assert np.isfinite(jax.grad(total)(spot)).all()
+    slope = jax.grad(total)(spot)[0, :, :, 0]
+    assert np.isfinite(slope).all()
+    np.testing.assert_array_equal(slope[5], 0)  # only blank patches see it
+    power = jax.grad(lambda maps: jnp.sum(energy.pooled_codes(maps, power=0.5)))(jnp.zeros((1, 4, 4, 2)))
+    np.testing.assert_array_equal(power, 0)
     flat = KSubspacesState(jnp.eye(3)[None, :2])
     slope = jax.grad(lambda x: jnp.sum(k_subspaces.encode(flat, x)))(jnp.zeros((1, 3)))
     np.testing.assert_array_equal(slope, 0)

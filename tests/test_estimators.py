@@ -171,8 +171,13 @@ def test_misread_images_are_named() -> None:
     images = np.random.default_rng(0).random((30, 3, 16, 16))
     with pytest.raises(ValueError, match="channels first"):
         PixelClustering(2).fit(images)
-    with pytest.warns(UserWarning, match=r"28×28: give image_shape.*image_shape=\(16, 16, 3\)"):
-        PixelClustering(2).fit(images.reshape(30, -1))
+    for name in ("fit", "fit_predict", "fit_transform"):
+        with pytest.warns(UserWarning, match=r"28×28: give image_shape.*image_shape=\(16, 16, 3\)") as found:
+            getattr(PixelClustering(2), name)(images.reshape(30, -1))
+        assert found[0].filename == __file__
+    maps = np.ones((6, 4, 4, 5))
+    maps[3:] = 0
+    assert PixelClustering(2, image_size=4).fit(maps).image_shape_ == (4, 4, 5)
     with pytest.raises(ValueError, match=r"image_shape=\(6, 6\) does not fit images of shape \(4, 9, 1\)"):
         PixelClustering(2, image_shape=(6, 6)).fit(np.ones((10, 4, 9)))
 

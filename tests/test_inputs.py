@@ -19,8 +19,10 @@ from sul_jax import (
     k_means,
     k_subspaces,
     learning_rule,
+    patches,
     whitening,
 )
+from sul_jax.k_subspaces import KSubspacesState
 
 HALF = jax.random.normal(jax.random.key(3), (2, 60, 6), jnp.bfloat16)
 SOFT = jax.nn.softmax(HALF[..., :3].astype(jnp.float32))
@@ -35,9 +37,16 @@ IN_FLOAT32: dict[str, Callable[[jax.Array], Any]] = {
     ),
     "pca": lambda x: whitening.pca(x[0], num_components=2),
     "conv_zca_kernel": lambda x: whitening.conv_zca_kernel(x[..., None], kernel_size=3, num_components=2),
+    "conv_zca": lambda x: whitening.conv_zca(
+        x[..., None], whitening.conv_zca_kernel(x[..., None], kernel_size=3, num_components=2)
+    ),
+    "hebbian": lambda x: hebbian.update(
+        hebbian.init(jax.random.key(0), x[0], num_units=3), x[0], learning_rate=1e-3
+    ),
+    "norms": lambda x: patches.norms(x[..., None], kernel_size=3),
     "nmce_loss": lambda x: coding_rate.nmce_loss(x, SOFT, eps_squared=0.1),
     "tcr_loss": lambda x: coding_rate.tcr_loss(x, eps_squared=0.1),
-    "gar_loss": lambda x: gar.gar_loss(x[0], num_parents=2, frobenius_weight=0.0),
+    "gar_loss": lambda x: gar.gar_loss(x[0], num_parents=2),
 }  # fmt: skip
 
 
@@ -46,6 +55,22 @@ def test_half_precision_is_computed_in_float32(name: str) -> None:
     """Sums of many bfloat16 numbers stop growing, and none of them can be factorised."""
     function = IN_FLOAT32[name]
     chex.assert_trees_all_close(function(HALF), function(HALF.astype(jnp.float32)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """Guarded roots must not hide a network that has diverged."""
+    state = KSubspacesState(jnp.eye(3)[None, :2])
+    assert np.isnan(k_subspaces.encode(state, jnp.array([[jnp.nan, 1.0, 2.0]]))).all()
+    assert np.isnan(patches.norms(jnp.full((1, 3, 3, 1), jnp.nan), kernel_size=3)).all()
+    with pytest.raises(TypeError, match="inputs must be floating"):
+        whitening.normalize(jnp.array([[3, 4]]))
+
+
+def test_half_precision_memberships() -> None:
+    soft = SOFT.astype(jnp.bfloat16)
+    loss = coding_rate.nmce_loss(HALF, soft, eps_squared=0.1)
+    whole = coding_rate.nmce_loss(HALF.astype(jnp.float32), SOFT, eps_squared=0.1)
+    np.testing.assert_allclose(loss, whole, rtol=0.02)
 
 
 def test_numpy_arrays_are_as_good() -> None:
