@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.data import DataError, Dataset, atomic_path
+from experiments.data import Dataset, atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 # Fields of a config that say where and how a run was made, not what it computed.
@@ -89,7 +89,7 @@ def check_options(
 
 
 def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
-    """Parses the command line and runs; an error is a line or two, not a traceback."""
+    """Parses the command line and runs; an error is one line, with SUL_JAX_TRACEBACK set a traceback."""
     parsed = tyro.cli(config, description=description)
     _keep_freed_memory()
     try:
@@ -102,8 +102,6 @@ def command_line(run: Callable[[Any], Any], config: type[Any], *, description: s
         if os.environ.get("SUL_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        if not isinstance(error, ConfigError | DataError):  # perhaps ours, not the user's
-            print("SUL_JAX_TRACEBACK=1 in the environment shows where", file=sys.stderr)
         raise SystemExit(2) from None
 
 
