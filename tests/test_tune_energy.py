@@ -58,7 +58,7 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
         tune_energy.run(config)
     with pytest.raises(ValueError, match="num_labels"):
         tune_energy.run(replace(config, num_labels=50, resume=True))
-    tune_energy.run(replace(config, trials=4, resume=True))
+    found = tune_energy.run(replace(config, trials=4, resume=True))
     assert sum("error_first" in t.user_attrs for t in study_in(config.workdir).trials) == 4
     stored = json.loads((config.workdir / "results.json").read_text())
     assert stored["cost"]["trials"] == 4
