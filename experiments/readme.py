@@ -257,7 +257,10 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
     "Hebbian filters (paper 001): test error, %": (
         _hebbian_row("CIFAR-10, Hebbian filters of 4×4 pixels", "27.80"),
         _hebbian_row("… with a shadow over the test images³", "–", metric="shadowed_test_error"),
-        _hebbian_row("… with filters that do not learn", "–", " --filter-steps 0", filter_steps=0),
+        _hebbian_row(
+            "… with filters that stay the patches they start from³", "–", " --filter-steps 0", filter_steps=0
+        ),
+        _hebbian_row("… and a shadow", "–", " --filter-steps 0", "shadowed_test_error", filter_steps=0),
         _hebbian_row(
             "… the same network trained end to end",
             "27.11",
