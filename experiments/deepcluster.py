@@ -14,7 +14,8 @@ untrained networks more often than above. The authors' classifier sees conv_2, l
 on relu_2 (--every-layer) 20 cycles over 10,000 images gain 4.6 to 5.3 points in each of three seeds. On
 CIFAR-10 the classifier first falls from 33.6 to 27.4 %, and rises above 33.6 after 36 of 100 cycles, to 35.7
 (one seed; 85 minutes on 2 cores); on 10,000 of its images eight cycles end below the untrained networks
-(23.9, 25.0 and 22.4 against 26.6 % for 10, 100 and 1,000 clusters, four seeds).
+(23.9, 25.0 and 22.4 against 26.6 % for 10, 100 and 1,000 clusters, four seeds), in the order of their initial
+alignments (rank correlation 0.90 of eight networks with 100 clusters).
 """
 
 import time
