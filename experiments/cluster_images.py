@@ -7,11 +7,10 @@
 Reads a folder of PNG, JPEG or WebP images of any sizes (or the arrays `images` and perhaps `labels` of an
 .npz file), learns from them without labels, and writes `report.html` (one file that opens anywhere),
 `clusters.csv` and the model. Several networks are learned from different seeds: how well they agree tells
-whether a clustering is stable, and which number of clusters is, without any label. Stable is not right: on
-the bundled digits, of 5, 8, 10, 12 and 15 clusters, the most stable were 12 with energy, 8 with acol and 5
-with pixels. An image belongs to the nearest centre, but with `--method nmce` where its network says: a
-margin may then be negative. Names of sub-folders serve as labels for the report alone. Nothing in the
-folder is changed; files that cannot be read are listed and left out.
+whether a clustering is stable, and which number of clusters is, without any label. Stable need not be
+right: README.md has an example. An image belongs to the nearest centre, but with `--method nmce` where its
+network says: a margin may then be negative. Names of sub-folders serve as labels for the report alone.
+Nothing in the folder is changed; files that cannot be read are listed and left out.
 """
 
 import csv

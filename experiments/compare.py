@@ -82,11 +82,8 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     available = [*ESTIMATORS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
     for method in config.methods:
         if method not in available:
-            raise ConfigError(
-                "methods: umap needs the package umap-learn"
-                if method == UMAP
-                else f"methods: {method!r} is not one of {', '.join(available)}"
-            )
+            hint = "; umap needs the package umap-learn" if method == UMAP else ""
+            raise ConfigError(f"methods: {method!r} is not one of {', '.join(available)}{hint}")
     dataset = data.load(config.dataset, config.data_dir)
     images, labels = dataset.test_images[: config.num_images], dataset.test_labels
     if labels is None:
@@ -205,7 +202,7 @@ def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             f"{mean(seed[name] for seed in seeds):.1f}" if name in seeds[0] else "–" for name in COMPARED
         ]
         if len(seeds) > 1:
-            means[0] += f" ± {stdev(seed[_RANKED[1]] for seed in seeds):.1f}"
+            means[0] += f" ± {stdev(seed['clustering_accuracy'] for seed in seeds):.1f}"
         rows.append([method, *means, str(len(seeds))])
     table = format_table(["", *COMPARED.values(), "seeds"], rows)
     rank, number = rank_correlation(found)

@@ -219,8 +219,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or halt")
     config = fill_in(config, dataset, len(train.seen))
     _check_sizes(config, train, test)
-    results: list[SeedResult[LeNet5 | AlexNet]] = []
-    courses: list[figures.Course] = []
+    judged: list[_Judged] = []
     told_apart = identity(dataset.train_images[: config.num_train])
     evaluation_only = ("probe_layer", "every_layer", "probe_epochs", "num_test")
     with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
@@ -228,22 +227,25 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         assert config.seeds_together is not None
         for first in workdir.seeds[:: config.seeds_together]:
             seeds = range(first, min(first + config.seeds_together, workdir.seeds.stop))
-            results += _run_seeds(config, seeds, workdir, dataset, train, test, courses)
+            judged += _run_seeds(config, seeds, workdir, dataset, train, test)
+            figures.cycles([one.course for one in judged], config.halt, config.workdir / "cycles.png")
+    results = [one.result for one in judged]
     print_metrics(results, {})
     print(f"\nfigures, checkpoints and results: {config.workdir}")
     return results
 
 
+class _Judged(NamedTuple):
+    """What a seed gave and how it went."""
+
+    result: SeedResult[LeNet5 | AlexNet]
+    course: figures.Course
+
+
 def _run_seeds(
-    config: Config,
-    seeds: range,
-    workdir: Workdir,
-    dataset: data.Dataset,
-    train: Images,
-    test: Images,
-    courses: list[figures.Course],
-) -> list[SeedResult[LeNet5 | AlexNet]]:
-    """Trains several seeds at once and judges one after the other, before and after; adds their courses."""
+    config: Config, seeds: range, workdir: Workdir, dataset: data.Dataset, train: Images, test: Images
+) -> list[_Judged]:
+    """Trains several seeds at once and judges one after the other, before and after."""
     networks = [build(config, seed, train.seen.shape[-1]) for seed in seeds]
     assert config.probe_layer is not None
     layers = [config.probe_layer]
@@ -256,7 +258,7 @@ def _run_seeds(
         untrained.append({name: probe(seed, network) for name, probe in probes.items()})
         spent.append(time.perf_counter() - began)
     trained = learn(config, seeds, networks, train)
-    results = []
+    judged = []
     for index, (seed, network) in enumerate(zip(seeds, networks, strict=True)):
         learner: Learner = of_seed(trained.state, index)
         values = {f"random_{_named(config, layer)}": accuracy for layer, accuracy in untrained[index].items()}
@@ -288,12 +290,11 @@ def _run_seeds(
         values = {name: round(value, 4) for name, value in values.items()}
         values["training_seconds"] = round(training, 1)
         workdir.finish(seed, Outcome(values, dataset, len(train.raw), len(test.raw), seconds))
-        courses.append(figures.Course(seed, history, curve, values.get("random_probe_accuracy")))
-        figures.cycles(courses, config.halt, config.workdir / "cycles.png")
         if seed == config.seed:
             _draw_clusters(config, np.asarray(learner.labels), train)
-        results.append(SeedResult(seed, network, values))
-    return results
+        course = figures.Course(seed, history, curve, values.get("random_probe_accuracy"))
+        judged.append(_Judged(SeedResult(seed, network, values), course))
+    return judged
 
 
 def _named(config: Config, layer: str) -> str:

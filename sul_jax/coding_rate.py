@@ -149,8 +149,7 @@ def view_similarity(features: Array, *, axis_name: str | None = None) -> Array:
       >>> coding_rate.view_similarity(jnp.stack([z, z, -z])).item()
       0.0
     """
-    _check_views("features", features)
-    return _similarity(normalize(at_least_float32(features)), axis_name)
+    return _similarity(_unit_views(features), axis_name)
 
 
 def tcr_loss(
@@ -183,8 +182,7 @@ def tcr_loss(
       >>> z = jax.random.normal(jax.random.key(0), (2, 50, 8))
       >>> loss = coding_rate.tcr_loss(z, eps_squared=0.1, invariance_weight=20.0)
     """
-    _check_views("features", features)
-    unit = normalize(at_least_float32(features))
+    unit = _unit_views(features)
     if average_views:
         rate = coding_rate(_mean_view(unit), eps_squared=eps_squared, axis_name=axis_name)
     else:
@@ -228,14 +226,13 @@ def nmce_loss(
       >>> memberships = jax.nn.softmax(jax.random.normal(jax.random.key(1), (2, 50, 3)))
       >>> loss = coding_rate.nmce_loss(z, memberships, eps_squared=0.1)
     """
-    _check_views("features", features)
+    unit = _unit_views(features)
     _check_views("memberships", memberships)
     if memberships.shape[0] != features.shape[0]:
         raise ValueError(
             f"memberships has {memberships.shape[0]} views (shape {tuple(memberships.shape)}), but "
             f"features has {features.shape[0]}"
         )
-    unit = normalize(at_least_float32(features))
     mean = _mean_view(unit)
     soft = jnp.mean(memberships, axis=0)
     compressed = class_coding_rate(mean, soft, eps_squared=eps_squared, axis_name=axis_name)
@@ -349,6 +346,12 @@ def _axis_size(axis_name: str | None) -> int:
 def _check_positive(name: str, value: float | Array) -> None:
     if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
         raise ValueError(f"{name}={value} is not accepted: it must be positive")
+
+
+def _unit_views(features: Array) -> Array:
+    """Checked features of unit norm, at least in float32."""
+    _check_views("features", features)
+    return normalize(at_least_float32(features))
 
 
 def _check_views(name: str, values: Array) -> None:

@@ -446,10 +446,5 @@ def _check_winners(num_winners: int, num_features: int) -> None:
 
 
 def _check_bases(bases: Any, images: Array, kernel_size: int) -> None:
-    check_array("bases", bases, ndim=3, axes="[num_subspaces, rank, features]")
-    features = kernel_size**2 * images.shape[-1]
-    if bases.shape[-1] != features:
-        raise ValueError(
-            f"bases has {bases.shape[-1]} features (shape {tuple(bases.shape)}), but patches of "
-            f"kernel_size={kernel_size} with {images.shape[-1]} channels have {features}"
-        )
+    axes = "[num_subspaces, rank, features]"
+    patches.check_kernels("bases", bases, images, kernel_size=kernel_size, ndim=3, axes=axes)

@@ -75,12 +75,20 @@ def _seen(rows: Array, scale: float, *, shape: tuple[int, int, int], size: int) 
     return seen.reshape(*rows.shape[:-1], *seen.shape[1:])
 
 
-def _caller() -> int:
-    """How far up the stack the first function is that is neither this package's nor scikit-learn's."""
-    frame, level = sys._getframe(1), 1
+def _warn_of_rows(num_features: int, side: int) -> None:
+    """Warns that rows are no square image and how they are read."""
+    hint, colour = "", int(np.sqrt(num_features // 3))
+    if 3 * colour**2 == num_features:
+        hint = f"; flattened colour images need image_shape=({colour}, {colour}, 3)"
+    # At the first function up the stack that is neither this package's nor scikit-learn's.
+    frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
         frame, level = frame.f_back, level + 1
-    return level
+    warnings.warn(
+        f"rows of {num_features} values are no square image and are read as the first pixels of a gray one "
+        f"of {side}×{side}: give image_shape{hint}",
+        stacklevel=level,
+    )
 
 
 class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
@@ -251,14 +259,7 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         if given is None and found is None:  # the smallest square that holds the features, row by row
             side = int(np.ceil(np.sqrt(num_features)))
             if side**2 != num_features >= _IMAGE:
-                hint, colour = "", int(np.sqrt(num_features // 3))
-                if 3 * colour**2 == num_features:
-                    hint = f"; flattened colour images need image_shape=({colour}, {colour}, 3)"
-                warnings.warn(
-                    f"rows of {num_features} values are no square image and are read as the first pixels of "
-                    f"a gray one of {side}×{side}: give image_shape{hint}",
-                    stacklevel=_caller(),
-                )
+                _warn_of_rows(num_features, side)
             return side, side, 1
         shape = tuple(int(n) for n in (given if given is not None else found or ()))
         shape += (1,) * (len(shape) == 2)

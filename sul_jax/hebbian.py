@@ -192,13 +192,9 @@ def convolve(
     """
     window = {"kernel_size": kernel_size, "padding": padding}
     height, width = patches.check_window(images, **window)
-    features = kernel_size**2 * images.shape[-1]
-    if weights.ndim != 2 or weights.shape[1] != features:
-        raise ValueError(
-            f"weights has shape {tuple(weights.shape)}, but patches of kernel_size={kernel_size} with "
-            f"{images.shape[-1]} channels have {features} features: [num_units, {features}]"
-        )
-    num_units = weights.shape[0]
+    axes = "[num_units, features]"
+    patches.check_kernels("weights", weights, images, kernel_size=kernel_size, ndim=2, axes=axes)
+    num_units, features = weights.shape
     project = patches.projector(images, normalize(weights), **window)
 
     def of_chunk(chunk: Array) -> Array:

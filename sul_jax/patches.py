@@ -43,6 +43,19 @@ def check_window(images: Array, *, kernel_size: int, padding: int) -> tuple[int,
     return height, width
 
 
+def check_kernels(
+    name: str, kernels: Array, images: Array, *, kernel_size: int, ndim: int, axes: str
+) -> None:
+    """Raises unless the last axis of `kernels` has the size of a patch of `images`."""
+    check_array(name, kernels, ndim=ndim, axes=axes)
+    channels = images.shape[-1]
+    if kernels.shape[-1] != kernel_size**2 * channels:
+        raise ValueError(
+            f"{name} has {kernels.shape[-1]} features (shape {tuple(kernels.shape)}), but patches of "
+            f"kernel_size={kernel_size} with {channels} channels have {kernel_size**2 * channels} features"
+        )
+
+
 def extract(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
     """Every `kernel_size`×`kernel_size` patch of zero-padded images, stride 1.
 
@@ -196,13 +209,8 @@ def projector(
       (5, 8)
     """
     height, _width = check_window(images, kernel_size=kernel_size, padding=padding)
-    check_array("kernels", kernels, ndim=2, axes="[num_kernels, features]")
-    if kernels.shape[1] != kernel_size**2 * images.shape[-1]:
-        raise ValueError(
-            f"kernels has {kernels.shape[1]} features (shape {tuple(kernels.shape)}), but patches of "
-            f"kernel_size={kernel_size} with {images.shape[-1]} channels have "
-            f"{kernel_size**2 * images.shape[-1]}"
-        )
+    axes = "[num_kernels, features]"
+    check_kernels("kernels", kernels, images, kernel_size=kernel_size, ndim=2, axes=axes)
     number = kernels.shape[0]
     if _spectra_pay(images, number, kernel_size, padding):
         return _spectral_projector(images, kernels, kernel_size, padding)
