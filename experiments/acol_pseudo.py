@@ -25,19 +25,12 @@ import optax
 from flax import nnx
 from jax import Array
 
-from experiments import data, evaluation, figures
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    SeedResult,
-    Workdir,
-    check_options,
-    command_line,
-    identity,
-    print_metrics,
-    sweep,
-)
-from experiments.training import (
+from experiments import data
+from experiments.common import evaluation, figures
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
+from experiments.common.tables import print_metrics
+from experiments.common.training import (
     Trained,
     compiled_steps,
     convolution_stride,

@@ -26,8 +26,10 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments import acol_pseudo, data, nmce_images
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import device_name
+from experiments.common.tables import format_table
 from experiments.data import atomic_path
-from experiments.reporting import ConfigError, check_options, command_line, device_name, format_table
 from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches, whitening
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering

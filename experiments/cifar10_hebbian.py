@@ -14,8 +14,9 @@ about 28 % (over 50 %). README.md lists what ours gives, with seeds, device and 
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import hebbian_filters
-from experiments.reporting import SeedResult, command_line
+from experiments.common import hebbian_filters
+from experiments.common.options import command_line
+from experiments.common.runs import SeedResult
 from sul_jax.nn import NNLConv
 
 EXPERIMENT = "cifar10_hebbian"

@@ -28,20 +28,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import data, evaluation, html_report
+from experiments import data, html_report
+from experiments.common import evaluation
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, Workdir, identity, make_workdir, peak_gib, record
+from experiments.common.tables import format_table
 from experiments.data import atomic_path
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    Workdir,
-    check_options,
-    command_line,
-    format_table,
-    identity,
-    make_workdir,
-    peak_gib,
-    record,
-)
 from sul_jax import __version__, metrics
 from sul_jax.estimators import (
     ACOLClustering,

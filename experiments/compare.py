@@ -24,18 +24,12 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from experiments import data, evaluation
+from experiments import data
 from experiments.cluster_images import ESTIMATORS, agreement, mean_agreement
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    check_options,
-    command_line,
-    format_table,
-    peak_gib,
-    record,
-    write_json,
-)
+from experiments.common import evaluation
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, peak_gib, record, write_json
+from experiments.common.tables import format_table
 
 EXPERIMENT = "compare"
 UMAP = "umap"

@@ -20,7 +20,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from experiments import data, figures
+from experiments import data
+from experiments.common import figures
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
+from experiments.common.training import run_steps
 from experiments.deepcluster import (
     Images,
     build,
@@ -32,17 +36,6 @@ from experiments.deepcluster import (
     moments,
     prepare,
 )
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    SeedResult,
-    Workdir,
-    check_options,
-    command_line,
-    identity,
-    sweep,
-)
-from experiments.training import run_steps
 from sul_jax import metrics
 
 EXPERIMENT = "deepcluster_alignment"

@@ -24,19 +24,12 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from experiments import architectures, data, evaluation, figures, training
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    SeedResult,
-    Workdir,
-    check_options,
-    command_line,
-    format_table,
-    identity,
-    peak_gib,
-)
-from experiments.training import Checkpoints
+from experiments import data
+from experiments.common import architectures, evaluation, figures, training
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, SeedResult, Workdir, identity, peak_gib
+from experiments.common.tables import format_table
+from experiments.common.training import Checkpoints
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, whitening
 from sul_jax.learning_rule import scan_updates
 from sul_jax.nn import EnergyNet

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments import data, hebbian_filters
-from experiments.reporting import SeedResult, command_line
+from experiments import data
+from experiments.common import hebbian_filters
+from experiments.common.options import command_line
+from experiments.common.runs import SeedResult
 from sul_jax.nn import NNLConv
 
 EXPERIMENT = "mnist_hebbian"

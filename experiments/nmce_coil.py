@@ -26,19 +26,13 @@ import optax
 from flax import nnx
 from jax import Array
 
-from experiments import data, evaluation, figures
+from experiments import data
+from experiments.common import evaluation, figures
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, SeedResult, Workdir, identity
+from experiments.common.tables import print_metrics
+from experiments.common.training import compiled_steps, convolution_stride, run_steps
 from experiments.nmce_images import encode
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    SeedResult,
-    Workdir,
-    check_options,
-    command_line,
-    identity,
-    print_metrics,
-)
-from experiments.training import compiled_steps, convolution_stride, run_steps
 from sul_jax import augment, coding_rate
 from sul_jax.nn import NMCE, ResNet
 from sul_jax.nn.backbones import RESNET_BLOCKS

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from experiments import nmce_spiral
+from experiments.common.options import check_options, command_line
+from experiments.common.runs import SeedResult
 from experiments.nmce_spiral import Sampler, run_seeds
-from experiments.reporting import SeedResult, check_options, command_line
 from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_manifolds"

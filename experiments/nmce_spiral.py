@@ -24,18 +24,12 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
-from experiments import figures
+from experiments.common import figures
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, SeedResult, Workdir
+from experiments.common.tables import print_metrics
+from experiments.common.training import Trained, compiled_steps, run_steps
 from experiments.data import Dataset
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    SeedResult,
-    Workdir,
-    check_options,
-    command_line,
-    print_metrics,
-)
-from experiments.training import Trained, compiled_steps, run_steps
 from sul_jax import LearningRule, coding_rate, from_loss, metrics
 from sul_jax.nn import MLP, NMCE
 

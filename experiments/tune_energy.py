@@ -35,21 +35,12 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from experiments import architectures, data, evaluation, figures
+from experiments import data
+from experiments.common import architectures, evaluation, figures
+from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
+from experiments.common.tables import format_table
 from experiments.mnist_energy import random_rule
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    check_options,
-    command_line,
-    device_name,
-    format_table,
-    identity,
-    make_workdir,
-    record,
-    recorded,
-    write_json,
-)
 from sul_jax import LearningRule, energy, patches, whitening
 from sul_jax.learning_rule import train_greedily
 
@@ -141,7 +132,7 @@ class Config:
     resume: bool = False
     """Go on with the study in the storage, or join it beside other workers."""
     save_as: str | None = None
-    """Also put the best architecture into experiments/architectures.json under this name."""
+    """Also put the best architecture into experiments/common/architectures.json under this name."""
     record: bool = False
     """Append the winner's error and the cost to experiments/results/tune_energy.json."""
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import compare, reporting
+from experiments import compare
+from experiments.common import runs
 from experiments.compare import Config
 
 
 def test_a_table_of_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reporting, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
     config = Config(
         "digits", methods=("pixels",), num_images=200, seeds=2, num_clusters=(5, 8, 10),

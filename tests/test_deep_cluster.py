@@ -16,7 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.preprocessing import normalize
 
-from experiments import deepcluster, deepcluster_alignment, evaluation, reporting, training
+from experiments import deepcluster, deepcluster_alignment
+from experiments.common import evaluation, runs, training
+from experiments.common.options import ConfigError
 from experiments.deepcluster import Config
 from sul_jax import deep_cluster, nn
 from sul_jax.nn import convnets
@@ -213,12 +215,12 @@ def config(tmp_path: Path) -> Config:
     )  # fmt: skip
 
 
-def leaves(result: reporting.SeedResult) -> list[np.ndarray]:
+def leaves(result: runs.SeedResult) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
 
 
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "RESULTS", config.workdir.parent)
+    monkeypatch.setattr(runs, "RESULTS", config.workdir.parent)
     (result,) = deepcluster.run(replace(config, record=True, probe_every=1, every_layer=True))
     for name in ("cycles", "clusters"):
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
@@ -302,7 +304,7 @@ def test_street_numbers_through_tfds_take_alexnet(street_numbers: Path, config: 
 
 
 def test_alignment_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     config = deepcluster_alignment.Config(
         dataset="digits", workdir=tmp_path / "run", num_networks=3, num_train=200, record=True
     )
@@ -343,9 +345,9 @@ def test_sweep_of_alignments(tmp_path: Path) -> None:
     assert few.metrics["initial_alignment_mean"] < many.metrics["initial_alignment_mean"]
     for name in ("figure6_clusters", "num_clusters-3/figure2_features"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
-    with pytest.raises(reporting.ConfigError, match="num_clusters is not accepted with sweep='clusters'"):
+    with pytest.raises(ConfigError, match="num_clusters is not accepted with sweep='clusters'"):
         deepcluster_alignment.run(replace(config, num_clusters=3))
-    with pytest.raises(reporting.ConfigError, match=r"sweep_values=\(\) is not accepted"):
+    with pytest.raises(ConfigError, match=r"sweep_values=\(\) is not accepted"):
         deepcluster_alignment.run(replace(config, sweep_values=()))
 
 

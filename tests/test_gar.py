@@ -204,7 +204,7 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
 
         return original(stop, *arguments, **options)
 
-    monkeypatch.setattr("experiments.training.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("experiments.common.training.CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(acol_pseudo, "run_steps", interrupted)
     with pytest.raises(KeyboardInterrupt):
         acol_pseudo.run(stopped)

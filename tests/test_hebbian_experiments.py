@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cifar10_hebbian, data, hebbian_filters, imagenet32_hebbian, mnist_hebbian
-from experiments.reporting import ConfigError
+from experiments import cifar10_hebbian, data, imagenet32_hebbian, mnist_hebbian
+from experiments.common import hebbian_filters
+from experiments.common.options import ConfigError
 from sul_jax.nn import NNLConv
 
 

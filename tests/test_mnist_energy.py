@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import mnist_energy, readme, reporting
+from experiments import mnist_energy
+from experiments.common import runs
 from experiments.mnist_energy import Config
+from experiments.results import __main__ as results
 from sul_jax.nn import EnergyNet
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +44,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist_energy, "draw", lambda *_: None)
 
 
-def bases(result: reporting.SeedResult) -> np.ndarray:
+def bases(result: runs.SeedResult) -> np.ndarray:
     return np.asarray(result.network.learned_states()[0][1].bases)
 
 
@@ -151,7 +153,7 @@ def test_killed_and_resumed(config: Config) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     mnist_energy.run(replace(config, record=True, seeds=2))
     records = json.loads((tmp_path / "mnist_energy.json").read_text())
     assert [r["seed"] for r in records] == [0, 1]
@@ -161,11 +163,11 @@ def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.Mo
     # Nothing is recorded twice, and what was not recorded can be afterwards.
     mnist_energy.run(replace(config, record=True, seeds=2, resume=True))
     assert len(json.loads((tmp_path / "mnist_energy.json").read_text())) == 2
-    row = readme.Row(
+    row = results.Row(
         "digits", "–", "mnist_energy", "test_clustering_error", {"architecture": "1layer"},
         "digits", 256, "command",
     )  # fmt: skip
-    lines = readme.results_table((row, row._replace(num_train=60_000))).splitlines()
+    lines = results.results_table((row, row._replace(num_train=60_000))).splitlines()
     assert "0, 1" in lines[2]
     assert "±" in lines[2]
     assert "not yet run" in lines[3]
@@ -180,7 +182,7 @@ def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
     thesis = config.workdir / "thesis.txt"
     thesis.write_text("years of work")
     with (
-        reporting.Workdir("mnist_energy", config, data={}),
+        runs.Workdir("mnist_energy", config, data={}),
         pytest.raises(ValueError, match="is in use by another run"),
     ):
         mnist_energy.run(config)
@@ -189,8 +191,8 @@ def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
 
 
 def test_readme_table_is_fresh() -> None:
-    text = readme.README.read_text()
-    assert readme.render_readme(text) == text, "run: python -m experiments.readme"
+    text = results.README.read_text()
+    assert results.render_readme(text) == text, "run: python -m experiments.results"
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import (
-    data,
-    evaluation,
-    nmce_coil,
-    nmce_images,
-    nmce_manifolds,
-    nmce_spiral,
-    reporting,
-    training,
-)
+from experiments import data, nmce_coil, nmce_images, nmce_manifolds, nmce_spiral
+from experiments.common import evaluation, runs, training
 from experiments.nmce_spiral import Config
 from sul_jax import LearningRule, coding_rate, from_loss, k_subspaces, stack, whitening
 from sul_jax.nn import MLP, NMCE, ResNet, backbones
@@ -33,12 +25,12 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def params(result: reporting.SeedResult) -> list[np.ndarray]:
+def params(result: runs.SeedResult) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
 
 
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "RESULTS", config.workdir.parent)
+    monkeypatch.setattr(runs, "RESULTS", config.workdir.parent)
     (result,) = nmce_spiral.run(replace(config, record=True))
     assert (config.workdir / "figure1_spiral.png").stat().st_size > 1000
     stored = json.loads((config.workdir / "results.json").read_text())

@@ -14,7 +14,8 @@ import numpy as np
 import optuna
 import pytest
 
-from experiments import architectures, mnist_energy, tune_energy
+from experiments import mnist_energy, tune_energy
+from experiments.common import architectures
 from experiments.tune_energy import Config
 from sul_jax import energy
 

@@ -13,7 +13,7 @@ from jax import Array, lax
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from experiments.reporting import ConfigError
+from experiments.common.options import ConfigError
 
 # Time between two checkpoints of a training run.
 CHECKPOINT_SECONDS = 20.0
@@ -95,7 +95,7 @@ def convolution_stride(steps: int) -> int:
     In a loop XLA's CPU runs convolutions on one core, and slower still: 9× for a ResNet.
 
     Example:
-      >>> from experiments.training import convolution_stride
+      >>> from experiments.common.training import convolution_stride
       >>> convolution_stride(200) in (1, 200)
       True
     """
@@ -115,7 +115,7 @@ def over_batches(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from experiments.training import over_batches
+      >>> from experiments.common.training import over_batches
       >>> add = over_batches(lambda total, number, factor: (total + factor * number, factor * number))
       >>> [float(value) for value in add(jnp.zeros(()), jnp.arange(3.0), jnp.array(2.0))]
       [6.0, 2.0]

@@ -20,19 +20,12 @@ from flax import nnx
 from jax import Array
 from tqdm import tqdm
 
-from experiments import data, evaluation, figures
-from experiments.reporting import (
-    ConfigError,
-    Outcome,
-    SeedResult,
-    Workdir,
-    check_options,
-    identity,
-    print_metrics,
-    recorded,
-    write_json,
-)
-from experiments.training import compiled_steps, over_batches, run_steps
+from experiments import data
+from experiments.common import evaluation, figures
+from experiments.common.options import ConfigError, check_options
+from experiments.common.runs import Outcome, SeedResult, Workdir, identity, recorded, write_json
+from experiments.common.tables import print_metrics
+from experiments.common.training import compiled_steps, over_batches, run_steps
 from sul_jax import hebbian, patches, whitening
 from sul_jax.hebbian import HebbianState
 from sul_jax.nn import NNLBlock, NNLConv
@@ -472,7 +465,7 @@ def spread(key: Array, vectors: Array, number: int) -> Array:
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from experiments.hebbian_filters import spread
+      >>> from experiments.common.hebbian_filters import spread
       >>> vectors = jnp.array([[2.0, 0.0]] * 50 + [[0.0, 3.0]])
       >>> sorted(spread(jax.random.key(0), vectors, 2).tolist())
       [[0.0, 1.0], [1.0, 0.0]]
@@ -500,7 +493,7 @@ def color_share(weights: np.ndarray) -> np.ndarray:
 
     Example:
       >>> import numpy as np
-      >>> from experiments import hebbian_filters
+      >>> from experiments.common import hebbian_filters
       >>> hebbian_filters.color_share(np.array([[1, 0, 0, 1, 0, 0], [1, 1, 1, 0, 0, 0.0]])).tolist()
       [1.0, 0.0]
     """

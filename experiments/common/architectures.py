@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reporting import ConfigError, write_json
+from experiments.common.options import ConfigError
+from experiments.common.runs import write_json
 from sul_jax import energy
 
 FOUND = Path(__file__).parent / "architectures.json"
@@ -29,13 +30,13 @@ def get(name: str) -> Named:
     """An architecture by name, or from a file that `tune_energy` wrote.
 
     Args:
-      name: `1layer` to `4layer`, a name in `experiments/architectures.json`, or a path that ends in `.json`.
+      name: `1layer` to `4layer`, a name in `architectures.json` beside this file, or a path that ends in `.json`.
 
     Raises:
       ConfigError: no such architecture.
 
     Example:
-      >>> from experiments import architectures
+      >>> from experiments.common import architectures
       >>> len(architectures.get("3layer").architecture.layers)
       3
     """
@@ -59,7 +60,7 @@ def save(path: Path, named: Named) -> None:
 
 
 def save_as(name: str, named: Named) -> None:
-    """Puts an architecture into `experiments/architectures.json`."""
+    """Puts an architecture into `experiments/common/architectures.json`."""
     write_json(FOUND, _found() | {name: _stored(named)})
 
 

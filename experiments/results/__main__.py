@@ -1,6 +1,6 @@
 """README's tables, rendered from the recorded runs in `experiments/results/`.
 
-python -m experiments.readme
+python -m experiments.results
 """
 
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from experiments import reporting
+from experiments.common import runs
+from experiments.common.tables import format_table
 from experiments.compare import comparison
 from experiments.data import atomic_path
-from experiments.reporting import format_table
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 class Row(NamedTuple):
@@ -692,7 +692,7 @@ def results_table(rows: Sequence[Row]) -> str:
 
 def comparison_table() -> str:
     """The README's table of all methods on the bundled digits, from the last run of each seed."""
-    path = reporting.RESULTS / "compare.json"
+    path = runs.RESULTS / "compare.json"
     records = json.loads(path.read_text()) if path.exists() else []
     latest: dict[str, dict[int, dict[str, float]]] = {}
     for one in records:
@@ -721,13 +721,13 @@ def render_readme(text: str) -> str:
 
 def _recorded(row: Row) -> dict[int, Any]:
     """The last record of each seed that belongs to a row."""
-    path = reporting.RESULTS / f"{row.experiment}.json"
+    path = runs.RESULTS / f"{row.experiment}.json"
     records = json.loads(path.read_text()) if path.exists() else []
     return {record["seed"]: record for record in records if _belongs(record, row)}
 
 
 def _belongs(record: Mapping[str, Any], row: Row) -> bool:
-    config = reporting.ADDED_LATER | record["config"]
+    config = runs.ADDED_LATER | record["config"]
     return (
         record["dataset"]["name"] == row.dataset
         and record["dataset"]["num_train"] == row.num_train

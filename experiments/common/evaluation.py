@@ -117,7 +117,7 @@ def agreement(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
     Example:
       >>> import numpy as np
-      >>> from experiments import evaluation
+      >>> from experiments.common import evaluation
       >>> evaluation.agreement(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_error"]
       25.0
     """
@@ -138,7 +138,7 @@ def scores(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
     Example:
       >>> import numpy as np
-      >>> from experiments import evaluation
+      >>> from experiments.common import evaluation
       >>> evaluation.scores(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_accuracy"]
       75.0
     """
@@ -286,7 +286,7 @@ def classifiers(
 
     Example:
       >>> import numpy as np
-      >>> from experiments import evaluation
+      >>> from experiments.common import evaluation
       >>> codes, labels = np.repeat(np.eye(2, dtype=np.float32), 30, axis=0), np.repeat([0, 1], 30)
       >>> evaluation.classifiers(codes, labels, codes, labels, subspace_rank=1)
       {'svm': 100.0, 'knn': 100.0, 'nearest_subspace': 100.0}
@@ -345,7 +345,7 @@ def linear_probe(
     Example:
       >>> import jax
       >>> import numpy as np
-      >>> from experiments import evaluation
+      >>> from experiments.common import evaluation
       >>> codes, labels = np.repeat(np.eye(2, dtype=np.float32), 50, axis=0), np.repeat([0, 1], 50)
       >>> evaluation.linear_probe(jax.random.key(0), codes, labels, codes, labels, batch_size=10)
       100.0

@@ -1,7 +1,5 @@
 """What a run leaves behind."""
 
-import contextlib
-import ctypes
 import dataclasses
 import datetime
 import fcntl
@@ -9,22 +7,20 @@ import json
 import os
 import resource
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import tyro
 
+from experiments.common.options import ConfigError
 from experiments.data import Dataset, atomic_path
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 # Fields of a config that say where and how a run was made, not what it computed.
 _NOT_RECORDED = (
     "workdir", "data_dir", "resume", "record", "seeds", "seed", "storage", "study", "save_as",
@@ -35,10 +31,6 @@ _NOT_RECORDED = (
 ADDED_LATER: dict[str, Any] = {
     "code_whitening": 0.0, "gammas": [], "decay_epochs": 0, "schedule": "drops", "kmeans": "scikit-learn",
 }  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run, said in one line."""
 
 
 Network = TypeVar("Network")
@@ -70,53 +62,6 @@ class Outcome(NamedTuple):
     num_test: int
     seconds: float
     paper: Mapping[str, float] = {}
-
-
-def check_options(
-    config: Any, *, at_least: Mapping[str, float] = {}, above: Mapping[str, float] = {}
-) -> None:
-    """Raises `ConfigError` for an option out of range or infinite; one that is None is not given."""
-    for bounds, words in ((at_least, "at least"), (above, "above")):
-        for name, low in bounds.items():
-            value = getattr(config, name)
-            if value is None:
-                continue
-            if not (low <= value if words == "at least" else low < value) or value == float("inf"):
-                raise ConfigError(f"{name}={value} is not accepted: it must be {words} {low}")
-    last = getattr(config, "seed", 0) + getattr(config, "seeds", 1) - 1
-    if last >= 2**32:  # jax.random.key takes 32 bits: larger seeds are smaller ones again
-        raise ConfigError(f"seed={config.seed} is not accepted: the last seed, {last}, is beyond 2³² − 1")
-
-
-def command_line(run: Callable[[Any], Any], config: type[Any], *, description: str) -> None:
-    """Parses the command line and runs; an error is one line, with SUL_JAX_TRACEBACK set a traceback."""
-    parsed = tyro.cli(config, description=description)
-    _keep_freed_memory()
-    try:
-        run(parsed)
-    except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on" if hasattr(parsed, "resume") else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("SUL_JAX_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _keep_freed_memory() -> None:
-    """Large arrays out of memory that was used before, where the C library is glibc.
-
-    By default it returns every large array to the system, which clears the pages of the next one: a step of
-    a linear classifier on 300 × 40,000 features took 26 ms so, and 14 ms without.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            c_library = ctypes.CDLL(None)
-            # M_MMAP_THRESHOLD; the second, M_TRIM_THRESHOLD, alone would make more of them go back.
-            if c_library.mallopt(-3, 2**31 - 1) == 1:
-                c_library.mallopt(-1, 2**31 - 1)
 
 
 def identity(images: np.ndarray) -> dict[str, Any]:
@@ -325,31 +270,6 @@ def peak_gib() -> float:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on a Mac
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well on a terminal; the first column is left-aligned."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *others]) + " |"
-
-    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-def print_metrics(results: Sequence[SeedResult[Any]], paper: Mapping[str, float]) -> None:
-    """The metrics of every seed, their mean, and the paper's numbers."""
-    names = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
-    rows = []
-    for name in names:
-        values = [r.metrics[name] for r in results]
-        beside = f"{paper[name]:.3f}" if name in paper else "–"
-        cells = [f"{value:.3f}" for value in [*values, mean(values)]]
-        rows.append([name.replace("_", " "), *cells, beside])
-    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))
 
 
 def sweep(
