@@ -30,7 +30,7 @@ def get(name: str) -> Named:
     """An architecture by name, or from a file that `tune_energy` wrote.
 
     Args:
-      name: `1layer` to `4layer`, a name in `architectures.json` beside this file, or a path that ends in `.json`.
+      name: `1layer` to `4layer`, a name in `architectures.json` beside this file, or a `FILE.json`.
 
     Raises:
       ConfigError: no such architecture.
