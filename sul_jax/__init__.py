@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sul_jax import (
+    acol,
     augment,
     coding_rate,
     deep_cluster,
@@ -14,11 +15,13 @@ from sul_jax import (
     k_subspaces,
     learning_rule,
     metrics,
+    nmce,
     patches,
     seeds,
+    training,
     whitening,
 )
-from sul_jax.learning_rule import LearningRule, from_loss, stack
+from sul_jax.learning_rule import LearningRule, gradient_rule, stack
 
 if TYPE_CHECKING:
     from sul_jax import estimators as estimators
@@ -27,22 +30,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LearningRule",
+    "acol",
     "augment",
     "coding_rate",
     "deep_cluster",
     "energy",
     "estimators",
-    "from_loss",
     "gar",
+    "gradient_rule",
     "hebbian",
     "k_means",
     "k_subspaces",
     "learning_rule",
     "metrics",
+    "nmce",
     "nn",
     "patches",
     "seeds",
     "stack",
+    "training",
     "whitening",
 ]
 

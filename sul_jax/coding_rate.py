@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from sul_jax._check import check_array, check_vectors
 from sul_jax._linalg import at_least_float32
-from sul_jax._parallel import sum_over
+from sul_jax._parallel import drawn, sum_over
 from sul_jax.whitening import normalize
 
 _TINY = 1e-8
@@ -241,15 +241,18 @@ def nmce_loss(
     return compression_weight * compressed - spread - invariance_weight * similarity
 
 
-def gumbel_softmax(key: Array, logits: Array, *, temperature: float | Array = 1.0) -> Array:
+def gumbel_softmax(
+    key: Array, logits: Array, *, temperature: float | Array = 1.0, axis_name: str | None = None
+) -> Array:
     """Noisy memberships softmax((log softmax(logits) + g)/τ), g standard Gumbel.
 
     The noise lets every example try other clusters; a low temperature makes the choice nearly hard.
 
     Args:
       key: `jax.random.key`.
-      logits: `[..., num_clusters]`.
+      logits: `[..., batch, num_clusters]`.
       temperature: τ, positive.
+      axis_name: mapped axis over which the batch is split; the noise is that of the whole batch.
 
     Returns:
       An array of the same shape; the last axis sums to one.
@@ -265,7 +268,8 @@ def gumbel_softmax(key: Array, logits: Array, *, temperature: float | Array = 1.
       (5, 3)
     """
     _check_positive("temperature", temperature)
-    noise = jax.random.gumbel(key, logits.shape, jnp.result_type(logits))
+    draw = partial(jax.random.gumbel, key, dtype=jnp.result_type(logits))
+    noise = drawn(draw, logits.shape, axis_name, batch_axis=max(logits.ndim - 2, 0))
     return jax.nn.softmax((jax.nn.log_softmax(logits) + noise) / temperature)
 
 

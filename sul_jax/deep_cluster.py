@@ -1,20 +1,152 @@
 """DeepCluster's rules (Caron et al. 2018) as studied by Mustapha et al. (2022).
 
 A cycle clusters the features of a network, takes the clusters as labels, and trains the network to tell
-them apart: `preprocess`, `pseudo_labels`, `balanced_indices`, then steps of gradient descent on
-the cross-entropy.
+them apart: `preprocess`, `pseudo_labels`, `new_head`, `balanced_indices`, then steps of `rule`.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from sul_jax import k_means, metrics, whitening
 from sul_jax._check import check_finite, check_integer, check_labels, check_vectors
+from sul_jax._parallel import of_whole_batch
+from sul_jax.learning_rule import GradientInfo, GradientState, LearningRule, gradient_rule
+
+if TYPE_CHECKING:
+    import optax
+    from flax import nnx
+
+
+def rule(
+    build: "Callable[[nnx.Rngs], nnx.Module]",
+    *,
+    num_clusters: int,
+    optimizer: "optax.GradientTransformation | None" = None,
+    augmentation: Callable[[Array, Array], Array] | None = None,
+    num_components: int | None = None,
+) -> LearningRule:
+    """DeepCluster as a `LearningRule`: a network learns clusters of its own features as classes.
+
+    `update(state, inputs, *, key, labels=None)` is a step on the cross-entropy of `labels` (integers
+    `[batch]`), which come from a cycle's clustering of all examples, as in the example below. Without labels
+    a step is a whole cycle of the batch alone: it clusters the batch and takes a new head. `encode` gives
+    the features that are clustered.
+
+    Args:
+      build: makes the network, from inputs and perhaps a `key` for dropout to `[batch, num_features]`, with
+        an attribute `num_features`.
+      num_clusters: K.
+      optimizer: by default gradient descent at a rate of 0.1 with a momentum of 0.9.
+      augmentation: from a key and inputs to what the network learns from.
+      num_components: as in `preprocess`, of steps without labels.
+
+    Returns:
+      A `LearningRule` with a `GradientState` of an `nn.Classifier`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import deep_cluster, nn, training
+      >>> rule = deep_cluster.rule(lambda rngs: nn.LeNet5(rngs=rngs), num_clusters=3)
+      >>> keys = jax.random.split(jax.random.key(1), 6)
+      >>> images = jax.random.uniform(jax.random.key(0), (20, 32, 32, 1))
+      >>> state = rule.init(keys[0], images)
+      >>> features = deep_cluster.preprocess(rule.encode(state, images))  # a cycle begins
+      >>> labels = deep_cluster.pseudo_labels(keys[1], features, num_clusters=3)
+      >>> state = deep_cluster.new_head(keys[2], state)
+      >>> order = deep_cluster.balanced_indices(keys[3], labels, num_clusters=3, num_samples=20)
+      >>> order = order.reshape(2, 10)
+      >>> state, infos = training.scan_updates(
+      ...     rule.update, state, images, order, key=keys[4:6], labels=labels[order]
+      ... )
+      >>> infos.loss.shape
+      (2,)
+    """
+    import optax
+
+    from sul_jax.nn import Classifier
+
+    check_integer("num_clusters", num_clusters, low=1)
+
+    def loss(
+        network: Any, inputs: Array, *, key: Array, labels: Array, axis_name: str | None = None
+    ) -> Array:
+        crop_key, dropout_key = jax.random.split(key)
+        if augmentation is not None:
+            inputs = of_whole_batch(augmentation, axis_name)(crop_key, inputs)
+        logits = network(inputs, key=dropout_key)
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return value if axis_name is None else lax.pmean(value, axis_name)
+
+    steps = gradient_rule(
+        lambda rngs: Classifier(build(rngs), num_clusters, rngs=rngs),
+        loss,
+        optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer,
+        encode=lambda classifier, inputs: classifier.network(inputs),
+    )
+
+    def update(
+        state: GradientState,
+        inputs: Array,
+        *,
+        key: Array,
+        labels: Array | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[GradientState, GradientInfo]:
+        if labels is None:
+            cluster_key, head_key, key = jax.random.split(key, 3)
+            ready = preprocess(
+                steps.encode(state, inputs), num_components=num_components, axis_name=axis_name
+            )
+            labels = pseudo_labels(cluster_key, ready, num_clusters=num_clusters, axis_name=axis_name)
+            state = new_head(head_key, state)
+        return steps.update(state, inputs, key=key, labels=labels, axis_name=axis_name)
+
+    return LearningRule(steps.init, update, steps.encode)
+
+
+def new_head(key: Array, state: GradientState) -> GradientState:
+    """A top layer that has learned nothing, in every cycle: clusters have new numbers each time.
+
+    Args:
+      key: `jax.random.key`, of normal weights with a standard deviation of 0.01.
+      state: of `rule`.
+
+    Returns:
+      The state with a new head, whose memory in the optimizer is zero; the rest is as it was.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import deep_cluster, nn
+      >>> rule = deep_cluster.rule(lambda rngs: nn.LeNet5(rngs=rngs), num_clusters=3)
+      >>> state = rule.init(jax.random.key(0), None)
+      >>> state = deep_cluster.new_head(jax.random.key(1), state)
+      >>> state.params["head"]["bias"][...].tolist()
+      [0.0, 0.0, 0.0]
+    """
+
+    def of_head(path: tuple[Any, ...]) -> bool:
+        return any(getattr(part, "key", getattr(part, "name", None)) == "head" for part in path)
+
+    def fresh(path: tuple[Any, ...], leaf: Array) -> Array:
+        if not of_head(path):
+            return leaf
+        return (
+            0.01 * jax.random.normal(key, leaf.shape, leaf.dtype) if leaf.ndim == 2 else jnp.zeros_like(leaf)
+        )
+
+    def forgotten(path: tuple[Any, ...], leaf: Array) -> Array:
+        return jnp.zeros_like(leaf) if of_head(path) else leaf
+
+    return state._replace(
+        params=jax.tree.map_with_path(fresh, state.params),
+        optimizer=jax.tree.map_with_path(forgotten, state.optimizer),
+    )
 
 
 def preprocess(features: Array, *, num_components: int | None = None, axis_name: str | None = None) -> Array:

@@ -5,17 +5,19 @@ decay keeps the weights of those that learn at unit norm. No gradient is propaga
 inference the cosine of input and weights is raised to a steep power, so that few units answer.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from sul_jax import patches
 from sul_jax._check import check_integer, check_vectors
 from sul_jax._linalg import at_least_float32, inverse_norm
 from sul_jax._parallel import sum_over
+from sul_jax.learning_rule import LearningRule
 from sul_jax.whitening import normalize
 
 # Least divisor of an update, as in the authors' code.
@@ -162,6 +164,153 @@ def encode(state: HebbianState, inputs: Array, *, power: float | Array) -> Array
     check_vectors("inputs", inputs, features=state.weights.shape[1])
     cosines = jnp.matmul(normalize(inputs), normalize(state.weights).T, precision="highest")
     return steepen(cosines, power=power)
+
+
+def rule(
+    *,
+    num_units: int,
+    learning_rate: float | Array = 0.02,
+    anti_hebbian: float | Array = 0.2,
+    rank: int = 2,
+    normalize_update: bool = True,
+    power: float | Array = 4.5,
+) -> LearningRule:
+    """The ranked Hebbian rule as a `LearningRule` over vectors.
+
+    Args:
+      num_units: number of units, at least 2.
+      learning_rate: ε; `update` takes another one as a keyword, which may be traced.
+      anti_hebbian: Δ.
+      rank: m.
+      normalize_update: as in `update`.
+      power: n of `encode`.
+
+    Returns:
+      A `LearningRule`; its `update` takes the hyperparameters of this module's `update`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import hebbian
+      >>> inputs = jax.random.uniform(jax.random.key(0), (100, 6))
+      >>> rule = hebbian.rule(num_units=4)
+      >>> state, info = rule.update(rule.init(jax.random.key(1), inputs), inputs, learning_rate=0.01)
+      >>> rule.encode(state, inputs).shape
+      (100, 4)
+    """
+    step = partial(
+        update,
+        learning_rate=learning_rate,
+        anti_hebbian=anti_hebbian,
+        rank=rank,
+        normalize_update=normalize_update,
+    )
+    return LearningRule(partial(init, num_units=num_units), step, partial(encode, power=power))
+
+
+def layer_rule(
+    *,
+    kernel_size: int,
+    num_units: int,
+    num_patches: int = 1000,
+    learning_rate: float | Array = 4e-3,
+    anti_hebbian: float | Array = 0.2,
+    rank: int = 2,
+    normalize_update: bool = True,
+    power: float | Array = 40.0,
+) -> LearningRule:
+    """A layer of Hebbian filters over images, so that several can be put into a `stack`.
+
+    A step learns from patches at random places; `encode` is `convolve`.
+
+    Args:
+      kernel_size: side of the patches.
+      num_units: filters, at least 2.
+      num_patches: patches of a step and of `init`.
+      learning_rate: ε; `update` takes another one as a keyword, which may be traced.
+      anti_hebbian: Δ.
+      rank: m.
+      normalize_update: as in `update`.
+      power: n of `encode`.
+
+    Returns:
+      A `LearningRule` over `[batch, height, width, channels]`. Its `update` needs a `key`; under `axis_name`
+      the patches are those that the whole batch would give.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import hebbian
+      >>> images = jax.random.uniform(jax.random.key(0), (10, 12, 12, 3))
+      >>> rule = hebbian.layer_rule(kernel_size=4, num_units=8, num_patches=50)
+      >>> state = rule.init(jax.random.key(1), images)
+      >>> state, info = rule.update(state, images, key=jax.random.key(2))
+      >>> rule.encode(state, images).shape
+      (10, 9, 9, 8)
+    """
+    draw = partial(random_patches, num_patches=num_patches, kernel_size=kernel_size)
+    options = {
+        "learning_rate": learning_rate,
+        "anti_hebbian": anti_hebbian,
+        "rank": rank,
+        "normalize_update": normalize_update,
+    }
+
+    def begin(key: Array, images: Array) -> HebbianState:
+        return init(key, draw(key, images), num_units=num_units)
+
+    def step(
+        state: HebbianState, images: Array, *, key: Array, axis_name: str | None = None, **others: Any
+    ) -> tuple[HebbianState, HebbianInfo]:
+        vectors = draw(key, images, axis_name=axis_name)
+        return update(state, vectors, axis_name=axis_name, **(options | others))
+
+    def respond(state: HebbianState, images: Array) -> Array:
+        return convolve(images, state.weights, kernel_size=kernel_size, power=power)
+
+    return LearningRule(begin, step, respond)
+
+
+def random_patches(
+    key: Array, images: Array, *, num_patches: int, kernel_size: int, axis_name: str | None = None
+) -> Array:
+    """Patches at random places of random images.
+
+    Args:
+      key: `jax.random.key`.
+      images: `[batch, height, width, channels]`, of any type.
+      num_patches: how many, of the whole batch.
+      kernel_size: side of the patches.
+      axis_name: mapped axis over which the batch is split; each shard then has the patches whose places the
+        whole batch would draw in its stead, and zeros for those of other shards' images.
+
+    Returns:
+      `[num_patches, kernel_size² · channels]`.
+
+    Raises:
+      ValueError: a kernel larger than the images.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import hebbian
+      >>> images = jax.random.uniform(jax.random.key(0), (10, 12, 12, 3))
+      >>> hebbian.random_patches(jax.random.key(1), images, num_patches=5, kernel_size=4).shape
+      (5, 48)
+    """
+    check_integer("num_patches", num_patches, low=1)
+    check_integer("kernel_size", kernel_size, low=1, high=min(images.shape[1:3]), why=", the images' side")
+    height, width = (patches.output_size(n, kernel_size=kernel_size, padding=0) for n in images.shape[1:3])
+    shards = 1 if axis_name is None else lax.axis_size(axis_name)
+    bounds = (shards * len(images), height, width)
+    image, row, column = (
+        jax.random.randint(own, (num_patches,), 0, bound)
+        for own, bound in zip(jax.random.split(key, 3), bounds, strict=True)
+    )
+    if axis_name is None:
+        return patches.cut(images, image, row, column, kernel_size=kernel_size)
+    # Zeros teach nothing: a shard learns from the patches of its own images alone.
+    image = image - lax.axis_index(axis_name) * len(images)
+    own = (image >= 0) & (image < len(images))
+    found = patches.cut(images, jnp.where(own, image, 0), row, column, kernel_size=kernel_size)
+    return jnp.where(own[:, None], found, 0)
 
 
 def convolve(

@@ -9,6 +9,7 @@ one orthogonal power iteration with the vectors that it won.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax import Array, lax
 
 from sul_jax._check import check_finite, check_integer, check_vectors
 from sul_jax._linalg import at_least_float32, fix_signs, root
+from sul_jax.learning_rule import LearningRule
 
 # Scale of the identity added to a subspace's second moment, relative to its size: directions without
 # data keep their old basis instead of taking rounding noise. C + δI has C's eigenvectors, so a step
@@ -189,6 +191,28 @@ def encode(state: KSubspacesState, inputs: Array) -> Array:
     """
     _check_inputs(state, inputs)
     return norms(_responses(state.bases, inputs)).T
+
+
+def rule(*, num_subspaces: int, rank: int) -> LearningRule:
+    """K-Subspaces as a `LearningRule`.
+
+    Args:
+      num_subspaces: k.
+      rank: r.
+
+    Returns:
+      A `LearningRule` of `init`, `update` and `encode`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_subspaces
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> rule = k_subspaces.rule(num_subspaces=3, rank=2)
+      >>> state, info = rule.update(rule.init(jax.random.key(1), inputs), inputs)
+      >>> rule.encode(state, inputs).shape
+      (50, 3)
+    """
+    return LearningRule(partial(init, num_subspaces=num_subspaces, rank=rank), update, encode)
 
 
 def winners(responses: Array, warmup: bool | Array = False) -> Array:

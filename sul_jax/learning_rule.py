@@ -10,17 +10,16 @@ Under `jax.pmap`, `jax.shard_map` or `jax.vmap(..., axis_name=...)`, `update(...
 sums its sufficient statistics over the axis, so that a sharded step is the step on the whole batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
-
-from sul_jax._check import check_integer
 
 if TYPE_CHECKING:
     import optax
+    from flax import nnx
 
 
 class LearningRule(NamedTuple):
@@ -129,228 +128,145 @@ def stack(*rules: LearningRule) -> LearningRule:
     return LearningRule(init, update, encode)
 
 
-class LossState(NamedTuple):
+class GradientState(NamedTuple):
     """State of a rule that descends a loss.
 
     Attributes:
-      params: what `init` gave, changed by the optimizer.
-      optimizer: the optimizer's own state.
+      params: parameters that the rule changes, as Flax's `nnx.State`.
+      rest: what else the network holds: statistics of batch normalisation, parameters that stay as they are.
+      optimizer: the optimizer's memory.
     """
 
     params: Any
+    rest: Any
     optimizer: Any
 
 
-class LossInfo(NamedTuple):
-    """The loss before the step."""
+class GradientInfo(NamedTuple):
+    """What a step saw, before it changed the network.
+
+    Attributes:
+      loss: the scalar that is descended.
+      terms: what the loss gave beside it, such as its parts by name; `()` if nothing.
+    """
 
     loss: Array
+    terms: Any
 
 
-def from_loss(
-    loss: Callable[..., Array],
-    init: Callable[[Array, Array], Any],
-    apply: Callable[[Any, Array], Any],
+def gradient_rule(
+    build: "Callable[[nnx.Rngs], nnx.Module]",
+    loss: Callable[..., Any],
     optimizer: "optax.GradientTransformation",
+    *,
+    encode: Callable[..., Array] | None = None,
+    trained: Sequence[str] | None = None,
+    dtype: Any = None,
 ) -> LearningRule:
-    """A rule that takes an optimizer's step down a loss, so that it can sit in a `stack`.
+    """A Flax network, a loss and an optimizer as a rule: the one place where gradients meet an optimizer.
+
+    Under `axis_name` statistics of batch normalisation and dropout are those of the whole batch, and the
+    gradients of the shards are averaged: the loss must be the global one.
 
     Args:
-      loss: `loss(activations, *, axis_name=None, **hyperparameters) -> scalar`, global under
-        `axis_name` as those of `coding_rate` are.
-      init: `init(key, inputs) -> params`, any tree of arrays.
-      apply: `apply(params, inputs) -> activations`; also the rule's `encode`.
-      optimizer: from optax.
+      build: makes the untrained network.
+      loss: `loss(network, inputs, *, key=None, axis_name=None, **hyperparameters)`, a scalar or a pair of
+        the scalar and a tree of further scalars. The network is in `train()` mode.
+      optimizer: from optax; those that look at the value of the loss (line searches, plateaus) are handed it.
+      encode: `encode(network, inputs) -> codes`, with the network in `eval()` mode; by default its call.
+      trained: names of the network's parts that learn; by default all of its parameters.
+      dtype: in which the network computes, such as `jnp.bfloat16`; its parameters and statistics stay as they
+        are. By default that of the parameters.
 
     Returns:
-      A `LearningRule` with a `LossState`; its update hands keyword arguments on to the loss.
+      A `LearningRule` with a `GradientState`. `init` does not look at its inputs. `update` hands `key`,
+      where one is given, and further keyword arguments on to the loss. To have the network itself:
+      `nnx.update(network, state.params, state.rest)`.
+
+    Raises:
+      ValueError: a name in `trained` that the network lacks.
 
     Example:
       >>> import jax
       >>> import optax
-      >>> from sul_jax import coding_rate, from_loss, whitening
-      >>> def loss(features, *, axis_name=None):  # spread the features over all directions
-      ...     unit = whitening.normalize(features)
+      >>> from flax import nnx
+      >>> from sul_jax import coding_rate, gradient_rule, whitening
+      >>> def loss(network, inputs, *, axis_name=None):  # spread the features over all directions
+      ...     unit = whitening.normalize(network(inputs))
       ...     return -coding_rate.coding_rate(unit, eps_squared=0.1, axis_name=axis_name)
-      >>> def init(key, inputs):
-      ...     return jax.random.normal(key, (inputs.shape[1], 3))
-      >>> rule = from_loss(loss, init, lambda params, inputs: inputs @ params, optax.adam(0.1))
+      >>> rule = gradient_rule(lambda rngs: nnx.Linear(6, 3, rngs=rngs), loss, optax.adam(0.1))
       >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
       >>> state = rule.init(jax.random.key(1), inputs)
       >>> state, first = rule.update(state, inputs)
       >>> state, second = rule.update(state, inputs)
-      >>> bool(second.loss < first.loss)
-      True
+      >>> bool(second.loss < first.loss), rule.encode(state, inputs).shape
+      (True, (50, 3))
     """
+    # Whoever has a network and an optimizer has imported these already; the other rules need neither.
+    import optax
+    from flax import nnx
 
-    from optax import apply_updates  # whoever has an optimizer has imported it already
+    def learns(path: tuple[Any, ...], value: Any) -> bool:
+        return isinstance(value, nnx.Param) and (trained is None or path[0] in trained)
 
-    def begin(key: Array, inputs: Array) -> LossState:
-        params = init(key, inputs)
-        return LossState(params, optimizer.init(params))
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graph, everything = nnx.split(abstract)
+    missing = set(trained or ()) - {str(name) for name in everything}
+    if missing:
+        raise ValueError(f"trained={tuple(trained or ())} is not accepted: the network has no {missing}")
+    descent = optax.with_extra_args_support(optimizer)
+
+    def init(key: Array, inputs: Array) -> GradientState:
+        del inputs  # the network knows its sizes
+        parts: Any = nnx.split(build(nnx.Rngs(key)), learns, ...)
+        _, params, rest = parts
+        return GradientState(params, rest, descent.init(params))
+
+    def merge(params: Any, rest: Any) -> Any:
+        if dtype is not None:
+            low = partial(jax.tree.map, lambda leaf: leaf.astype(dtype))
+            fixed, others = rest.split(nnx.Param, ...)
+            params, rest = low(params), nnx.merge_state(low(fixed), others)
+        return nnx.merge(graph, params, rest, copy=True)  # statistics change at this level of tracing
 
     def update(
-        state: LossState, inputs: Array, *, axis_name: str | None = None, **hyperparameters: Any
-    ) -> tuple[LossState, LossInfo]:
-        def of_params(params: Any) -> Array:
-            return loss(apply(params, inputs), axis_name=axis_name, **hyperparameters)
+        state: GradientState,
+        inputs: Array,
+        *,
+        key: Array | None = None,
+        axis_name: str | None = None,
+        **hyperparameters: Any,
+    ) -> tuple[GradientState, GradientInfo]:
+        drawn = {} if key is None else {"key": key}
 
-        value, gradients = jax.value_and_grad(of_params)(state.params)
+        def objective(params: Any) -> tuple[Array, tuple[Any, Any]]:
+            network = merge(params, state.rest)
+            network.train()
+            if axis_name is not None:  # batch normalisation and dropout then speak of the whole batch
+                network.set_attributes(axis_name=axis_name, raise_if_not_found=False)
+            found = loss(network, inputs, axis_name=axis_name, **drawn, **hyperparameters)
+            value, terms = found if isinstance(found, tuple) else (found, ())
+            kept = nnx.state(network, nnx.Not(learns))
+            return value, (terms, jax.tree.map(lambda new, old: new.astype(old.dtype), kept, state.rest))
+
+        (value, (terms, rest)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         if axis_name is not None:
             # The loss is the global one: what each shard sees of its gradient averages to the whole.
             gradients = lax.pmean(gradients, axis_name)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        return LossState(apply_updates(state.params, updates), optimizer_state), LossInfo(value)
+        changes, memory = descent.update(
+            gradients,
+            state.optimizer,
+            state.params,
+            value=value,
+            grad=gradients,
+            value_fn=lambda params: objective(params)[0],
+        )
+        params = optax.apply_updates(state.params, changes)
+        return GradientState(params, rest, memory), GradientInfo(value, terms)
 
-    def encode(state: LossState, inputs: Array) -> Array:
-        return apply(state.params, inputs)
+    def codes(state: GradientState, inputs: Array) -> Array:
+        network = merge(state.params, state.rest)
+        network.eval()
+        return network(inputs) if encode is None else encode(network, inputs)
 
-    return LearningRule(begin, update, encode)
-
-
-def scan_updates(
-    update: Callable[..., tuple[Any, Any]],
-    state: Any,
-    inputs: Array,
-    indices: Array,
-    **per_step: Any,
-) -> tuple[Any, Any]:
-    """Minibatch steps `update(state, inputs[indices[i]])` for i = 0, 1, … as one `lax.scan`.
-
-    Args:
-      update: a rule's update with its fixed keyword arguments bound.
-      state: the state before the first step.
-      inputs: the data, `[num_examples, ...]`.
-      indices: `[num_steps, batch]`, the examples of each step.
-      **per_step: keyword arguments with a leading axis of steps, such as `warmup` or
-        `learning_rate`.
-
-    Returns:
-      The state after the last step and the infos with a leading axis of steps.
-
-    Example:
-      >>> import jax
-      >>> from sul_jax import k_subspaces, learning_rule
-      >>> inputs = jax.random.normal(jax.random.key(0), (120, 8))
-      >>> state = k_subspaces.init(jax.random.key(1), inputs, num_subspaces=4, rank=2)
-      >>> order = jax.random.permutation(jax.random.key(2), 120).reshape(4, 30)
-      >>> state, info = learning_rule.scan_updates(k_subspaces.update, state, inputs, order)
-      >>> info.energy.shape
-      (4,)
-    """
-
-    inputs = jnp.asarray(inputs)  # NumPy's cannot be indexed in a scan
-
-    def step(state: Any, step_inputs: tuple[Array, dict[str, Any]]) -> tuple[Any, Any]:
-        batch, keywords = step_inputs
-        return update(state, inputs[batch], **keywords)
-
-    return lax.scan(step, state, (indices, per_step))
-
-
-class Trained(NamedTuple):
-    """What `train_greedily` gave.
-
-    Attributes:
-      states: one a rule, as those of a `stack`.
-      infos: of each rule, with a leading axis of steps.
-      codes: the top rule's, `[num_batches * batch_size, ...]`, in the order of the inputs.
-    """
-
-    states: tuple[Any, ...]
-    infos: tuple[Any, ...]
-    codes: Array
-
-
-def train_greedily(
-    key: Array,
-    inputs: Array,
-    rules: Sequence[LearningRule],
-    *,
-    batch_size: int,
-    passes: int = 1,
-    num_batches: int | Array | None = None,
-    hyperparameters: Callable[[Array], Mapping[str, Any]] = lambda step: {},
-) -> Trained:
-    """Trains rules one after the other, each on the codes of the finished one below.
-
-    The codes of all inputs are held, so that each rule encodes them once. Minibatches are taken in the order
-    of the inputs: shuffle them first. It is for one device; to split minibatches over several, loop over
-    `update` with `axis_name`.
-
-    Args:
-      key: `jax.random.key`.
-      inputs: `[num_examples, ...]`; a last partial minibatch is left out.
-      rules: from the input upwards. A rule's first state is made from the first minibatch.
-      batch_size: examples in a minibatch.
-      passes: over the inputs, of each rule; 0 leaves the first states as they are.
-      num_batches: learn from this many minibatches, by default all. It may be traced: one compiled program
-        then serves many budgets. Infos and codes beyond it are zero.
-      hyperparameters: from the index of a rule's step to keyword arguments of `update`.
-
-    Returns:
-      A `Trained`.
-
-    Raises:
-      ValueError: `batch_size` or `passes` out of range, or no rules.
-
-    Example:
-      >>> import jax
-      >>> from sul_jax import energy, learning_rule
-      >>> rules = [energy.layer_rule(energy.EnergyLayer(8, 2, 3, 5, 0)) for _ in range(2)]
-      >>> images = jax.random.uniform(jax.random.key(0), (20, 12, 12, 1))
-      >>> found = learning_rule.train_greedily(jax.random.key(1), images, rules, batch_size=5, passes=2)
-      >>> found.codes.shape, found.infos[0].energy.shape
-      ((20, 4, 4, 8), (8,))
-    """
-    if not rules:
-        raise ValueError("rules is empty; at least one rule is needed")
-    check_integer("batch_size", batch_size, low=1, high=inputs.shape[0], why=", the number of inputs")
-    check_integer("passes", passes, low=0)
-    total = inputs.shape[0] // batch_size
-    if isinstance(num_batches, int):
-        check_integer("num_batches", num_batches, low=1, high=total)
-    count = total if num_batches is None else num_batches
-    batches = jnp.asarray(inputs[: total * batch_size]).reshape(total, batch_size, *inputs.shape[1:])
-    states, infos = [], []
-    for rule, rule_key in zip(rules, jax.random.split(key, len(rules)), strict=True):
-        state, info = _train(rule, rule.init(rule_key, batches[0]), batches, passes, count, hyperparameters)
-        states.append(state)
-        infos.append(info)
-        batches = _encode(rule, state, batches, count)
-    codes = batches.reshape(total * batch_size, *batches.shape[2:])
-    return Trained(tuple(states), tuple(infos), codes)
-
-
-def _train(
-    rule: LearningRule,
-    state: Any,
-    batches: Array,
-    passes: int,
-    count: int | Array,
-    hyperparameters: Callable[[Array], Mapping[str, Any]],
-) -> tuple[Any, Any]:
-    def update(state: Any, index: Array) -> tuple[Any, Any]:
-        return rule.update(state, batches[index % count], **hyperparameters(index))
-
-    shapes = jax.eval_shape(update, state, jnp.zeros((), jnp.int32))[1]
-    infos = jax.tree.map(lambda s: jnp.zeros((passes * len(batches), *s.shape), s.dtype), shapes)
-    if not passes:
-        return state, infos
-
-    def step(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        state, info = update(carry[0], index)
-        return state, jax.tree.map(lambda all_of, one: all_of.at[index].set(one), carry[1], info)
-
-    result: tuple[Any, Any] = lax.fori_loop(0, passes * count, step, (state, infos))
-    return result
-
-
-def _encode(rule: LearningRule, state: Any, batches: Array, count: int | Array) -> Array:
-    shape = jax.eval_shape(rule.encode, state, batches[0])
-
-    def step(index: Array, codes: Array) -> Array:
-        return codes.at[index].set(rule.encode(state, batches[index]))
-
-    codes: Array = lax.fori_loop(0, count, step, jnp.zeros((len(batches), *shape.shape), shape.dtype))
-    return codes
+    return LearningRule(init, update, codes)

@@ -2,9 +2,22 @@
 
 from sul_jax.nn.acol import ACOL
 from sul_jax.nn.backbones import MLP, ResNet
+from sul_jax.nn.classifier import Classifier
 from sul_jax.nn.convnets import AlexNet, LeNet5, sobel
 from sul_jax.nn.energy_net import EnergyNet
 from sul_jax.nn.nmce import NMCE
 from sul_jax.nn.nnl_conv import NNLBlock, NNLConv
 
-__all__ = ["ACOL", "MLP", "NMCE", "AlexNet", "EnergyNet", "LeNet5", "NNLBlock", "NNLConv", "ResNet", "sobel"]
+__all__ = [
+    "ACOL",
+    "MLP",
+    "NMCE",
+    "AlexNet",
+    "Classifier",
+    "EnergyNet",
+    "LeNet5",
+    "NNLBlock",
+    "NNLConv",
+    "ResNet",
+    "sobel",
+]

@@ -23,7 +23,10 @@ class ACOL(Saved):
       image_shape: height, width, channels.
       num_parents: classes that are taught; node j belongs to parent j mod `num_parents`.
       num_features: size of F.
+      axis_name: mapped axis over which batches are split, for dropout; usually None.
     """
+
+    axis_name: str | None = None
 
     def __init__(
         self,
@@ -117,9 +120,9 @@ class ACOL(Saved):
             values = jax.nn.relu(convolution(values))
             if index % 2:
                 values = max_pool(values, 2, 2)
-                values = dropout(key, index, values, _DROPOUT[index // 2])
+                values = dropout(key, index, values, _DROPOUT[index // 2], axis_name=self.axis_name)
         values = jax.nn.relu(self.feature_layer(values.reshape(len(values), -1)))
-        return dropout(key, len(self.convolutions), values, _DROPOUT[-1])
+        return dropout(key, len(self.convolutions), values, _DROPOUT[-1], axis_name=self.axis_name)
 
     def __call__(self, images: Array, *, key: Array | None = None) -> Array:
         """Z, the logits of the nodes, `[batch, num_parents · nodes_per_parent]`."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from sul_jax._parallel import drawn
 from sul_jax.nn._checkpoint import Saved
 from sul_jax.nn.convolution import conv_general_dilated
 
@@ -205,14 +206,17 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=bias_init, rngs=rngs)
 
 
-def dropout(key: Array | None, index: int, values: Array, rate: float) -> Array:
+def dropout(
+    key: Array | None, index: int, values: Array, rate: float, *, axis_name: str | None = None
+) -> Array:
     """Values with a share `rate` set to 0 and the others enlarged to keep the mean; unchanged without a key.
 
     Args:
       key: of the network's call, or None in evaluation.
       index: tells the network's dropouts apart.
-      values: any floating array.
+      values: floating `[batch, ...]`.
       rate: in [0, 1).
+      axis_name: mapped axis over which the batch is split; what is set to 0 is that of the whole batch.
 
     Example:
       >>> import jax
@@ -223,7 +227,8 @@ def dropout(key: Array | None, index: int, values: Array, rate: float) -> Array:
     """
     if key is None or not rate:
         return values
-    kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, values.shape)
+    own = jax.random.fold_in(key, index)
+    kept = drawn(lambda shape: jax.random.bernoulli(own, 1 - rate, shape), values.shape, axis_name)
     return jnp.where(kept, values / (1 - rate), 0)
 
 

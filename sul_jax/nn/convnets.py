@@ -85,6 +85,8 @@ def sobel(images: Array) -> Array:
 class _ConvNet(Saved):
     """Convolutions, each with batch normalisation, ReLU and perhaps pooling; linear layers on top."""
 
+    axis_name: str | None = None  # over which batches are split, for dropout
+
     def __init__(
         self,
         layers: tuple[_Convolution, ...],
@@ -186,7 +188,7 @@ class _ConvNet(Saved):
         for index, linear in enumerate(self.hidden):
             if index:
                 values = jax.nn.relu(values)
-            values = dropout(key, index, values, self.dropout)
+            values = dropout(key, index, values, self.dropout, axis_name=self.axis_name)
             values = linear(values)
         return values
 

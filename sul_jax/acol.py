@@ -1,0 +1,120 @@
+"""Pseudo supervision with an auto-clustering output layer (Kilinc & Uysal 2018).
+
+A network learns to tell how an image was flipped or turned, with several softmax nodes for each way. Nothing
+says which of its nodes an image should use: Graph-based Activity Regularization (`gar`) spreads the images
+over them, and with that over their own classes.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+from jax import Array
+
+from sul_jax import augment, gar
+from sul_jax._parallel import of_whole_batch
+from sul_jax.augment import Transformation
+from sul_jax.learning_rule import LearningRule, gradient_rule
+
+if TYPE_CHECKING:
+    import optax
+
+
+def rule(
+    image_shape: tuple[int, int, int],
+    *,
+    transformations: Sequence[Transformation] = augment.FLIPS_AND_ROTATIONS,
+    num_parents: int | None = None,
+    nodes_per_parent: int = 20,
+    num_features: int = 2048,
+    num_filters: int = 32,
+    optimizer: "optax.GradientTransformation | None" = None,
+    affinity_weight: float | Array = 0.1,
+    balance_weight: float | Array = 1.0,
+    frobenius_weight: float | Array = 1e-6,
+    frobenius: Literal["squared", "norm"] = "squared",
+) -> LearningRule:
+    """ACOL as a `LearningRule` over images: cross-entropy of the parents and eq. 13's regularisation.
+
+    `update(state, images, *, key, parents=None)` transforms the images at random and teaches in which way, or
+    with `parents` (integers `[batch]`) leaves them as they are and teaches those. `encode` gives F, the layer
+    below the nodes, in which k-means finds the classes (section 3.4).
+
+    Args:
+      image_shape: height, width, channels; sides of at least 4.
+      transformations: the ways; the first is usually the image as it is.
+      num_parents: classes that are taught; by default one a transformation.
+      nodes_per_parent: k_s.
+      num_features: size of F.
+      num_filters: of the first two convolutions; the next have twice as many.
+      optimizer: by default Adam at a rate of 1e-3, the paper's.
+      affinity_weight: c_α.
+      balance_weight: c_β.
+      frobenius_weight: c_F.
+      frobenius: as in `gar.gar_loss`.
+
+    Returns:
+      A `LearningRule` with a `GradientState` of an `nn.ACOL`; the `terms` of its info are `cross_entropy`,
+      `affinity` (α) and `balance` (β).
+
+    Raises:
+      ValueError: a size out of range.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import acol
+      >>> rule = acol.rule((8, 8, 1), num_features=16, num_filters=4)
+      >>> images = jax.random.uniform(jax.random.key(0), (10, 8, 8, 1))
+      >>> state = rule.init(jax.random.key(1), images)
+      >>> state, info = rule.update(state, images, key=jax.random.key(2))
+      >>> rule.encode(state, images).shape, sorted(info.terms)
+      ((10, 16), ['affinity', 'balance', 'cross_entropy'])
+    """
+    import optax
+
+    from sul_jax.nn import ACOL
+
+    number = len(transformations) if num_parents is None else num_parents
+
+    def loss(
+        network: Any, images: Array, *, key: Array, parents: Array | None = None, axis_name: str | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        turn_key, dropout_key = jax.random.split(key)
+        if parents is None:
+            images, parents = of_whole_batch(
+                lambda key, images: augment.random_transformation(
+                    key, images, transformations=transformations
+                ),
+                axis_name,
+            )(turn_key, images)
+        logits = network(images, key=dropout_key)
+        regularization = gar.gar_loss(
+            logits,
+            num_parents=number,
+            affinity_weight=affinity_weight,
+            balance_weight=balance_weight,
+            frobenius_weight=frobenius_weight,
+            frobenius=frobenius,
+            axis_name=axis_name,
+        )
+        taught = gar.parent_loss(logits, parents, num_parents=number, axis_name=axis_name)
+        active = jax.nn.relu(logits)
+        return regularization + taught, {
+            "cross_entropy": taught,
+            "affinity": gar.affinity(active, num_parents=number, axis_name=axis_name),
+            "balance": gar.balance(active, num_parents=number, axis_name=axis_name),
+        }
+
+    return gradient_rule(
+        lambda rngs: ACOL(
+            image_shape,
+            num_parents=number,
+            nodes_per_parent=nodes_per_parent,
+            num_features=num_features,
+            num_filters=num_filters,
+            rngs=rngs,
+        ),
+        loss,
+        optax.adam(1e-3) if optimizer is None else optimizer,
+        encode=lambda network, images: network.features(images),
+    )

@@ -1,0 +1,90 @@
+"""Images as estimators are given them: flattened or not, bytes or floats on a scale of their own."""
+
+import sys
+import warnings
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# Values from which on a row is taken for an image.
+_IMAGE = 64
+
+
+class Images(NamedTuple):
+    """Flattened images of any type, and how they are to be seen."""
+
+    rows: np.ndarray  # [num_images, features]
+    shape: tuple[int, int, int]
+    size: int
+    scale: float
+
+    def take(self, indices: np.ndarray) -> Array:
+        """Images `[*indices.shape, size, size, channels]` in float32."""
+        return _seen(jnp.asarray(self.rows[indices]), self.scale, shape=self.shape, size=self.size)
+
+
+@partial(jax.jit, static_argnames=("shape", "size"))
+def _seen(rows: Array, scale: float, *, shape: tuple[int, int, int], size: int) -> Array:
+    missing = int(np.prod(shape)) - rows.shape[-1]
+    flat = rows.reshape(-1, rows.shape[-1])
+    images = jnp.pad(flat.astype(jnp.float32) / scale, ((0, 0), (0, missing))).reshape(-1, *shape)
+    seen = jax.image.resize(images, (len(flat), size, size, shape[2]), "linear")
+    return seen.reshape(*rows.shape[:-1], *seen.shape[1:])
+
+
+def _warn_of_rows(num_features: int, side: int) -> None:
+    """Warns that rows are no square image and how they are read."""
+    hint, colour = "", int(np.sqrt(num_features // 3))
+    if 3 * colour**2 == num_features:
+        hint = f"; flattened colour images need image_shape=({colour}, {colour}, 3)"
+    # At the first function up the stack that is neither this package's nor scikit-learn's.
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"rows of {num_features} values are no square image and are read as the first pixels of a gray one "
+        f"of {side}×{side}: give image_shape{hint}",
+        stacklevel=level,
+    )
+
+
+def shape_of(
+    given: tuple[int, ...] | None, found: tuple[int, ...] | None, num_features: int
+) -> tuple[int, int, int]:
+    """Height, width and channels of images.
+
+    Args:
+      given: by the user, or None.
+      found: the images' own, or None where they are rows.
+      num_features: values of a row.
+
+    Raises:
+      ValueError: shapes that contradict each other or the number of values, or channels that come first.
+
+    Warns:
+      UserWarning: rows of 64 values or more that are no square image, without a shape.
+    """
+    if given is None and found is None:  # the smallest square that holds the features, row by row
+        side = int(np.ceil(np.sqrt(num_features)))
+        if side**2 != num_features >= _IMAGE:
+            _warn_of_rows(num_features, side)
+        return side, side, 1
+    shape = tuple(int(n) for n in (given if given is not None else found or ()))
+    shape += (1,) * (len(shape) == 2)
+    if given is None and shape[0] in (1, 3, 4) and min(shape[1:]) > 4:
+        raise ValueError(
+            f"images of shape {shape} seem to have their channels first; they come last here. "
+            f"If they do, give image_shape={shape}"
+        )
+    if given is not None and found is not None and shape != found:
+        raise ValueError(f"image_shape={given} does not fit images of shape {found}")
+    if len(shape) != 3 or int(np.prod(shape)) != num_features:
+        raise ValueError(
+            f"image_shape={given} does not fit images of {num_features} values; it must be "
+            "(height, width) or (height, width, channels)"
+        )
+    return shape[0], shape[1], shape[2]

@@ -1,0 +1,125 @@
+"""Estimators on disk: Orbax folders of arrays, and what they were made with in words."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sul_jax import energy
+from sul_jax.nn import _checkpoint
+
+# What an estimator knows of the images it was fitted to.
+OF_IMAGES = ("n_features_in_", "feature_names_in_", "image_shape_", "is_uint8_", "scale_")
+
+
+def save(model: Any, path: str | Path) -> None:
+    """Writes a fitted estimator; see `ImageClustering.save`."""
+    arrays = _leaves(model) | {"centers": model.cluster_centers_, "labels": model.labels_}
+    about = {name: _plain(getattr(model, name)) for name in OF_IMAGES if hasattr(model, name)}
+    options = {name: _plain(value) for name, value in model.get_params().items()}
+    written = {"options": options, "images": about, "seed": model.seed_}
+    _checkpoint.write(path, type(model).__name__, arrays, written)
+
+
+def load(path: str | Path) -> Any:
+    """A fitted estimator as its `save` wrote it.
+
+    Args:
+      path: the folder.
+
+    Raises:
+      ValueError: no folder of an estimator.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from sul_jax import estimators
+      >>> images = np.random.default_rng(0).random((10, 4, 4))
+      >>> model = estimators.PixelClustering(2, random_state=0).fit(images)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     model.save(f"{folder}/model")
+      ...     same = estimators.load(f"{folder}/model")
+      >>> bool((same.predict(images) == model.labels_).all())
+      True
+    """
+    from sul_jax import estimators
+
+    folder = Path(path).absolute()
+    kinds = [name for name in estimators.__all__ if name.endswith("Clustering")]
+    stored, about = _checkpoint.metadata(folder, *kinds)
+    options = {name: _from_plain(value) for name, value in about["options"].items()}
+    model = getattr(estimators, about["module"])(**options)
+    for name, value in about["images"].items():
+        setattr(model, name, np.array(value, object) if name == "feature_names_in_" else _from_plain(value))
+    model.seed_ = about["seed"]
+    arrays = {name: np.asarray(value) for name, value in _checkpoint.arrays(folder, stored).items()}
+    model.cluster_centers_, model.labels_ = arrays.pop("centers"), arrays.pop("labels")
+    model.learned_ = _tree(model, arrays, folder)
+    return model
+
+
+def keep(model: Any, folder: Path, rows: np.ndarray) -> None:
+    """Writes what an estimator has learned before it has clustered."""
+    # Orbax stores no empty trees, and pixels are all that there is to learn of them.
+    arrays = _leaves(model) | {"seed": np.array(model.seed_)}
+    _checkpoint.write(folder, _kind(model), arrays, _identity(model, rows))
+
+
+def kept(model: Any, folder: Path, rows: np.ndarray) -> Any:
+    """What `keep` wrote of the same estimator and images.
+
+    Raises:
+      ValueError: it was another estimator, or learned from other images.
+    """
+    stored, about = _checkpoint.metadata(folder, _kind(model))
+    for name, value in _identity(model, rows).items():
+        if about.get(name) != value:
+            raise ValueError(
+                f"keep={str(folder)!r} holds what was learned with {name}={about.get(name)!r}, not "
+                f"{value!r}; remove it or name another folder"
+            )
+    arrays = {name: np.asarray(value) for name, value in _checkpoint.arrays(folder, stored).items()}
+    del arrays["seed"]
+    return _tree(model, arrays, folder)
+
+
+def _kind(model: Any) -> str:
+    return f"learned {type(model).__name__}"
+
+
+def _identity(model: Any, rows: np.ndarray) -> dict[str, Any]:
+    """Tells a fit apart; not by its clusters where they are no part of the learning."""
+    others = {"verbose", "random_state"} | (set() if model.learns_clusters else {"n_clusters"})
+    options = {name: _plain(value) for name, value in model.get_params().items() if name not in others}
+    images = {"shape": list(rows.shape), "crc32": zlib.crc32(np.ascontiguousarray(rows).tobytes())}
+    return {"options": options, "images": images, "seed": model.seed_}
+
+
+def _leaves(model: Any) -> dict[str, Any]:
+    return {f"{place:04d}": leaf for place, leaf in enumerate(jax.tree.leaves(model.learned_))}
+
+
+def _tree(model: Any, arrays: dict[str, np.ndarray], folder: Path) -> Any:
+    places, structure = jax.tree.flatten(model._template())
+    if len(places) != len(arrays):
+        raise ValueError(f"path={str(folder)!r} was written by another version: its arrays differ")
+    return jax.tree.unflatten(structure, [arrays[name] for name in sorted(arrays)])
+
+
+def _plain(value: Any) -> Any:
+    """For JSON."""
+    if isinstance(value, energy.EnergyArchitecture):
+        return {"architecture": value.to_dict()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, bool | int | float | str | list | None) else repr(value)
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return energy.EnergyArchitecture.from_dict(value["architecture"])
+    return tuple(value) if isinstance(value, list) else value

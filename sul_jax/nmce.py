@@ -1,0 +1,115 @@
+"""Neural manifold clustering and embedding (Li et al. 2022).
+
+A network with two heads learns from random views: an embedding in which manifolds are spread out and each is
+compact, and the memberships that say which point lies on which manifold. Its objectives are coding rates
+(`coding_rate`): the total coding rate alone for features (eq. 5), with that of the clusters for both (eq. 4).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from sul_jax import coding_rate
+from sul_jax._parallel import of_whole_batch
+from sul_jax.learning_rule import LearningRule, gradient_rule
+
+if TYPE_CHECKING:
+    import optax
+    from flax import nnx
+
+Views = Callable[[Array, Array], Array]
+"""From a key and inputs `[batch, ...]` to random views of them, `[2, batch, ...]`."""
+
+
+def rule(
+    build: "Callable[[nnx.Rngs], nnx.Module]",
+    *,
+    views: Views,
+    optimizer: "optax.GradientTransformation | None" = None,
+    clusters: bool = True,
+    eps_squared: float | Array = 0.2,
+    invariance_weight: float | Array = 20.0,
+    temperature: float | Array = 1.0,
+    average_views: bool = True,
+    trained: Sequence[str] | None = None,
+    dtype: Any = None,
+) -> LearningRule:
+    """NMCE as a `LearningRule`: the NMCE loss (eq. 4), or the total coding rate alone (eq. 5).
+
+    `update(state, inputs, *, key, compression_weight=1)` draws the views and the memberships' noise;
+    `compression_weight` is γ of eq. 4, 0 for features before clusters. `encode` gives the embedding; clusters
+    are the network's `predict`.
+
+    Args:
+      build: makes the untrained network, from views to features `[batch, num_features]` and cluster logits
+        `[batch, num_clusters]`, such as `nn.NMCE`.
+      views: makes two random views of each input.
+      optimizer: by default Adam at a rate of 1e-3.
+      clusters: False descends the total coding rate, in which the cluster head has no part.
+      eps_squared: ε².
+      invariance_weight: λ.
+      temperature: τ of the Gumbel softmax.
+      average_views: of the total coding rate, as in `coding_rate.tcr_loss`.
+      trained: names of the network's parts that learn, such as `("feature_head", "cluster_head")` on a fixed
+        backbone; by default all.
+      dtype: in which the network computes; the losses are float32.
+
+    Returns:
+      A `LearningRule` with a `GradientState`.
+
+    Raises:
+      ValueError: a name in `trained` that the network lacks.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import nmce, nn
+      >>> def build(rngs):
+      ...     mlp = nn.MLP(2, 16, num_layers=2, rngs=rngs)
+      ...     return nn.NMCE(mlp, 16, num_features=6, num_clusters=2, rngs=rngs)
+      >>> def views(key, points):
+      ...     return points + 0.1 * jax.random.normal(key, (2, *points.shape))
+      >>> rule = nmce.rule(build, views=views, eps_squared=0.01)
+      >>> points = jax.random.normal(jax.random.key(0), (50, 2))
+      >>> state = rule.init(jax.random.key(1), points)
+      >>> state, info = rule.update(state, points, key=jax.random.key(2))
+      >>> rule.encode(state, points).shape
+      (50, 6)
+    """
+    import optax
+
+    def loss(
+        network: Any,
+        inputs: Array,
+        *,
+        key: Array,
+        compression_weight: float | Array = 1.0,
+        axis_name: str | None = None,
+    ) -> Array:
+        both = of_whole_batch(views, axis_name, batch_axis=1)(key, inputs)
+        flat = both.reshape(-1, *both.shape[2:])
+        found = network(flat if dtype is None else flat.astype(dtype))
+        features, logits = (v.astype(jnp.float32).reshape(2, -1, v.shape[-1]) for v in found)
+        common: dict[str, Any] = {
+            "eps_squared": eps_squared,
+            "invariance_weight": invariance_weight,
+            "axis_name": axis_name,
+        }
+        if not clusters:
+            return coding_rate.tcr_loss(features, average_views=average_views, **common)
+        memberships = coding_rate.gumbel_softmax(
+            jax.random.fold_in(key, 2), logits, temperature=temperature, axis_name=axis_name
+        )
+        return coding_rate.nmce_loss(features, memberships, compression_weight=compression_weight, **common)
+
+    return gradient_rule(
+        build,
+        loss,
+        optax.adam(1e-3) if optimizer is None else optimizer,
+        encode=lambda network, inputs: network(inputs)[0],
+        trained=trained,
+        dtype=dtype,
+    )
