@@ -1,13 +1,16 @@
-"""The results tables: what they take from the records, the pages that show them."""
+"""The results tables: what they take from the records, the pages that show them, and what runs their rows."""
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import nmce_spiral
+from experiments import nmce_spiral, reproduce
 from experiments.common import runs
 from experiments.results import records, render
 from experiments.results.rows import ACCELERATOR, HEADLINES, TABLES, Row
@@ -121,3 +124,121 @@ def test_table(store: Store) -> None:
     assert "about 4 min" in table[3]
     assert "not yet run" in table[4]
     assert "an accelerator" in table[4]
+
+
+class Child:
+    """In place of a run: leaves its folder and a record, or is interrupted, or fails."""
+
+    commands: list[list[str]]
+    end: Callable[[str], int | None]
+
+    def __init__(self, command: list[str], process_group: int) -> None:
+        assert command[0] == sys.executable
+        assert process_group == 0
+        self.commands.append(command[2:])
+        self.code: int | None = None
+        self.pid = 123
+        workdir = Path(command[command.index("--workdir") + 1])
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text("{}")
+
+    def wait(self) -> int:
+        self.code = type(self).end(self.commands[-1][0]) if self.code is None else self.code
+        if self.code is None:
+            self.code = -signal.SIGTERM
+            raise KeyboardInterrupt
+        return self.code
+
+    def poll(self) -> int | None:
+        return None if self.code == -signal.SIGTERM else self.code
+
+
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> list[list[str]]:
+    """Four rows without records, of runs that come to their end at once; returns their commands."""
+    rows = (
+        Row("a", "–", "nmce_spiral --steps 5", 90, "clustering_accuracy"),
+        Row("b", "–", "nmce_spiral --steps 4", 3, "clustering_accuracy"),
+        Row("c", "–", "nmce_coil --dataset coil100", 1, "clustering_error"),
+        Row("d", "–", "nmce_spiral --steps 3", ACCELERATOR, "clustering_accuracy"),
+    )
+    page = tmp_path / "page.md"
+    page.write_text("<!-- t: begin --><!-- t: end -->")
+    monkeypatch.setattr(reproduce, "TABLES", {"003": TABLES["003"]._replace(rows=rows)})
+    monkeypatch.setattr(render, "PAGES", {page: {"t": lambda: render.results_table(rows)}})
+    monkeypatch.setattr(reproduce, "_accelerated", lambda: False)
+    monkeypatch.setattr(reproduce, "_missing", lambda name: f"{name} is not there" if name else "")
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Child)
+    commands: list[list[str]] = []
+
+    def end(_: str) -> int:
+        steps = commands[-1][commands[-1].index("--steps") + 1]
+        store(next(row for row in rows if row.command.endswith(steps)))
+        return 0
+
+    monkeypatch.setattr(Child, "commands", commands, raising=False)
+    monkeypatch.setattr(Child, "end", staticmethod(end), raising=False)
+    return commands
+
+
+def test_reproduce(children: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = reproduce.Config(workdir=tmp_path / "work")
+    left = reproduce.run(config)
+    work = str(tmp_path / "work" / "nmce_spiral-steps-")
+    assert children == [
+        ["experiments.nmce_spiral", "--steps", "4", "--record", "--workdir", f"{work}4"],
+        ["experiments.nmce_spiral", "--steps", "5", "--record", "--workdir", f"{work}5"],
+    ]
+    assert [(task.command, task.obstacle) for task in left] == [
+        ("nmce_coil --dataset coil100", "coil100 is not there"),
+        ("nmce_spiral --steps 3", "needs an accelerator"),
+    ]
+    text = capsys.readouterr().out
+    assert "4 commands have no record; 2 can be run here, in about 93 min." in text
+    assert "2 commands have no record; 0 can be run here" in text
+    assert (tmp_path / "page.md").read_text().count("not yet run") == 2
+    reproduce.run(config)
+    assert len(children) == 2, "what has a record is not run again"
+
+
+def test_reproduce_within_hours_and_the_plan_only(children: list[list[str]], tmp_path: Path) -> None:
+    assert len(reproduce.run(reproduce.Config(list=True, workdir=tmp_path))) == 4
+    assert not children
+    left = reproduce.run(reproduce.Config(hours=1, workdir=tmp_path))
+    assert [command[2] for command in children] == ["4"]
+    assert "nmce_spiral --steps 5" in [task.command for task in left]
+    with pytest.raises(ValueError, match="hours=0"):
+        reproduce.run(reproduce.Config(hours=0, workdir=tmp_path))
+
+
+def test_reproduce_goes_on_after_an_interruption(
+    children: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    stopped: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *call: stopped.append(call))
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--workdir", str(tmp_path)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Child, "end", staticmethod(lambda _: None))
+        with pytest.raises(SystemExit) as stop:
+            reproduce.main()
+    assert stop.value.code == 130
+    assert stopped == [(123, signal.SIGTERM)]
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    reproduce.run(reproduce.Config(workdir=tmp_path))
+    assert [("--steps", command[2], "--resume" in command) for command in children] == [
+        ("--steps", "4", False),
+        ("--steps", "4", True),
+        ("--steps", "5", False),
+    ]
+
+
+def test_reproduce_goes_on_after_a_failure(
+    children: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Child, "end", staticmethod(lambda _: 2))
+    assert len(reproduce.run(reproduce.Config(workdir=tmp_path))) == 4
+    assert len(children) == 2
+    assert "nmce_spiral --steps 4 failed; going on with the others" in capsys.readouterr().err
