@@ -81,10 +81,10 @@ def run(config: Config) -> list[Task]:
     if config.list:
         return tasks
     deadline = time.monotonic() + 3600 * config.hours if config.hours else float("inf")
-    for number, task in enumerate(tasks, 1):
+    for task in tasks:
         if task.obstacle or time.monotonic() + 60 * (task.minutes or 0) > deadline:
             continue
-        print(f"\n{number} of {len(tasks)}: {task.command} ({task.cost})", flush=True)
+        print(f"\n{task.command} ({task.cost})", flush=True)
         if _finished(task, config.workdir):
             write_pages()
         else:
@@ -173,10 +173,9 @@ def _described(tasks: Sequence[Task]) -> str:
         return "every row has a record"
     rows = [(task.command, task.cost, task.obstacle.split(" (")[0]) for task in tasks]
     able = [task.minutes or 0 for task in tasks if not task.obstacle]
-    return (
-        f"{format_table(('not yet run', 'two cores', 'cannot be run here'), rows)}\n\n"
-        f"{len(tasks)} commands have no record; {len(able)} can be run here, in about {duration(sum(able))}."
-    )
+    cost = f"{len(able)} can be run here, in about {duration(sum(able))}" if able else "none can be run here"
+    table = format_table(("not yet run", "two cores", "cannot be run here"), rows)
+    return f"{table}\n\nwithout a record: {len(tasks)}; {cost}"
 
 
 def main() -> None:

@@ -194,8 +194,8 @@ def test_reproduce(children: list[list[str]], tmp_path: Path, capsys: pytest.Cap
         ("nmce_spiral --steps 3", "needs an accelerator"),
     ]
     text = capsys.readouterr().out
-    assert "4 commands have no record; 2 can be run here, in about 93 min." in text
-    assert "2 commands have no record; 0 can be run here" in text
+    assert "without a record: 4; 2 can be run here, in about 93 min" in text
+    assert "without a record: 2; none can be run here" in text
     assert (tmp_path / "page.md").read_text().count("not yet run") == 2
     reproduce.run(config)
     assert len(children) == 2, "what has a record is not run again"
