@@ -105,7 +105,7 @@ def plan(paper: str | None = None) -> list[Task]:
       >>> [task.command for task in reproduce.plan("000")]
       ['mnist_energy --dataset mnist --architecture 4layer']
     """
-    rows = [row for key, table in TABLES.items() if paper in (None, key) for row in table.rows]
+    rows = [row for key, table in TABLES.items() if paper in (None, key) for row in table]
     missing = {row.command: row for row in rows if not records.recorded(row)}
     tasks = [Task(row.command, row.minutes, _obstacle(row)) for row in missing.values()]
     return sorted(tasks, key=lambda task: float("inf") if task.minutes is ACCELERATOR else task.minutes)

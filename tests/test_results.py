@@ -16,7 +16,7 @@ from experiments.results import records, render
 from experiments.results.rows import ACCELERATOR, HEADLINES, TABLES, Row
 
 ROOT = Path(__file__).parents[1]
-ROWS = [row for table in TABLES.values() for row in table.rows]
+ROWS = [row for rows in TABLES.values() for row in rows]
 Store = Callable[..., None]
 
 
@@ -164,7 +164,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> l
     )
     page = tmp_path / "page.md"
     page.write_text("<!-- t: begin --><!-- t: end -->")
-    monkeypatch.setattr(reproduce, "TABLES", {"003": TABLES["003"]._replace(rows=rows)})
+    monkeypatch.setattr(reproduce, "TABLES", {"003": rows})
     monkeypatch.setattr(render, "PAGES", {page: {"t": lambda: render.results_table(rows)}})
     monkeypatch.setattr(reproduce, "_accelerated", lambda: False)
     monkeypatch.setattr(reproduce, "_missing", lambda name: f"{name} is not there" if name else "")

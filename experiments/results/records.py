@@ -31,7 +31,7 @@ def experiment(row: Row) -> str:
     Example:
       >>> from experiments.results import records
       >>> from experiments.results.rows import TABLES
-      >>> records.experiment(TABLES["001"].rows[0])
+      >>> records.experiment(TABLES["001"][0])
       'cifar10_hebbian'
     """
     return row.command.split()[0]
@@ -89,7 +89,7 @@ def recorded(row: Row) -> dict[int, Any]:
     Example:
       >>> from experiments.results import records
       >>> from experiments.results.rows import TABLES
-      >>> sorted(records.recorded(TABLES["003"].rows[0]))
+      >>> sorted(records.recorded(TABLES["003"][0]))
       [0, 1, 2, 3, 4]
     """
     return {record["seed"]: record for record in _read(experiment(row)) if belongs(record, row)}

@@ -44,7 +44,7 @@ def results_table(rows: Sequence[Row]) -> str:
     Example:
       >>> from experiments.results import render
       >>> from experiments.results.rows import TABLES
-      >>> row = TABLES["003"].rows[0]._replace(command="nmce_spiral --steps 7")
+      >>> row = TABLES["003"][0]._replace(command="nmce_spiral --steps 7")
       >>> [cell.strip() for cell in render.results_table([row]).splitlines()[2].split("|")[2:7]]
       ['–', 'not yet run', '', '', 'about 4 min']
     """
@@ -54,7 +54,7 @@ def results_table(rows: Sequence[Row]) -> str:
 
 def headline_table() -> str:
     """The rows to see first, and how many of all have been run."""
-    rows = [row for table in TABLES.values() for row in table.rows]
+    rows = [row for table in TABLES.values() for row in table]
     lines = []
     for label, words in HEADLINES.items():
         (row,) = (row for row in rows if row.label == label)
@@ -119,7 +119,7 @@ def duration(minutes: float) -> str:
 
 
 def _table(paper: str) -> Callable[[], str]:
-    return lambda: results_table(TABLES[paper].rows)
+    return lambda: results_table(TABLES[paper])
 
 
 # The pages, and what is rendered into each.

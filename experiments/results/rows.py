@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     Example:
       >>> from experiments.results.rows import TABLES
-      >>> row = TABLES["000"].rows[11]
+      >>> row = TABLES["000"][11]
       >>> row.label, row.paper, row.command
       ('MNIST, 1 layer', '20.2', 'mnist_energy --dataset mnist --architecture 1layer')
     """
@@ -44,13 +44,6 @@ class Row(NamedTuple):
     decimals: int = 2
     spread: str = ""
     published: bool = False
-
-
-class Table(NamedTuple):
-    """The rows of a paper, and what their numbers are."""
-
-    title: str
-    rows: tuple[Row, ...]
 
 
 _ENERGY: dict[str, Any] = {"networks": 1, "code_power": 1.0, "num_clusters": 10}
@@ -263,14 +256,14 @@ _OWN_IMAGES = tuple(
     )
 )
 
-# By paper.
-TABLES: Mapping[str, Table] = {
-    "000": Table("Stacked energy layers: clustering error, %", _PAPER_000),
-    "001": Table("Hebbian filters: test error, %", _PAPER_001),
-    "002": Table("Pseudo supervision: clustering accuracy, %", _PAPER_002),
-    "003": Table("Neural manifolds: clustering error or accuracy, %", _PAPER_003),
-    "004": Table("DeepCluster: initial alignment (NMI); test accuracy of a linear classifier, %", _PAPER_004),
-    "own": Table("Your own images: clustering accuracy, %", _OWN_IMAGES),
+# By paper; below each table in experiments/results/README.md are its notes.
+TABLES: Mapping[str, tuple[Row, ...]] = {
+    "000": _PAPER_000,
+    "001": _PAPER_001,
+    "002": _PAPER_002,
+    "003": _PAPER_003,
+    "004": _PAPER_004,
+    "own": _OWN_IMAGES,
 }
 
 # The rows to see first, by their labels, and what README.md calls them.
