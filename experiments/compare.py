@@ -13,15 +13,13 @@ import dataclasses
 import importlib.util
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from experiments import data
@@ -29,7 +27,7 @@ from experiments.cluster_images import ESTIMATORS, agreement, mean_agreement
 from experiments.common import evaluation
 from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, peak_gib, record, write_json
-from experiments.common.tables import format_table
+from experiments.common.tables import comparison
 
 EXPERIMENT = "compare"
 UMAP = "umap"
@@ -167,69 +165,6 @@ def _umap(seed: int, images: np.ndarray, number: int) -> tuple[np.ndarray, np.nd
     codes = Reducer(random_state=seed, n_jobs=1).fit_transform(images.reshape(len(images), -1))
     clusters = GaussianMixture(number, n_init=5, random_state=seed).fit_predict(codes)
     return np.asarray(codes), np.asarray(clusters)
-
-
-# Metrics, and what tables call them.
-COMPARED = {
-    "clustering_accuracy": "accuracy, %",
-    "normalized_mutual_info": "NMI, %",
-    "adjusted_rand_index": "ARI, %",
-    "knn_accuracy": "k-NN of the codes, %",
-    "agreement": "seeds' agreement, %",
-    "seconds": "seconds",
-    "peak_gib": "peak GiB",
-}
-
-
-_RANKED = ("agreement", "clustering_accuracy")
-
-
-def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A table of methods, each with the metrics of its seeds: their means, of the accuracy also the standard
-    deviation, and the number of seeds.
-
-    Below it, where there are at least three to rank, how agreement between seeds ranks them.
-    """
-    rows = []
-    for method, seeds in found.items():
-        means = [
-            f"{mean(seed[name] for seed in seeds):.1f}" if name in seeds[0] else "–" for name in COMPARED
-        ]
-        if len(seeds) > 1:
-            means[0] += f" ± {stdev(seed['clustering_accuracy'] for seed in seeds):.1f}"
-        rows.append([method, *means, str(len(seeds))])
-    table = format_table(["", *COMPARED.values(), "seeds"], rows)
-    rank, number = rank_correlation(found)
-    if number < 3:
-        return table
-    return (
-        f"{table}\n\nSpearman's rank correlation of the seeds' agreement and the accuracy, over {number} "
-        f"methods and numbers of clusters: {rank:.2f}"
-    )
-
-
-def rank_correlation(found: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[float, int]:
-    """Spearman's, between what the seeds agree on and their mean accuracy; and of how many.
-
-    Args:
-      found: of each method, metrics of its seeds; `agreement` and `clustering_accuracy`, the same with
-        `_8_clusters` behind them for another number of clusters than that of the classes, and so on.
-
-    Example:
-      >>> from experiments import compare
-      >>> runs = {str(i): [{"agreement": i, "clustering_accuracy": i**2}] for i in range(4)}
-      >>> compare.rank_correlation(runs)
-      (1.0, 4)
-    """
-    pairs = [
-        [mean(one[f"{metric}{name.removeprefix('agreement')}"] for one in seeds) for metric in _RANKED]
-        for seeds in found.values()
-        for name in seeds[0]
-        if name.startswith("agreement")
-    ]
-    if len(pairs) < 3:
-        return float("nan"), len(pairs)
-    return round(float(spearmanr(*np.transpose(pairs)).statistic), 6), len(pairs)
 
 
 def main() -> None:

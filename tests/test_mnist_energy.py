@@ -14,7 +14,6 @@ import pytest
 from experiments import mnist_energy
 from experiments.common import runs
 from experiments.mnist_energy import Config
-from experiments.results import __main__ as results
 from sul_jax.nn import EnergyNet
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +151,7 @@ def test_killed_and_resumed(config: Config) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     mnist_energy.run(replace(config, record=True, seeds=2))
     records = json.loads((tmp_path / "mnist_energy.json").read_text())
@@ -163,14 +162,6 @@ def test_record_and_table(config: Config, tmp_path: Path, monkeypatch: pytest.Mo
     # Nothing is recorded twice, and what was not recorded can be afterwards.
     mnist_energy.run(replace(config, record=True, seeds=2, resume=True))
     assert len(json.loads((tmp_path / "mnist_energy.json").read_text())) == 2
-    row = results.Row(
-        "digits", "–", "mnist_energy", "test_clustering_error", {"architecture": "1layer"},
-        "digits", 256, "command",
-    )  # fmt: skip
-    lines = results.results_table((row, row._replace(num_train=60_000))).splitlines()
-    assert "0, 1" in lines[2]
-    assert "±" in lines[2]
-    assert "not yet run" in lines[3]
 
 
 def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
@@ -188,11 +179,6 @@ def test_a_folder_in_use_or_of_something_else(config: Config) -> None:
         mnist_energy.run(config)
     mnist_energy.run(config)
     assert thesis.exists()
-
-
-def test_readme_table_is_fresh() -> None:
-    text = results.README.read_text()
-    assert results.render_readme(text) == text, "run: python -m experiments.results"
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,6 @@ _NOT_RECORDED = (
     "beside",
 )  # fmt: skip
 
-# Options that older records lack, with the value that was then in effect.
-ADDED_LATER: dict[str, Any] = {
-    "code_whitening": 0.0, "gammas": [], "decay_epochs": 0, "schedule": "drops", "kmeans": "scikit-learn",
-}  # fmt: skip
-
-
 Network = TypeVar("Network")
 
 
@@ -196,7 +190,7 @@ class Workdir:
 
     def _compare(self, found: Mapping[str, Any], may_differ: Sequence[str]) -> None:
         for key, value in self.described.items():
-            earlier = found.get(key, ADDED_LATER.get(key))
+            earlier = found.get(key)
             if key not in may_differ and earlier != value:
                 raise ConfigError(
                     f"workdir={str(self.path)!r} holds a run with {key}={earlier!r}, which "
