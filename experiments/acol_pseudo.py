@@ -9,7 +9,7 @@
 A network learns to tell how images were flipped and turned, with twenty softmax nodes for each way, among
 which Graph-based Activity Regularization divides the images; k-means on the layer below, of images as they
 are, finds the classes. The paper reports accuracies of 98.32 ± 0.08 % for MNIST, 96.51 ± 0.26 % for USPS and
-76.80 ± 1.30 % for SVHN after 400 epochs. README.md lists what ours gives, with seeds, device and time.
+76.80 ± 1.30 % for SVHN after 400 epochs. experiments/results/README.md lists what ours gives.
 """
 
 import time
@@ -27,17 +27,12 @@ from jax import Array
 
 from experiments import data
 from experiments.common import evaluation, figures
-from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.options import ConfigError, RunOptions, check_options, command_line
 from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
 from experiments.common.tables import print_metrics
-from experiments.common.training import (
-    Trained,
-    compiled_steps,
-    convolution_stride,
-    run_steps,
-    seeds_name,
-)
-from sul_jax import augment, gar
+from experiments.common.training import Trained, run_steps, seeds_name
+from sul_jax import acol, augment, gar, training
+from sul_jax.learning_rule import GradientState, LearningRule
 from sul_jax.nn import ACOL
 from sul_jax.seeds import of_seed, over_seeds, stacked
 
@@ -63,15 +58,13 @@ PAPER: dict[Any, float] = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
     """Options of the experiment; the defaults are the paper's, but on small data."""
 
     dataset: str = "auto"
     """mnist, usps (all of it, as in the paper), fashion_mnist, svhn_cropped, digits, FILE.npz, or auto: MNIST
     if at hand, else the bundled digits."""
-    data_dir: Path | None = None
-    """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs/acol_pseudo")
     """Where everything is written; an earlier run there is set aside, not lost."""
     supervision: Literal["pseudo", "parents"] = "pseudo"
@@ -113,16 +106,19 @@ class Config:
     """Use only the first training images."""
     num_test: int | None = None
     """Use only the first test images."""
-    seed: int = 0
-    """First seed."""
-    seeds: int = 1
-    """Number of seeds: seed, seed + 1, …"""
     seeds_together: int | None = None
     """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
-    resume: bool = False
-    """Continue the run in the workdir."""
-    record: bool = False
-    """Append the results to experiments/results/acol_pseudo.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled(Config):
+    """The options with nothing left open."""
+
+    num_filters: int
+    epochs: int
+    batch_size: int
+    num_clusters: int
+    seeds_together: int
 
 
 class Split(NamedTuple):
@@ -146,26 +142,24 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
     """
     _check(config)
     if config.sweep is not None:
-        return _sweep(config)
+        return _sweep(replace(config, sweep=None), config.sweep)
     dataset, train, test = _load(config)
-    config = _fill_in(config, dataset, train, test)
-    assert config.seeds_together is not None
-    paper = _paper(config)
-    results = []
+    filled = _filled(config, dataset, train, test)
+    paper, results = _paper(filled), []
     evaluation_only = ("representation", "num_clusters", "num_test")
     told_apart = identity(dataset.train_images[: config.num_train])
-    with Workdir(EXPERIMENT, config, data=told_apart, may_differ=evaluation_only) as workdir:
+    with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
         print(f"{dataset.name}: {len(train.images)} images ({dataset.source})")
-        for first in workdir.seeds[:: config.seeds_together]:
-            seeds = range(first, min(first + config.seeds_together, workdir.seeds.stop))
-            trained = train_seeds(config, seeds, train, workdir)
+        for first in workdir.seeds[:: filled.seeds_together]:
+            seeds = range(first, min(first + filled.seeds_together, workdir.seeds.stop))
+            trained = train_seeds(filled, seeds, train, workdir)
             for index, seed in enumerate(seeds):
                 start = time.perf_counter()
-                network = _network(config, seed, train, trained.state[0], index)
+                network = _network(filled, trained.state.params, index, train.images.shape[1:])
                 network.save(config.workdir / f"network-seed{seed}")
-                values, clusters = _evaluate(config, seed, network, test)
+                values, clusters = _evaluate(filled, seed, network, test)
                 if seed == config.seed:
-                    _draw(config, network, train, test, trained, dataset.test_images, clusters)
+                    _draw(filled, network, test, trained, dataset.test_images, clusters)
                 seconds = trained.seconds / len(seeds) + time.perf_counter() - start
                 number = len(train.images)
                 workdir.finish(seed, Outcome(values, dataset, number, len(test.images), seconds, paper))
@@ -175,7 +169,7 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
     return results
 
 
-def _paper(config: Config) -> dict[str, float]:
+def _paper(config: Filled) -> dict[str, float]:
     """The paper's accuracy of this very setting, but for the number of epochs."""
     own = (
         "supervision", "nodes_per_parent", "num_features", "learning_rate", "affinity_weight",
@@ -187,98 +181,53 @@ def _paper(config: Config) -> dict[str, float]:
     return {"clustering_accuracy": found} if published and found is not None else {}
 
 
-def build(config: Config, seed: int, image_shape: tuple[int, ...]) -> ACOL:
-    """The untrained network."""
+def learning_rule(config: Filled, image_shape: tuple[int, ...], *, num_images: int) -> LearningRule:
+    """The rule that is trained."""
     height, width, channels = image_shape
-    assert config.num_filters is not None
-    return ACOL(
+    per_epoch = -(-num_images // config.batch_size)
+    falling, before = (
+        per_epoch * number for number in (config.decay_epochs, config.epochs - config.decay_epochs)
+    )
+    return acol.rule(
         (height, width, channels),
-        num_parents=_num_parents(config),
+        transformations=_ways(config, (height, width, channels)),
+        num_parents=2 if config.supervision == "parents" else None,
         nodes_per_parent=config.nodes_per_parent,
         num_features=config.num_features,
         num_filters=config.num_filters,
-        rngs=nnx.Rngs(seed),
+        optimizer=optax.adam(optax.linear_schedule(config.learning_rate, 0.0, falling, before)),
+        affinity_weight=config.affinity_weight,
+        balance_weight=config.balance_weight,
+        frobenius_weight=config.frobenius_weight,
+        frobenius=config.frobenius,
     )
 
 
-def training_step(config: Config, network: ACOL, *, steps_per_epoch: int) -> Any:
-    """A step (params, memory), key, images, parents -> (params, memory), loss; and the optimiser.
-
-    `parents` are taught where supervision is by parents; otherwise the step draws transformations.
-    """
-    assert config.epochs is not None
-    graph = nnx.graphdef(network)
-    ways = _ways(config, network.image_shape)
-    num_parents = _num_parents(config)
-    falling, before = (
-        steps_per_epoch * number for number in (config.decay_epochs, config.epochs - config.decay_epochs)
-    )
-    optimizer = optax.adam(optax.linear_schedule(config.learning_rate, 0.0, falling, before))
-
-    def loss(params: Any, key: Array, images: Array, parents: Array) -> Array:
-        logits = nnx.merge(graph, params)(images, key=key)
-        regularization = gar.gar_loss(
-            logits,
-            num_parents=num_parents,
-            affinity_weight=config.affinity_weight,
-            balance_weight=config.balance_weight,
-            frobenius_weight=config.frobenius_weight,
-            frobenius=config.frobenius,
-        )
-        return regularization + gar.parent_loss(logits, parents, num_parents=num_parents)
-
-    def step(state: Any, key: Array, images: Array, parents: Array) -> tuple[Any, Array]:
-        params, memory = state
-        keys = jax.random.split(key)
-        if config.supervision == "pseudo":
-            images, parents = augment.random_transformation(keys[0], images, transformations=ways)
-        value, gradients = jax.value_and_grad(loss)(params, keys[1], images, parents)
-        changes, memory = optimizer.update(gradients, memory, params)
-        return (optax.apply_updates(params, changes), memory), value
-
-    return step, optimizer
-
-
-def train_seeds(config: Config, seeds: range, train: Split, workdir: Workdir) -> Trained:
-    """Networks of several seeds side by side: parameters and memory with a leading axis of seeds."""
+def train_seeds(config: Filled, seeds: range, train: Split, workdir: Workdir) -> Trained:
+    """Networks of several seeds side by side: a rule's state with a leading axis of seeds."""
     number = len(train.images)
-    shape = train.images.shape[1:]
-    batch_size = config.batch_size
-    assert config.epochs is not None
-    assert batch_size is not None
-    per_epoch = -(-number // batch_size)
-    step, optimizer = training_step(config, build(config, 0, shape), steps_per_epoch=per_epoch)
-    parents = jnp.asarray(_parents(config, train))
-    params = stacked([nnx.state(build(config, seed, shape)) for seed in seeds])
+    rule = learning_rule(config, train.images.shape[1:], num_images=number)
+    taught = config.supervision == "parents"
 
-    def one(state: Any, seed: Array, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
-        key = jax.random.key(seed)
-        epoch, place = index // per_epoch, index % per_epoch
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0), epoch), number)
-        # The last minibatch of an epoch is filled up from its beginning.
-        chosen = order[(place * batch_size + jnp.arange(batch_size)) % number]
-        return step(
-            state, jax.random.fold_in(jax.random.fold_in(key, 1), index), images[chosen], parents[chosen]
-        )
+    def one(state: GradientState, batch: training.Minibatch, images: Array, parents: Array) -> Any:
+        given = {"parents": parents[batch.indices]} if taught else {}
+        return rule.update(state, images[batch.indices], key=batch.key, **given)
 
-    mapped = over_seeds(one, (0, 0, None, None, None))
-
-    def together(state: Any, index: Array, images: Array, parents: Array) -> tuple[Any, Array]:
-        state, values = mapped(state, jnp.array(seeds), index, images, parents)
-        return state, jnp.mean(values)
-
-    steps = config.epochs * per_epoch
-    names = seeds_name(seeds)
+    keys = [jax.random.key(seed) for seed in seeds]
+    batches = training.Minibatches(jnp.stack(keys), number, config.batch_size, fill_last=True)
+    stepping = training.compiled(over_seeds(one, (0, 0, None, None)), scan=training.scans_convolutions())
+    parents = jnp.asarray(_parents(train)) if taught else jnp.zeros(number, jnp.int32)
+    steps, names = config.epochs * batches.per_epoch, seeds_name(seeds)
     return run_steps(
-        compiled_steps(together, train.images, parents),
-        (params, jax.vmap(optimizer.init)(params)),
+        lambda state, first, end: stepping(state, batches(first, end), train.images, parents),
+        stacked([rule.init(key, None) for key in keys]),
         steps=steps,
-        stride=convolution_stride(200),
+        stride=200 if training.scans_convolutions() else 1,
         folder=config.workdir / f"checkpoints-{names}",
         title=f"seed {names}",
         log=partial(workdir.log, seeds=names),
         snapshot_at={round(share * steps) for share in _SHARES},
-        snapshot=lambda state: jax.tree.map(lambda leaf: leaf[:1], state[0]),
+        snapshot=lambda state: jax.tree.map(lambda leaf: leaf[:1], state.params),
     )
 
 
@@ -332,37 +281,36 @@ def _affine(matrix: np.ndarray, shift: np.ndarray, images: Array) -> Array:
     return jax.vmap(jax.vmap(one, -1, -1))(images)
 
 
-def _network(config: Config, seed: int, train: Split, params: Any, index: int) -> ACOL:
-    network = build(config, seed, train.images.shape[1:])
+def _network(config: Filled, params: Any, index: int, image_shape: tuple[int, ...]) -> ACOL:
+    """A network with one seed's parameters."""
+    height, width, channels = image_shape
+    network = ACOL(
+        (height, width, channels),
+        num_parents=_num_parents(config),
+        nodes_per_parent=config.nodes_per_parent,
+        num_features=config.num_features,
+        num_filters=config.num_filters,
+        rngs=nnx.Rngs(0),
+    )
     nnx.update(network, of_seed(params, index))
     return network
 
 
-def _evaluate(config: Config, seed: int, network: ACOL, test: Split) -> tuple[dict[str, float], np.ndarray]:
+def _evaluate(config: Filled, seed: int, network: ACOL, test: Split) -> tuple[dict[str, float], np.ndarray]:
     """One-to-one accuracy, purity and mutual information of k-means, in percent; and the clusters."""
     codes = representations(network, test.images)[config.representation]
-    assert config.num_clusters is not None
     found = evaluation.cluster(
         jax.random.key(seed), jnp.asarray(codes), test.labels, num_clusters=config.num_clusters
     )
-    if found.clustering_error is None or found.purity is None or found.normalized_mutual_info is None:
+    if test.labels is None:
         return {}, found.labels
-    values = {
-        "clustering_accuracy": 100 - found.clustering_error,
-        "purity": found.purity,
-        "normalized_mutual_info": found.normalized_mutual_info,
-    }
-    return {name: round(value, 3) for name, value in values.items()}, found.labels
+    judged = evaluation.scores(test.labels, found.labels) | evaluation.agreement(test.labels, found.labels)
+    names = ("clustering_accuracy", "purity", "normalized_mutual_info")
+    return {name: round(judged[name], 3) for name in names}, found.labels
 
 
 def _draw(
-    config: Config,
-    network: ACOL,
-    train: Split,
-    test: Split,
-    trained: Trained,
-    raw: np.ndarray,
-    clusters: np.ndarray,
+    config: Filled, network: ACOL, test: Split, trained: Trained, raw: np.ndarray, clusters: np.ndarray
 ) -> None:
     """The paper's figures, of the first seed."""
     folder, shown = config.workdir, slice(2000)
@@ -372,31 +320,16 @@ def _draw(
     colours = clusters if labels is None else labels
     while_learning = {}
     for step, params in trained.snapshots:
-        earlier = _network(config, config.seed, train, params, 0)
-        codes = representations(earlier, images)["features"]
-        name = f"step {step}"
-        if labels is not None:
-            error = _clustered(codes, labels, len(np.unique(labels))).clustering_error
-            name += "" if error is None else f", {100 - error:.1f} %"
-        while_learning[name] = codes
+        codes = representations(_network(config, params, 0, images.shape[1:]), images)["features"]
+        error = _clustered(codes, labels, len(np.unique(colours))).clustering_error
+        while_learning[f"step {step}" + ("" if error is None else f", {100 - error:.1f} %")] = codes
     figures.embeddings(while_learning, colours, folder / "figure3_while_learning.png")
     spaces = {"F": found["features"], "Z": found["logits"], "softmax(Z)": found["probabilities"]}
     figures.embeddings(spaces, colours, folder / "figure5_representations.png")
     kernel = np.asarray(network.nodes.kernel[...])
     norms = {"F": np.linalg.norm(kernel, axis=1), "Z": np.linalg.norm(kernel, axis=0)}
     figures.activity(spaces, norms, folder / "figure4_activity.png")
-    # Images of the first two parents: every other one transformed in the second way, or labelled so.
-    some = images[:500]
-    parents = np.arange(len(some)) % min(2, network.num_parents)
-    if config.supervision == "pseudo":
-        ways = _ways(config, network.image_shape)[:2]
-        some = jnp.where((parents == 0)[:, None, None, None], ways[0](some), ways[-1](some))
-    else:
-        parents = _parents(config, test)[: len(some)]
-    seen = representations(network, some)
-    pooled = np.asarray(gar.acol_pool(jnp.asarray(seen["probabilities"]), num_parents=network.num_parents))
-    groups = parents * (int(colours.max()) + 1) + colours[: len(some)]
-    figures.example_graphs(pooled, np.maximum(seen["logits"], 0), groups, folder / "figure6_graphs.png")
+    _draw_graphs(config, network, Split(images[:500], test.labels), colours[:500])
     figures.gallery(raw, clusters, labels, folder / "figure7_clusters.png")
     for number in (7, 20):
         if number <= len(images):
@@ -404,23 +337,38 @@ def _draw(
             figures.gallery(raw, few, labels, folder / f"figure7_{number}_clusters.png")
 
 
+def _draw_graphs(config: Filled, network: ACOL, some: Split, colours: np.ndarray) -> None:
+    """Figure 6, of the first two parents: every other image transformed in the second way, or labelled so."""
+    images = some.images
+    parents = np.arange(len(images)) % min(2, network.num_parents)
+    if config.supervision == "pseudo":
+        ways = _ways(config, network.image_shape)[:2]
+        images = jnp.where((parents == 0)[:, None, None, None], ways[0](images), ways[-1](images))
+    else:
+        parents = _parents(some)[: len(images)]
+    seen = representations(network, images)
+    pooled = np.asarray(gar.acol_pool(jnp.asarray(seen["probabilities"]), num_parents=network.num_parents))
+    groups = parents * (int(colours.max()) + 1) + colours
+    path = config.workdir / "figure6_graphs.png"
+    figures.example_graphs(pooled, np.maximum(seen["logits"], 0), groups, path)
+
+
 def _clustered(codes: np.ndarray, labels: np.ndarray | None, number: int) -> evaluation.Clustering:
     return evaluation.cluster(jax.random.key(0), jnp.asarray(codes), labels, num_clusters=number)
 
 
-def _sweep(config: Config) -> list[SeedResult[ACOL]]:
+def _sweep(config: Config, kind: str) -> list[SeedResult[ACOL]]:
     """A run in a folder of its own for each setting, and the picture of them all."""
-    assert config.sweep is not None
-    option, values = _SWEEPS[config.sweep]
+    option, values = _SWEEPS[kind]
     names = ["-".join(map(str, value)) if isinstance(value, tuple) else f"{value}" for value in values]
     settings = {f"{option}-{name}": {option: value} for name, value in zip(names, values, strict=True)}
-    found = sweep(run, replace(config, sweep=None), settings)
+    found = sweep(run, config, settings)
     accuracies = [[one.metrics.get("clustering_accuracy", np.nan) for one in results] for results in found]
     networks = {
         f"{name}: {np.mean(several):.1f} %": results[0].network
         for name, several, results in zip(names, accuracies, found, strict=True)
     }
-    if config.sweep == "width":
+    if kind == "width":
         curves = {"k-means": (values, accuracies)}
         figures.accuracies(curves, "width of F", config.workdir / "figure4_width.png", log=True)
     else:
@@ -454,29 +402,29 @@ def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, 
     return Split(values, None if labels is None else labels[:number])
 
 
-def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Config:
+def _filled(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Filled:
     """The defaults that depend on the data, and checks of what depends on them."""
+    number = len(train.images)
     classes = None if train.labels is None else len(np.unique(train.labels))
-    small = len(train.images) < _SMALL
-    filled = replace(
-        config,
-        dataset=dataset.name,
-        epochs=config.epochs or (85 if small else 400),
-        batch_size=config.batch_size or min(50 if small else 400, len(train.images)),
-        num_filters=config.num_filters or (16 if small else 32),
-        num_clusters=config.num_clusters or classes,
-        seeds_together=config.seeds_together or (1 if jax.default_backend() == "cpu" else config.seeds),
-    )
-    if filled.num_clusters is None:
+    num_clusters = config.num_clusters or classes
+    if num_clusters is None:
         raise ConfigError("num_clusters is needed for images without labels")
-    if filled.num_clusters > len(test.images):
-        raise ConfigError(f"num_clusters={filled.num_clusters} exceeds the {len(test.images)} images")
-    assert filled.batch_size is not None
-    assert filled.epochs is not None
+    small = number < _SMALL
+    defaults = {
+        "dataset": dataset.name,
+        "epochs": config.epochs or (85 if small else 400),
+        "batch_size": config.batch_size or min(50 if small else 400, number),
+        "num_filters": config.num_filters or (16 if small else 32),
+        "num_clusters": num_clusters,
+        "seeds_together": config.seeds_together or (1 if jax.default_backend() == "cpu" else config.seeds),
+    }
+    filled = Filled(**{**vars(config), **defaults})
+    if num_clusters > len(test.images):
+        raise ConfigError(f"num_clusters={num_clusters} exceeds the {len(test.images)} images")
     if filled.decay_epochs > filled.epochs:
         raise ConfigError(f"decay_epochs={filled.decay_epochs} exceeds the {filled.epochs} epochs")
-    if filled.batch_size > len(train.images):
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {len(train.images)} images")
+    if filled.batch_size > number:
+        raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} images")
     if config.supervision == "parents" and classes is None:
         raise ConfigError("supervision='parents' needs labels")
     height, width = train.images.shape[1:3]
@@ -489,10 +437,8 @@ def _fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -
     return filled
 
 
-def _parents(config: Config, train: Split) -> np.ndarray:
-    """The class that each image is taught by; of no account where transformations are."""
-    if config.supervision == "pseudo":
-        return np.zeros(len(train.images), np.int32)
+def _parents(train: Split) -> np.ndarray:
+    """The class that each image is taught by where transformations are not: the lower labels or the upper."""
     assert train.labels is not None
     classes, place = np.unique(train.labels, return_inverse=True)
     return (place >= len(classes) / 2).astype(np.int32)

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from experiments.common.options import ConfigError
+from sul_jax import training
 
 # Time between two checkpoints of a training run.
 CHECKPOINT_SECONDS = 20.0
@@ -147,7 +148,7 @@ def seeds_name(seeds: range) -> str:
 
 
 def run_steps(
-    advance: Callable[[Any, int, int], tuple[Any, Array]],
+    advance: Callable[[Any, int, int], tuple[Any, Any]],
     state: Any,
     *,
     steps: int,
@@ -164,7 +165,8 @@ def run_steps(
     """Takes steps with a progress bar; goes on from the newest checkpoint in `folder`.
 
     Args:
-      advance: from a state and a range of steps (first, end) to the new state and the last loss.
+      advance: from a state and a range of steps (first, end) to the new state and the last loss, or the infos
+        of a gradient rule's steps.
       state: a tree of arrays; it is not used again where `advance` donates it.
       steps: how many.
       stride: steps of one call of `advance`.
@@ -172,7 +174,7 @@ def run_steps(
       title: of the progress bar.
       unit: what a step is called there.
       value_name: what the loss is called there.
-      log: takes `step` and the loss at each checkpoint.
+      log: takes `step`, the loss and its terms at each checkpoint.
       snapshot_at: steps at which `snapshot` looks at the state.
       snapshot: what it keeps.
       snapshot_like: a tree like what it keeps, where taking one is expensive.
@@ -188,7 +190,7 @@ def run_steps(
             f"{steps}; give at least as many or another --workdir"
         )
     snapshots: list[tuple[int, Any]] = []
-    clock = time.monotonic()
+    clock = saved = time.monotonic()
     if stored is not None:
         state_tree = jax.tree.structure(state)
         kept_tree = jax.tree.structure(snapshot(state) if snapshot_like is None else snapshot_like)
@@ -198,28 +200,45 @@ def run_steps(
         clock -= float(stored["seconds"])
     elif 0 in snapshot_at:
         snapshots.append((0, jax.device_get(snapshot(state))))
-    last_saved = time.monotonic()
+
+    def look(done: int, state: Any, infos: Any) -> None:
+        nonlocal saved
+        values = {value_name: _last(getattr(infos, "loss", infos))}
+        values |= {name: _last(term) for name, term in dict(getattr(infos, "terms", ())).items()}
+        if not np.isfinite(values[value_name]):
+            raise ConfigError(f"the loss is not finite at {unit} {done}; lower the learning rate")
+        bar.update(done - bar.n)
+        bar.set_postfix({value_name: f"{values[value_name]:.4g}"})
+        if done in snapshot_at:
+            snapshots.append((done, jax.device_get(snapshot(state))))
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS or done == steps:
+            checkpoints.save((done,), _stored(state, snapshots, time.monotonic() - clock))
+            saved = time.monotonic()
+            log(step=done, **values)
+
     with tqdm(total=steps, initial=done, desc=title, unit=unit) as bar:
-        while done < steps:
-            end = min([done + stride, steps, *(step for step in snapshot_at if step > done)])
-            state, value = advance(state, done, end)
-            loss = float(value)
-            if not np.isfinite(loss):
-                raise ConfigError(f"the loss is not finite at step {done}; lower the learning rate")
-            bar.update(end - done)
-            bar.set_postfix({value_name: f"{loss:.4g}"})
-            done = end
-            if done in snapshot_at:
-                snapshots.append((done, jax.device_get(snapshot(state))))
-            if time.monotonic() - last_saved >= CHECKPOINT_SECONDS or done == steps:
-                tree: dict[str, Any] = {
-                    "state": jax.tree.leaves(state),
-                    "seconds": np.float64(time.monotonic() - clock),
-                }
-                if snapshots:  # Orbax stores no empty arrays
-                    tree["steps"] = np.array([step for step, _ in snapshots])
-                    tree["snapshots"] = [jax.tree.leaves(kept) for _, kept in snapshots]
-                checkpoints.save((done,), tree)
-                last_saved = time.monotonic()
-                log(step=done, **{value_name: loss})
+        state = training.train(
+            lambda state, span: advance(state, *span),
+            state,
+            lambda first, end: (first, end),
+            num_steps=steps,
+            start=done,
+            stride=stride,
+            stops=snapshot_at,
+            callback=look,
+        )
     return Trained(state, snapshots, time.monotonic() - clock)
+
+
+def _last(values: Any) -> float:
+    """The last step's, the mean of its seeds."""
+    array = np.asarray(values)
+    return float(array if array.ndim == 0 else np.mean(array[-1]))
+
+
+def _stored(state: Any, snapshots: list[tuple[int, Any]], seconds: float) -> dict[str, Any]:
+    tree: dict[str, Any] = {"state": jax.tree.leaves(state), "seconds": np.float64(seconds)}
+    if snapshots:  # Orbax stores no empty arrays
+        tree["steps"] = np.array([step for step, _ in snapshots])
+        tree["snapshots"] = [jax.tree.leaves(kept) for _, kept in snapshots]
+    return tree
