@@ -23,7 +23,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -37,12 +37,11 @@ from tqdm import tqdm
 
 from experiments import data
 from experiments.common import architectures, evaluation, figures
-from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.options import CommandOptions, ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
 from experiments.common.tables import format_table
-from experiments.mnist_energy import random_rule
-from sul_jax import LearningRule, energy, patches, whitening
-from sul_jax.learning_rule import train_greedily
+from sul_jax import energy, patches, training, whitening
+from sul_jax.seeds import over_seeds
 
 if TYPE_CHECKING:
     import optuna
@@ -76,15 +75,13 @@ _WORKERS_OWN = (
 )
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(CommandOptions):
     """Options of the search."""
 
     dataset: str = "auto"
     """mnist, fashion_mnist, digits, FILE.npz, or auto: MNIST if at hand, else the bundled digits. Of the
     digits, and of a file, only the first half is used."""
-    data_dir: Path | None = None
-    """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs/tune_energy")
     """Where the study, its plots and the best architecture are written."""
     num_layers: int = 3
@@ -127,14 +124,19 @@ class Config:
     """Any Optuna URL, such as sqlite:///study.db; by default a journal file in the workdir."""
     study: str = "tune_energy"
     """Name of the study in the storage."""
-    seed: int = 0
-    """Of the data's order, the proposals and the networks."""
-    resume: bool = False
-    """Go on with the study in the storage, or join it beside other workers."""
     save_as: str | None = None
     """Also put the best architecture into experiments/common/architectures.json under this name."""
-    record: bool = False
-    """Append the winner's error and the cost to experiments/results/tune_energy.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled(Config):
+    """The options with nothing left open."""
+
+    num_images: int
+    num_labels: int
+    batch_size: int
+    passes: int
+    memory_gib: float
 
 
 class Found(NamedTuple):
@@ -154,7 +156,7 @@ class Found(NamedTuple):
 class Search(NamedTuple):
     """The data of a study and what every trial of it shares."""
 
-    config: Config
+    config: Filled
     images: Array  # [num_images, height, width, channels] in [0, 1], shuffled
     labels: np.ndarray  # of the first of them
     num_clusters: int
@@ -174,23 +176,23 @@ def run(config: Config) -> Found:
     _share_compiled_programs()
     dataset = data.load(config.dataset, config.data_dir)
     given = {"batch_size": config.batch_size, "passes": config.passes}
-    config, search = _prepare(config, dataset)
+    search = _prepare(config, dataset)
+    filled = search.config
     first = None
-    if config.start_from is not None:
-        begin = architectures.get(config.start_from).architecture
-        first = _as_parameters(begin, config, search.images.shape[1:])
-        mflop, gib = cost(begin, search.images.shape[1:], config)
-        if mflop > config.max_mflop:
-            raise ConfigError(f"start_from={config.start_from!r} takes {mflop:.0f} MFLOP; raise --max-mflop")
-        assert config.memory_gib is not None
-        if gib > config.memory_gib:
-            raise ConfigError(f"start_from={config.start_from!r} takes {gib:.1f} GiB; raise --memory-gib")
-    make_workdir(config.workdir)
-    settings = recorded(config) | {"seed": config.seed, "data": identity(np.asarray(search.images))}
+    if filled.start_from is not None:
+        begin = architectures.get(filled.start_from).architecture
+        first = _as_parameters(begin, filled, search.images.shape[1:])
+        mflop, gib = cost(begin, search.images.shape[1:], filled)
+        if mflop > filled.max_mflop:
+            raise ConfigError(f"start_from={filled.start_from!r} takes {mflop:.0f} MFLOP; raise --max-mflop")
+        if gib > filled.memory_gib:
+            raise ConfigError(f"start_from={filled.start_from!r} takes {gib:.1f} GiB; raise --memory-gib")
+    make_workdir(filled.workdir)
+    settings = recorded(filled) | {"seed": filled.seed, "data": identity(np.asarray(search.images))}
     settings["space"] = _SPACE
     # Through JSON, so that they compare equal to what is read back.
     settings = json.loads(json.dumps({k: v for k, v in settings.items() if k not in _WORKERS_OWN}))
-    study = _open_study(config, settings, first)
+    study = _open_study(filled, settings, first)
     print(
         f"{dataset.name}: {len(search.images)} training images, {len(search.labels)} of them labelled "
         f"({dataset.source})"
@@ -199,16 +201,16 @@ def run(config: Config) -> Found:
     _search(study, search)
     _wait_for_others(study)
     costs = _study_cost(study)
-    draw(study, config.workdir)
+    draw(study, filled.workdir)
     found = _finish(study, search, dataset, given)
     table = [{"trial": number, "error": first, "errors": errors} for number, first, errors in found.table]
-    write_json(config.workdir / "results.json", {"settings": settings, "finalists": table, "cost": costs})
-    if config.record:
+    write_json(filled.workdir / "results.json", {"settings": settings, "finalists": table, "cost": costs})
+    if filled.record:
         values = {"train_clustering_error": round(found.error, 4), **costs}
         outcome = Outcome(
             values, dataset, len(search.images), len(search.labels), time.perf_counter() - began, {}
         )
-        record(EXPERIMENT, config, config.seed, outcome)
+        record(EXPERIMENT, filled, filled.seed, outcome)
     return found
 
 
@@ -238,7 +240,7 @@ def _share_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _prepare(config: Config, dataset: data.Dataset) -> tuple[Config, Search]:
+def _prepare(config: Config, dataset: data.Dataset) -> Search:
     """The defaults that depend on the data, and the images and labels that trials use."""
     if dataset.train_labels is None:
         raise ConfigError(f"dataset={config.dataset!r} has no labels, which the search needs for some images")
@@ -271,15 +273,15 @@ def _prepare(config: Config, dataset: data.Dataset) -> tuple[Config, Search]:
         first = _of_every_class(dataset.train_labels[order])[:num_labels]
         order = np.concatenate([order[first], np.delete(order, first)])
     images = evaluation.to_float(jnp.asarray(dataset.train_images[order]))
-    config = replace(
-        config,
-        dataset=dataset.name,
-        num_images=number,
-        num_labels=num_labels,
-        batch_size=batch_size,
-        passes=config.passes or (3 if number < 2500 else 1),
-        memory_gib=config.memory_gib or (limit / 2 if accelerator else 4.0),
-    )
+    defaults = {
+        "dataset": dataset.name,
+        "num_images": number,
+        "num_labels": num_labels,
+        "batch_size": batch_size,
+        "passes": config.passes or (3 if number < 2500 else 1),
+        "memory_gib": config.memory_gib or (limit / 2 if accelerator else 4.0),
+    }
+    filled = Filled(**{**vars(config), **defaults})
 
     @partial(jax.jit, static_argnames=("kernel_size", "num_components"))
     def whiten(images: Array, kernel_size: int, num_components: int) -> Array:
@@ -290,7 +292,7 @@ def _prepare(config: Config, dataset: data.Dataset) -> tuple[Config, Search]:
     def whitened(kernel_size: int, num_components: int) -> Array:
         return whiten(images, kernel_size, num_components) if num_components > 1 else images
 
-    return config, Search(config, images, dataset.train_labels[order[:num_labels]], classes, whitened)
+    return Search(filled, images, dataset.train_labels[order[:num_labels]], classes, whitened)
 
 
 def _of_every_class(labels: np.ndarray) -> np.ndarray:
@@ -468,20 +470,18 @@ def _objective(trial: "optuna.Trial", search: Search) -> float:
     mflop, gib = cost(architecture, search.images.shape[1:], config)
     trial.set_user_attr("mflop", round(mflop, 2))
     # Without it refused proposals would be the sampler's model of good ones until some trial has ended.
-    assert config.memory_gib is not None
     trial.set_constraint("mflop", mflop - config.max_mflop)
     trial.set_constraint("gib", gib - config.memory_gib)
     if mflop > config.max_mflop:
         raise optuna.TrialPruned(f"{mflop:.0f} million operations an image")
     if gib > config.memory_gib:
         raise optuna.TrialPruned(f"{gib:.1f} GiB of codes")
-    assert config.batch_size is not None
     total = len(search.images) // config.batch_size
     first = max(1, round(config.first_share * total))
-    learn = learner(architecture, search)
+    learner = Learner(architecture, search)
     seeds = [config.seed + 1000 * trial.number + i for i in range(config.seeds_per_trial)]
     for name, number in (("error_first", first), ("error", total)):
-        error = float(np.mean(errors_of(learn, search, architecture, seeds, number)))
+        error = float(np.mean(errors_of(learner, search, architecture, seeds, number)))
         trial.set_user_attr(name, error)
         if number == total:
             trial.set_user_attr("error", error)
@@ -582,7 +582,7 @@ def _as_parameters(
 
 
 def cost(
-    architecture: energy.EnergyArchitecture, shape: tuple[int, ...], config: Config
+    architecture: energy.EnergyArchitecture, shape: tuple[int, ...], config: Filled
 ) -> tuple[float, float]:
     """Million operations for the codes of an image, and GiB that a trial holds.
 
@@ -591,7 +591,6 @@ def cost(
       shape: of an image, height, width and channels.
       config: number of images and of seeds.
     """
-    assert config.num_images is not None
     height, width, channels = shape
     operations, held, below = 0, 0, height * width * channels
     for layer in architecture.layers:
@@ -610,56 +609,78 @@ def cost(
     return operations / 1e6, total / 2**30
 
 
-def learner(
-    architecture: energy.EnergyArchitecture, search: Search
-) -> Callable[[Array, Array, Array], Array]:
-    """A compiled function of keys, whitened images and a number of minibatches to each seed's pooled codes.
+class Learner:
+    """Learns networks of one architecture from whitened images; compiled once for all budgets and seeds."""
 
-    Codes are padded with zeros to those of the largest layer.
-    """
-    config, preset = search.config, _PRESETS[search.config.preset]
-    network = energy.network_rules(architecture, rescale=preset.get("rescale", True))
-    rules: Sequence[LearningRule] = network[1:]
-    random = preset.get("random_subspaces", False)
-    if random:
-        rules = [random_rule(rule) for rule in rules]
-    assert config.batch_size is not None
-    assert config.passes is not None
-    train = partial(
-        train_greedily,
-        rules=rules,
-        batch_size=config.batch_size,
-        passes=0 if random else config.passes,
-    )
+    def __init__(self, architecture: energy.EnergyArchitecture, search: Search):
+        config, preset = search.config, _PRESETS[search.config.preset]
+        random = preset.get("random_subspaces", False)
+        _, *self._rules = energy.network_rules(
+            architecture, rescale=preset.get("rescale", True), random_subspaces=random
+        )
+        self._size, self._passes = config.batch_size, 0 if random else config.passes
+        self._programs = [training.LayerPrograms([rule]) for rule in self._rules]
+        self._encoders = [jax.jit(over_seeds(rule.encode)) for rule in self._rules]
 
-    def codes(key: Array, images: Array, num_batches: Array) -> Array:
-        assert config.passes is not None
+        def pooled(maps: Array) -> Array:
+            codes = energy.pooled_codes(maps, power=config.code_power)
+            # Features of zeros change no distance, and one compiled k-means serves every trial.
+            return jnp.pad(codes, ((0, 0), (0, 4 * _MAX_SUBSPACES - codes.shape[1])))
+
+        self._pooled = jax.jit(jax.vmap(pooled))
+
+    def codes(self, keys: Array, images: Array, num_batches: int) -> Array:
+        """Pooled codes `[networks, images, codes]` of the images of so many minibatches, of each key.
+
+        Each layer encodes the images once; the codes are held.
+        """
+        size = self._size
+        # Minibatches `[networks, batch, ...]`; all networks see the same images.
+        batches = [
+            jnp.broadcast_to(part, (len(keys), *part.shape))
+            for part in jnp.split(images[: num_batches * size], num_batches)
+        ]
+        steps = self._passes * num_batches
         # The paper's ten steps, but not all there are where a trial is judged early.
-        warmup = jnp.minimum(10, config.passes * num_batches // 2)
-        warm = lambda step: {"warmup": step < warmup}  # noqa: E731
-        maps = train(key, images, num_batches=num_batches, hyperparameters=warm).codes
-        pooled = energy.pooled_codes(maps, power=config.code_power)
-        # Features of zeros change no distance, and one compiled k-means serves every trial.
-        return jnp.pad(pooled, ((0, 0), (0, 4 * _MAX_SUBSPACES - pooled.shape[1])))
+        warmup = min(10, steps // 2)
+        layer_keys = jax.vmap(lambda key: jax.random.split(key, len(self._rules)))(keys)
+        for index in range(len(self._rules)):
+            batches = self._learn_layer(index, batches, layer_keys[:, index], steps, warmup)
+        return jnp.concatenate([self._pooled(batch) for batch in batches], axis=1)
 
-    return jax.jit(jax.vmap(codes, in_axes=(0, None, None)))
+    def _learn_layer(
+        self, index: int, batches: Sequence[Array], keys: Array, steps: int, warmup: int
+    ) -> list[Array]:
+        """What a layer makes of the minibatches that it has learned from."""
+        (state,) = training.train_layers(
+            [self._rules[index]],
+            (),
+            lambda _: training.LayerTraining(partial(_turn, batches), steps, keys),
+            hyperparameters=lambda steps: {"warmup": steps < warmup},
+            programs=self._programs[index],
+        )
+        return [self._encoders[index](state, batch) for batch in batches]
+
+
+def _turn(batches: Sequence[Array], first: int, end: int) -> Array:
+    """Minibatches one after the other, again and again."""
+    return jnp.stack([batches[index % len(batches)] for index in range(first, end)])
 
 
 def errors_of(
-    learn: Callable[[Array, Array, Array], Array],
+    learner: Learner,
     search: Search,
     architecture: energy.EnergyArchitecture,
     seeds: Sequence[int],
     num_batches: int,
 ) -> list[float]:
     """Clustering error on the labelled images, of each seed, after so many minibatches."""
-    assert search.config.batch_size is not None
     images = search.whitened(architecture.zca_kernel_size, architecture.zca_num_components)
     networks = search.config.networks
     keys = jnp.stack([k for seed in seeds for k in jax.random.split(jax.random.key(seed), networks)])
     seen = num_batches * search.config.batch_size
     labels = search.labels[:seen]
-    every = learn(keys, images, jnp.asarray(num_batches))[:, :seen]
+    every = learner.codes(keys, images, num_batches)
     side_by_side = every.reshape(len(seeds), networks, seen, -1).swapaxes(1, 2).reshape(len(seeds), seen, -1)
     errors = []
     for seed, codes in zip(seeds, side_by_side, strict=True):
@@ -675,7 +696,6 @@ def _finish(
     import optuna
 
     config = search.config
-    assert config.batch_size is not None
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     ranked = sorted((float(trial.value), trial.number, trial) for trial in done if trial.value is not None)
     if not ranked:
@@ -685,14 +705,13 @@ def _finish(
     for value, number, trial in tqdm(ranked[: config.finalists], desc="finalists", unit="trial"):
         architecture = propose(optuna.trial.FixedTrial(trial.params), config, search.images.shape[1:])
         _, gib = cost(architecture, search.images.shape[1:], config)
-        assert config.memory_gib is not None
         if gib > config.memory_gib:
             tqdm.write(f"trial {number} is no finalist here: {gib:.1f} GiB of codes")
             continue
         # One after the other: together they might not fit.
         seeds = [2**30 + config.seed + i for i in range(config.finalist_seeds)]
-        learn = learner(architecture, search) if seeds else None
-        errors = [errors_of(learn, search, architecture, [seed], total)[0] for seed in seeds if learn]
+        learner = Learner(architecture, search)
+        errors = [errors_of(learner, search, architecture, [seed], total)[0] for seed in seeds]
         table.append((number, value, errors))
         candidates.append((float(np.mean(errors or [value])), number, architecture))
     if not candidates:

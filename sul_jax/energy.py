@@ -323,8 +323,14 @@ def update(
     return k_subspaces.apply(state, total, axis_name=axis_name)
 
 
-def layer_rule(layer: EnergyLayer, *, rescale: bool = True) -> LearningRule:
+def layer_rule(layer: EnergyLayer, *, rescale: bool = True, random_subspaces: bool = False) -> LearningRule:
     """An energy layer as a `LearningRule` over images.
+
+    Args:
+      layer: the sizes.
+      rescale: as in `energy_layer`.
+      random_subspaces: begin with random orthonormal subspaces instead of patches. Without updates they show
+        what learning adds.
 
     Example:
       >>> import jax
@@ -335,6 +341,13 @@ def layer_rule(layer: EnergyLayer, *, rescale: bool = True) -> LearningRule:
     """
     num_subspaces, rank, num_winners, kernel_size, padding = layer
     _check_winners(num_winners, num_subspaces)
+
+    def begin(key: Array, images: Array) -> KSubspacesState:
+        sizes = {"num_subspaces": num_subspaces, "rank": rank}
+        if not random_subspaces:
+            return init(key, images, kernel_size=kernel_size, padding=padding, **sizes)
+        noise = jax.random.normal(key, (num_subspaces, kernel_size**2 * images.shape[-1]))
+        return k_subspaces.init(key, noise, **sizes)
 
     def encode(state: KSubspacesState, images: Array) -> Array:
         return energy_layer(
@@ -347,14 +360,16 @@ def layer_rule(layer: EnergyLayer, *, rescale: bool = True) -> LearningRule:
         )
 
     return LearningRule(
-        init=partial(init, num_subspaces=num_subspaces, rank=rank, kernel_size=kernel_size, padding=padding),
+        init=begin,
         update=partial(update, kernel_size=kernel_size, padding=padding),
         encode=encode,
     )
 
 
-def network_rules(architecture: EnergyArchitecture, *, rescale: bool = True) -> tuple[LearningRule, ...]:
-    """ConvZCA and the energy layers, to be put into `stack(*rules)`.
+def network_rules(
+    architecture: EnergyArchitecture, *, rescale: bool = True, random_subspaces: bool = False
+) -> tuple[LearningRule, ...]:
+    """ConvZCA and the energy layers, to be put into `stack(*rules)`; options as in `layer_rule`.
 
     Example:
       >>> import jax
@@ -367,7 +382,8 @@ def network_rules(architecture: EnergyArchitecture, *, rescale: bool = True) -> 
     zca = whitening.conv_zca_rule(
         kernel_size=architecture.zca_kernel_size, num_components=architecture.zca_num_components
     )
-    return zca, *(layer_rule(layer, rescale=rescale) for layer in architecture.layers)
+    options = {"rescale": rescale, "random_subspaces": random_subspaces}
+    return zca, *(layer_rule(layer, **options) for layer in architecture.layers)
 
 
 def _threshold(maps: Array, num_winners: int) -> Array:

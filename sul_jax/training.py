@@ -304,7 +304,7 @@ def train_layers(
     plan: Callable[[int], LayerTraining],
     *arrays: Any,
     see: Callable[..., Array] = lambda inputs: inputs,
-    hyperparameters: Callable[[Array], Mapping[str, Any]] = lambda step: {},
+    hyperparameters: Callable[[np.ndarray], Mapping[str, Any]] = lambda steps: {},
     unfinished: tuple[Any, int] | None = None,
     stride: int = 1,
     mesh: Mesh | None = None,
@@ -322,12 +322,12 @@ def train_layers(
       plan: from a rule's place to how it is trained.
       *arrays: handed to `see`, without an axis of seeds, such as the data set.
       see: from one seed's inputs of a step and `arrays` to what the lowest rule sees, `[batch, ...]`.
-      hyperparameters: from a step's number to keyword arguments of `update`.
+      hyperparameters: from numbers of steps to keyword arguments of `update`, each with an axis of steps.
       unfinished: state of the first rule to train and the steps that it has taken, to go on from there.
       stride: steps between two calls of `callback`, and of one compiled program.
       mesh: splits every minibatch over its axis `batch`.
       callback: called with the rule's place, its steps done, all states, and the infos `[steps, seeds, ...]`.
-      programs: compiled by an earlier call with the same rules, `see`, `hyperparameters` and `mesh`.
+      programs: compiled by an earlier call with the same rules, `see` and `mesh`.
 
     Returns:
       The states of all rules.
@@ -346,7 +346,7 @@ def train_layers(
       >>> [state.bases.shape for state in states]
       [(1, 8, 2, 25), (1, 8, 2, 200)]
     """
-    made = LayerPrograms(rules, see, hyperparameters, mesh) if programs is None else programs
+    made = LayerPrograms(rules, see, mesh) if programs is None else programs
     learned = tuple(states)
     for place in range(len(learned), len(rules)):
         inputs, num_steps, keys = plan(place)
@@ -358,7 +358,7 @@ def train_layers(
         state = train(
             made.steps(place),
             state,
-            partial(_numbered, inputs),
+            partial(_with_keywords, inputs, hyperparameters),
             learned,
             arrays,
             num_steps=num_steps,
@@ -370,8 +370,8 @@ def train_layers(
     return learned
 
 
-def _numbered(inputs: Inputs, first: int, end: int) -> tuple[Any, np.ndarray]:
-    return inputs(first, end), np.arange(first, end)
+def _with_keywords(inputs: Inputs, hyperparameters: Any, first: int, end: int) -> tuple[Any, Any]:
+    return inputs(first, end), dict(hyperparameters(np.arange(first, end)))
 
 
 def _report(callback: Any, place: int, below: tuple[Any, ...], done: int, state: Any, infos: Any) -> None:
@@ -392,10 +392,9 @@ class LayerPrograms:
         self,
         rules: Sequence[LearningRule],
         see: Callable[..., Array] = lambda inputs: inputs,
-        hyperparameters: Callable[[Array], Mapping[str, Any]] = lambda step: {},
         mesh: Mesh | None = None,
     ):
-        self._rules, self._see, self._hyperparameters, self._mesh = tuple(rules), see, hyperparameters, mesh
+        self._rules, self._see, self._mesh = tuple(rules), see, mesh
         self._net = stack(*rules)
         self._begin: dict[int, Any] = {}
         self._steps: dict[int, Step] = {}
@@ -416,10 +415,9 @@ class LayerPrograms:
             axis_name = None if self._mesh is None else "batch"
 
             def update(
-                state: Any, inputs: Any, below: tuple[Any, ...], number: Array, arrays: tuple[Any, ...]
+                state: Any, inputs: Any, below: tuple[Any, ...], keywords: Any, arrays: tuple[Any, ...]
             ) -> tuple[Any, Any]:
                 codes = self._net.encode(below, self._see(inputs, *arrays))
-                keywords = self._hyperparameters(number)
                 return self._rules[place].update(state, codes, axis_name=axis_name, **keywords)
 
             if self._mesh is not None:

@@ -17,21 +17,27 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Options that every experiment has: where it works, and which seeds."""
+class CommandOptions:
+    """Options that every command has: where it finds its data and works."""
 
     data_dir: Path | None = None
     """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs")
     """Where everything is written; an earlier run there is set aside, not lost."""
     seed: int = 0
-    """First seed."""
-    seeds: int = 1
-    """Number of seeds: seed, seed + 1, …"""
+    """Of all that is random; the first one where there are several."""
     resume: bool = False
     """Continue the run in the workdir."""
     record: bool = False
     """Append the results to experiments/results/, in the file of this experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(CommandOptions):
+    """Options of an experiment that is run with several seeds."""
+
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
 
 
 def check_options(

@@ -46,6 +46,26 @@ class Checkpoints:
         return sorted((p for p in found if "tmp" not in p.name), reverse=True)
 
 
+class Timer:
+    """Seconds of a training, earlier parts of a resumed one included, and when to save it again."""
+
+    def __init__(self, before: float = 0.0):
+        self._last = time.monotonic()
+        self._began = self._last - before
+
+    def seconds(self) -> float:
+        """So far."""
+        return time.monotonic() - self._began
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is old."""
+        return time.monotonic() - self._last >= CHECKPOINT_SECONDS
+
+    def saved(self) -> None:
+        """Says that there is a new checkpoint."""
+        self._last = time.monotonic()
+
+
 class Trained(NamedTuple):
     """What `run_steps` gave.
 
@@ -190,19 +210,17 @@ def run_steps(
             f"{steps}; give at least as many or another --workdir"
         )
     snapshots: list[tuple[int, Any]] = []
-    clock = saved = time.monotonic()
+    timer = Timer(0.0 if stored is None else float(stored["seconds"]))
     if stored is not None:
         state_tree = jax.tree.structure(state)
         kept_tree = jax.tree.structure(snapshot(state) if snapshot_like is None else snapshot_like)
         state = jax.tree.unflatten(state_tree, [jnp.asarray(leaf) for leaf in stored["state"]])
         taken = zip(stored.get("steps", ()), stored.get("snapshots", ()), strict=True)
         snapshots = [(int(step), jax.tree.unflatten(kept_tree, kept)) for step, kept in taken]
-        clock -= float(stored["seconds"])
     elif 0 in snapshot_at:
         snapshots.append((0, jax.device_get(snapshot(state))))
 
     def look(done: int, state: Any, infos: Any) -> None:
-        nonlocal saved
         values = {value_name: _last(getattr(infos, "loss", infos))}
         values |= {name: _last(term) for name, term in dict(getattr(infos, "terms", ())).items()}
         if not np.isfinite(values[value_name]):
@@ -211,9 +229,9 @@ def run_steps(
         bar.set_postfix({value_name: f"{values[value_name]:.4g}"})
         if done in snapshot_at:
             snapshots.append((done, jax.device_get(snapshot(state))))
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS or done == steps:
-            checkpoints.save((done,), _stored(state, snapshots, time.monotonic() - clock))
-            saved = time.monotonic()
+        if timer.is_due() or done == steps:
+            checkpoints.save((done,), _stored(state, snapshots, timer.seconds()))
+            timer.saved()
             log(step=done, **values)
 
     with tqdm(total=steps, initial=done, desc=title, unit=unit) as bar:
@@ -227,7 +245,7 @@ def run_steps(
             stops=snapshot_at,
             callback=look,
         )
-    return Trained(state, snapshots, time.monotonic() - clock)
+    return Trained(state, snapshots, timer.seconds())
 
 
 def _last(values: Any) -> float:

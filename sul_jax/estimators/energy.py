@@ -117,6 +117,7 @@ class EnergyClustering(ImageClustering):
                 energy.network_rules(architecture),
                 (whitened,),
                 plan,
+                hyperparameters=lambda steps: {"warmup": steps < 10},
                 programs=programs,
                 callback=lambda layer, done, *_: callback((layer - 1) * steps + done, None, None),
             )
@@ -164,9 +165,7 @@ def _least_side(architecture: energy.EnergyArchitecture) -> int:
 
 @lru_cache(maxsize=4)  # of one layer after the other, and of estimators alike
 def _programs(architecture: energy.EnergyArchitecture) -> training.LayerPrograms:
-    return training.LayerPrograms(
-        energy.network_rules(architecture), hyperparameters=lambda step: {"warmup": step < 10}
-    )
+    return training.LayerPrograms(energy.network_rules(architecture))
 
 
 @partial(jax.jit, static_argnums=0)
