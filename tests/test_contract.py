@@ -11,16 +11,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sul_jax import LearningRule, coding_rate, energy, from_loss, hebbian, k_subspaces, stack, whitening
+from sul_jax import (
+    LearningRule,
+    acol,
+    augment,
+    coding_rate,
+    deep_cluster,
+    energy,
+    gradient_rule,
+    hebbian,
+    k_subspaces,
+    nmce,
+    nn,
+    stack,
+    whitening,
+)
 
 
 class Case(NamedTuple):
     rule: LearningRule
     inputs: Callable[[], jax.Array]
     module: Any = None
+    traced: tuple[str, Any, Any] | None = None  # a hyperparameter and two of its values
+    draws: bool = False  # whether update takes a key
+
+    def update(self, state: Any, inputs: jax.Array, **options: Any) -> Any:
+        key = {"key": jax.random.key(2)} if self.draws else {}
+        return self.rule.update(state, inputs, **key, **options)
 
 
 def vectors() -> jax.Array:
@@ -36,63 +57,83 @@ def images() -> jax.Array:
     return jax.random.uniform(jax.random.key(0), (16, 8, 8, 2))
 
 
-def spread(features: jax.Array, *, warmup: Any = False, axis_name: str | None = None) -> jax.Array:
-    """A loss with a hyperparameter, global under `axis_name`."""
+def two_kinds() -> jax.Array:
+    """Dark and bright images: clusters that no rounding moves."""
+    images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 2))
+    return images * jnp.where(jnp.arange(16) % 2, 1.0, 0.1)[:, None, None, None]
+
+
+def spread(network: Any, inputs: jax.Array, *, weight: Any = 1.0, axis_name: str | None = None) -> Any:
+    """A loss with a hyperparameter and a term beside it, global under `axis_name`."""
+    features = network(inputs)
     unit = whitening.normalize(features)
     memberships = jax.nn.softmax(features)
-    weight = jnp.where(jnp.asarray(warmup), 0.5, 1.0)
     rates = (coding_rate.coding_rate, coding_rate.class_coding_rate)
     whole = rates[0](unit, eps_squared=0.1, axis_name=axis_name)
-    return weight * rates[1](unit, memberships, eps_squared=0.1, axis_name=axis_name) - whole
+    parts = rates[1](unit, memberships, eps_squared=0.1, axis_name=axis_name)
+    return weight * parts - whole, {"whole": whole}
+
+
+class Features(nnx.Module):
+    """A little network with batch normalisation and dropout."""
+
+    axis_name: str | None = None
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first, self.second = nnx.Linear(128, 10, rngs=rngs), nnx.Linear(10, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(10, rngs=rngs)
+        self.num_features = 6
+
+    def __call__(self, inputs: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        hidden = jax.nn.relu(self.norm(self.first(inputs.reshape(len(inputs), -1))))
+        return self.second(nn.backbones.dropout(key, 0, hidden, 0.3, axis_name=self.axis_name))
+
+
+def manifolds(rngs: nnx.Rngs) -> nn.NMCE:
+    return nn.NMCE(Features(rngs), 6, num_features=4, num_clusters=3, rngs=rngs)
+
+
+def views(key: jax.Array, images: jax.Array) -> jax.Array:
+    return images + 0.1 * jax.random.normal(key, (2, *images.shape))
 
 
 LAYER = energy.EnergyLayer(num_subspaces=5, rank=2, num_winners=3, kernel_size=3, padding=1)
+WARMUP, RATE = ("warmup", False, True), ("learning_rate", 0.02, 0.01)
 CASES = {
-    "k_subspaces": Case(
-        LearningRule(
-            partial(k_subspaces.init, num_subspaces=5, rank=2),
-            k_subspaces.update,
-            k_subspaces.encode,
-        ),
-        vectors,
-        k_subspaces,
-    ),
+    "k_subspaces": Case(k_subspaces.rule(num_subspaces=5, rank=2), vectors, k_subspaces, WARMUP),
     "k_subspaces gathered": Case(  # enough rows for the gathered second product
-        LearningRule(
-            partial(k_subspaces.init, num_subspaces=20, rank=7),
-            k_subspaces.update,
-            k_subspaces.encode,
-        ),
-        many_vectors,
-        k_subspaces,
+        k_subspaces.rule(num_subspaces=20, rank=7), many_vectors, k_subspaces, WARMUP
     ),
-    "hebbian": Case(
-        LearningRule(
-            partial(hebbian.init, num_units=6),
-            # The contract's one hyperparameter that may be traced is called `warmup` here.
-            lambda state, inputs, *, warmup=False, axis_name=None: hebbian.update(
-                state,
-                inputs,
-                learning_rate=jnp.where(jnp.asarray(warmup), 0.01, 0.02),
-                axis_name=axis_name,
-            ),
-            partial(hebbian.encode, power=4.5),
-        ),
-        vectors,
-        hebbian,
+    "hebbian": Case(hebbian.rule(num_units=6, learning_rate=0.02), vectors, hebbian, RATE),
+    "hebbian layer": Case(
+        hebbian.layer_rule(kernel_size=3, num_units=6, num_patches=50, learning_rate=0.02, power=4.0),
+        images, None, RATE, True,
     ),
-    "energy layer": Case(energy.layer_rule(LAYER), images, energy),
+    "energy layer": Case(energy.layer_rule(LAYER), images, energy, WARMUP),
     "energy layer, large kernels": Case(  # projected by spectra, gathered, thresholds in a loop
-        energy.layer_rule(energy.EnergyLayer(40, 7, 20, kernel_size=8, padding=5)), images, energy
+        energy.layer_rule(energy.EnergyLayer(40, 7, 20, kernel_size=8, padding=5)), images, energy, WARMUP
     ),
-    "from_loss": Case(
-        from_loss(
-            spread,
-            lambda key, inputs: jax.random.normal(key, (inputs.shape[1], 5)),
-            lambda params, inputs: jnp.tanh(inputs @ params),
-            optax.sgd(0.1),
+    "gradient": Case(
+        gradient_rule(Features, spread, optax.sgd(0.1), trained=("second",)),
+        images, None, ("weight", 1.0, 0.5),
+    ),
+    "acol": Case(
+        acol.rule((8, 8, 2), num_features=10, num_filters=3, nodes_per_parent=3, optimizer=optax.sgd(0.1)),
+        images, None, None, True,
+    ),
+    "nmce": Case(
+        nmce.rule(manifolds, views=views, optimizer=optax.sgd(0.1)),
+        images, None, ("compression_weight", 1.0, 0.5), True,
+    ),
+    "nmce, features alone": Case(
+        nmce.rule(manifolds, views=views, optimizer=optax.sgd(0.1), clusters=False, average_views=False),
+        images, None, None, True,
+    ),
+    "deep_cluster": Case(
+        deep_cluster.rule(
+            Features, num_clusters=2, optimizer=optax.sgd(0.1), augmentation=augment.horizontal_flip
         ),
-        vectors,
+        two_kinds, None, None, True,
     ),
     "conv_zca": Case(whitening.conv_zca_rule(kernel_size=3, num_components=4), images),
     "stack": Case(
@@ -101,9 +142,9 @@ CASES = {
             energy.layer_rule(LAYER),
             energy.layer_rule(LAYER._replace(kernel_size=5, padding=0)),
         ),
-        images,
+        images, None, WARMUP,
     ),
-}
+}  # fmt: skip
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -121,7 +162,7 @@ def begin(case: Case) -> tuple[Any, jax.Array]:
 @cache
 def one_step(case: Case) -> Any:
     """The plain compiled step, with which every other form is compared."""
-    return jax.device_get(jax.jit(case.rule.update)(*_begin(case)))
+    return jax.device_get(jax.jit(case.update)(*_begin(case)))
 
 
 def invariant(state: Any) -> Any:
@@ -163,7 +204,7 @@ def test_types_and_finite(case: Case) -> None:
 
 def test_jit_equals_eager(case: Case) -> None:
     state, inputs = begin(case)
-    assert_same(one_step(case), case.rule.update(state, inputs))
+    assert_same(one_step(case), case.update(state, inputs))
     chex.assert_trees_all_close(
         jax.jit(case.rule.encode)(state, inputs), case.rule.encode(state, inputs), rtol=1e-5, atol=1e-5
     )
@@ -175,7 +216,7 @@ def test_one_compilation(case: Case) -> None:
 
     def update(state: Any, inputs: jax.Array) -> Any:  # by its name the compiled program is found again
         traces.append(None)
-        return case.rule.update(state, inputs)
+        return case.update(state, inputs)
 
     step = jax.jit(update)
     for _ in range(5):
@@ -185,18 +226,19 @@ def test_one_compilation(case: Case) -> None:
 
 def test_hyperparameters_may_be_traced(case: Case) -> None:
     state, inputs = begin(case)
-    if case.rule is CASES["conv_zca"].rule:
+    if case.traced is None:
         pytest.skip("it has none")
-    step = jax.jit(lambda s, x, w: case.rule.update(s, x, warmup=w))
-    assert_same(step(state, inputs, False), one_step(case))
-    fixed = jax.jit(partial(case.rule.update, warmup=True))
-    assert_same(step(state, inputs, True), fixed(state, inputs))
+    name, default, other = case.traced
+    step = jax.jit(lambda s, x, w: case.update(s, x, **{name: w}))
+    assert_same(step(state, inputs, default), one_step(case))
+    fixed = jax.jit(partial(case.update, **{name: other}))
+    assert_same(step(state, inputs, other), fixed(state, inputs))
 
 
 def test_scan(case: Case) -> None:
     state, inputs = begin(case)
-    scanned, _ = jax.lax.scan(lambda s, _: case.rule.update(s, inputs), state, length=3)
-    step = jax.jit(case.rule.update)
+    scanned, _ = jax.lax.scan(lambda s, _: case.update(s, inputs), state, length=3)
+    step = jax.jit(case.update)
     for _ in range(3):
         state, _ = step(state, inputs)
     chex.assert_trees_all_close(invariant(scanned), invariant(state), rtol=2e-3, atol=2e-4)
@@ -207,8 +249,8 @@ def test_vmap_over_keys(case: Case) -> None:
     inputs = case.inputs()
     keys = jax.random.split(jax.random.key(3), 3)
     states = jax.jit(jax.vmap(lambda key: case.rule.init(key, inputs)))(keys)
-    together = jax.jit(jax.vmap(case.rule.update, in_axes=(0, None)))(states, inputs)
-    step = jax.jit(case.rule.update)
+    together = jax.jit(jax.vmap(case.update, in_axes=(0, None)))(states, inputs)
+    step = jax.jit(case.update)
     for index in range(3):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], (states, together))
         assert_same(one[1], step(one[0], inputs))
@@ -220,7 +262,7 @@ def split(inputs: jax.Array, number: int) -> jax.Array:
 
 def test_vmap_axis_name(case: Case) -> None:
     state, inputs = begin(case)
-    step = partial(case.rule.update, axis_name="batch")
+    step = partial(case.update, axis_name="batch")
     got = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="batch"))(state, split(inputs, 8))
     first = jax.tree.map(lambda leaf: leaf[0], got)
     assert_same(jax.device_get(first), one_step(case))
@@ -229,7 +271,7 @@ def test_vmap_axis_name(case: Case) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_pmap(case: Case) -> None:
     state, inputs = begin(case)
-    step = partial(case.rule.update, axis_name="batch")
+    step = partial(case.update, axis_name="batch")
     got = jax.pmap(step, in_axes=(None, 0), axis_name="batch")(state, split(inputs, 8))
     first = jax.tree.map(lambda leaf: leaf[0], got)
     assert_same(jax.device_get(first), one_step(case))
@@ -239,7 +281,7 @@ def test_shard_map(case: Case) -> None:
     state, inputs = begin(case)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     step = jax.shard_map(
-        partial(case.rule.update, axis_name="batch"),
+        partial(case.update, axis_name="batch"),
         mesh=mesh,
         in_specs=(P(), P("batch")),
         out_specs=P(),
@@ -251,5 +293,5 @@ def test_jit_over_sharded_batch(case: Case) -> None:
     state, inputs = begin(case)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     sharded = jax.device_put(inputs, NamedSharding(mesh, P("batch")))
-    got = jax.jit(case.rule.update)(state, sharded)
+    got = jax.jit(case.update)(state, sharded)
     assert_same(jax.device_get(got), one_step(case))

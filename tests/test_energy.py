@@ -1,6 +1,5 @@
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sul_jax import energy, k_subspaces, learning_rule, patches, stack, whitening
+from sul_jax import energy, k_subspaces, patches, stack, whitening
 from sul_jax.k_subspaces import KSubspacesState
 
 WINDOW = ("kernel_size", "padding")
@@ -273,43 +272,6 @@ class TestWhitening:
         got = jax.vmap(fit, axis_name="b")(x.reshape(4, 4, 7, 6, 2))[0]
         expected = whitening.conv_zca_kernel(x, kernel_size=3, num_components=4)
         np.testing.assert_allclose(got, expected, atol=1e-4)
-
-
-def test_greedy_training_is_layer_by_layer_updates() -> None:
-    images = jax.random.uniform(jax.random.key(0), (23, 12, 12, 1))
-    rules = [
-        energy.layer_rule(energy.EnergyLayer(6, 2, 2, 5, 0)),
-        energy.layer_rule(energy.EnergyLayer(4, 2, 2, 3, 1)),
-    ]
-
-    @jax.jit
-    def train(images: jax.Array, num_batches: jax.Array) -> learning_rule.Trained:
-        return learning_rule.train_greedily(
-            jax.random.key(1), images, rules, batch_size=5, passes=2, num_batches=num_batches,
-            hyperparameters=lambda step: {"warmup": step < 3},
-        )  # fmt: skip
-
-    for num_batches in (2, 4):
-        found = train(images, jnp.asarray(num_batches))
-        codes = images[: 5 * num_batches]
-        for rule, key, state in zip(rules, jax.random.split(jax.random.key(1), 2), found.states, strict=True):
-            expected = rule.init(key, codes[:5])
-            for step in range(2 * num_batches):
-                start = 5 * (step % num_batches)
-                expected, info = rule.update(expected, codes[start : start + 5], warmup=step < 3)
-            chex.assert_trees_all_close(state, expected, atol=1e-4)
-            codes = rule.encode(expected, codes)
-        np.testing.assert_allclose(found.codes[: 5 * num_batches], codes, rtol=2e-3, atol=2e-3)
-        assert not np.any(found.codes[5 * num_batches :])
-        assert float(found.infos[1].energy[2 * num_batches - 1]) == pytest.approx(
-            float(info.energy), rel=1e-3
-        )
-        assert not np.any(found.infos[1].energy[2 * num_batches :])
-    assert found.codes.shape == (20, 8, 8, 4)
-    with pytest.raises(ValueError, match="batch_size=24"):
-        learning_rule.train_greedily(jax.random.key(0), images, rules, batch_size=24)
-    with pytest.raises(ValueError, match="rules is empty"):
-        learning_rule.train_greedily(jax.random.key(0), images, [], batch_size=2)
 
 
 def test_gradients_at_blank_patches_are_zero() -> None:

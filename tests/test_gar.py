@@ -9,6 +9,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from experiments import acol_pseudo
 from experiments.acol_pseudo import Config
-from sul_jax import augment, gar
+from sul_jax import acol, augment, gar
 from sul_jax.nn import ACOL
 
 
@@ -261,21 +262,21 @@ def test_seeds_together_are_the_seeds_alone(config: Config, monkeypatch: pytest.
             np.testing.assert_allclose(a, b, atol=1e-3)
 
 
-def test_parents_are_taught(config: Config) -> None:
+def test_parents_are_taught() -> None:
     """The loss of the parents' probabilities falls, on images as they are."""
-    setting = replace(config, supervision="parents", learning_rate=0.01)
     parents = jnp.arange(10) % 2
     images = jax.random.uniform(jax.random.key(0), (10, 8, 8, 1)) * (1 + 3 * parents[:, None, None, None])
-    network = acol_pseudo.build(setting, 0, (8, 8, 1))
-    step, optimizer = acol_pseudo.training_step(setting, network, steps_per_epoch=1)
-    params = nnx.state(network)
-    state, losses = (params, optimizer.init(params)), []
-    step = jax.jit(step)
+    sizes = {"num_parents": 2, "nodes_per_parent": 4, "num_features": 32, "num_filters": 4}
+    rule = acol.rule((8, 8, 1), **sizes, optimizer=optax.adam(0.01))
+    state, losses = rule.init(jax.random.key(0), images), []
+    update = jax.jit(rule.update)
     for index in range(100):
-        state, loss = step(state, jax.random.key(index), images, parents)
-        losses.append(float(loss))
-    nnx.update(network, state[0])
+        state, info = update(state, images, key=jax.random.key(index), parents=parents)
+        losses.append(float(info.loss))
     assert losses[-1] < losses[0]
+    assert info.loss >= info.terms["cross_entropy"] + 0.1 * info.terms["affinity"]
+    network = ACOL((8, 8, 1), **sizes, rngs=nnx.Rngs(0))
+    nnx.update(network, state.params)
     np.testing.assert_array_equal(np.argmax(network.parents(images), axis=1), parents)
 
 

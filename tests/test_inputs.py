@@ -1,7 +1,6 @@
 """Inputs of other kinds than float32 of JAX."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import chex
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 
 from sul_jax import (
-    LearningRule,
     coding_rate,
     energy,
     gar,
     hebbian,
     k_means,
     k_subspaces,
-    learning_rule,
     patches,
     whitening,
 )
@@ -75,13 +72,4 @@ def test_half_precision_memberships() -> None:
 
 def test_numpy_arrays_are_as_good() -> None:
     inputs = np.random.default_rng(0).random((20, 6))
-    state = k_subspaces.init(jax.random.key(0), inputs, num_subspaces=3, rank=2)
-    order = np.arange(20).reshape(2, 10)
-    state, _ = learning_rule.scan_updates(k_subspaces.update, state, inputs, order)
-    assert np.isfinite(state.bases).all()
-    rule = LearningRule(
-        partial(k_subspaces.init, num_subspaces=3, rank=2), k_subspaces.update, k_subspaces.encode
-    )
-    found = learning_rule.train_greedily(jax.random.key(0), inputs, [rule], batch_size=10)
-    assert found.codes.shape == (20, 3)
     assert hebbian.init(jax.random.key(0), inputs, num_units=3).weights.dtype == jnp.float32
