@@ -5,9 +5,11 @@ An image's code and cluster do not depend on the batch it comes in: programs tak
 """
 
 import copy
-import pickle
+import json
+import os
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import LearningRule, augment, coding_rate, deep_cluster, energy, gar, k_means, stack, whitening
-from sul_jax.nn import ACOL, NMCE, EnergyNet, LeNet5, ResNet
+from sul_jax.nn import ACOL, NMCE, EnergyNet, LeNet5, ResNet, _checkpoint
 from sul_jax.seeds import of_seed, over_seeds, stacked
 
 # Images that a compiled program encodes at a time.
@@ -105,7 +107,6 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     random_state: Any
     verbose: bool
     learns_clusters = False  # whether what is learned depends on their number
-    kept: Path | None = None  # a file that keeps what was learned if `fit` is stopped before its end
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: N803
         """Learns from images and clusters them.
@@ -198,6 +199,29 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         other = copy.copy(self).set_params(n_clusters=n_clusters)
         other._cluster(codes)
         return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fitted estimator as an Orbax checkpoint folder; see `load`.
+
+        Args:
+          path: the folder, new or an earlier checkpoint of the same kind of estimator. It is complete, or
+            it is not there.
+
+        Raises:
+          ValueError: there is something else at `path`, or an option is not for JSON.
+        """
+        check_is_fitted(self)
+        fitted = {n: v for n, v in vars(self).items() if n.endswith("_") and n not in _APART}
+        arrays = {n: v for n, v in fitted.items() if isinstance(v, np.ndarray) and v.dtype != object}
+        others = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in fitted.items()
+                  if n not in arrays}  # fmt: skip
+        leaves = {f"learned_{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(self.learned_))}
+        about = {"params": _params(self), "fitted": json.dumps(others)}
+        _checkpoint.write(path, type(self).__name__, arrays | leaves, about)
+
+    def _template(self) -> Any:
+        """The structure of what is learned, without values."""
+        raise NotImplementedError
 
     def _shown(self, codes: np.ndarray) -> np.ndarray:
         return codes
@@ -311,7 +335,12 @@ class _ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         raise NotImplementedError
 
 
-def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[np.ndarray]:  # noqa: N803
+def fit_together(
+    models: Sequence[_ImageClustering],
+    X: ArrayLike,  # noqa: N803
+    *,
+    keep: Sequence[str | os.PathLike[str] | None] | None = None,
+) -> Iterator[np.ndarray]:
     """Learns the networks of estimators that differ in `random_state` alone at once, by vmap.
 
     On an accelerator that takes less time than one after the other; on a CPU a single network keeps all cores
@@ -321,12 +350,15 @@ def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[n
     Args:
       models: the estimators; they are fitted in place.
       X: images, as for `fit`.
+      keep: of each estimator a folder, or None. What the network learned is kept there, for a fit that is
+        stopped before its end; a folder that is there is read, and its network is not learned anew.
 
     Returns:
       An iterator over the codes of the estimators, as from `fit_transform`.
 
     Raises:
-      ValueError: as `fit`, no estimators, or estimators that differ in more than `random_state`.
+      ValueError: as `fit`, no estimators, estimators that differ in more than `random_state`, or a folder
+        to keep that holds something else: of other images, options or seeds.
 
     Example:
       >>> import numpy as np
@@ -342,26 +374,125 @@ def fit_together(models: Sequence[_ImageClustering], X: ArrayLike) -> Iterator[n
     for model in models[1:]:
         if type(model) is not type(first) or _options(model) != _options(first):
             raise ValueError(f"models: {model} differs from {first} in more than random_state")
+    folders = [None] * len(models) if keep is None else [None if f is None else Path(f) for f in keep]
+    if len(folders) != len(models):
+        raise ValueError(f"keep has {len(folders)} folders for {len(models)} models")
     rows = first._begin(X)
     about = {name: value for name, value in vars(first).items() if name in _OF_IMAGES}
+    crc32 = zlib.crc32(np.ascontiguousarray(rows)) if any(folders) else 0
     missing = []
-    for model in models:
+    for model, folder in zip(models, folders, strict=True):
         model.__dict__.update(about)
         model.seed_ = int(check_random_state(model.random_state).randint(2**31 - 1))
-        if model.kept is not None and model.kept.exists():
-            model.learned_ = pickle.loads(model.kept.read_bytes())
+        if folder is not None and folder.exists():
+            model.learned_ = _read_kept(model, folder, crc32)
         else:
-            missing.append(model)
+            missing.append((model, folder))
     if missing:
-        keys = jnp.stack([jax.random.key(model.seed_) for model in missing])
+        keys = jnp.stack([jax.random.key(model.seed_) for model, _ in missing])
         learned = first._learn(keys, first._images(rows))
-        for index, model in enumerate(missing):
+        for index, (model, folder) in enumerate(missing):
             model.learned_ = jax.device_get(of_seed(learned, index))
-            if model.kept is not None:
-                whole = model.kept.with_name(f".{model.kept.name}")
-                whole.write_bytes(pickle.dumps(model.learned_))
-                whole.rename(model.kept)
+            if folder is not None:
+                _write_kept(model, folder, crc32)
     return (model._finish(rows) for model in models)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Reads what an estimator's `save` wrote.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      The fitted estimator. A `random_state` that was no integer is None.
+
+    Raises:
+      ValueError: no such checkpoint, or one of something else.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from sul_jax import estimators
+      >>> images = np.random.default_rng(0).random((10, 4, 4))
+      >>> model = estimators.PixelClustering(2, random_state=0).fit(images)
+      >>> folder = tempfile.mkdtemp() + "/model"
+      >>> model.save(folder)
+      >>> bool(np.all(estimators.load(folder).predict(images) == model.labels_))
+      True
+    """
+    folder = Path(path).absolute()
+    kinds = (PixelClustering, EnergyClustering, ACOLClustering, NMCEClustering, DeepClustering)
+    stored, sizes = _checkpoint.metadata(folder, *(kind.__name__ for kind in kinds))
+    (kind,) = (kind for kind in kinds if kind.__name__ == sizes["module"])
+    params = json.loads(sizes["params"])
+    if isinstance(params.get("architecture"), dict):
+        architecture = params["architecture"]
+        layers = tuple(energy.EnergyLayer(**layer) for layer in architecture.pop("layers"))
+        params["architecture"] = energy.EnergyArchitecture(**architecture, layers=layers)
+    if params.get("image_shape") is not None:
+        params["image_shape"] = tuple(params["image_shape"])
+    model = kind(**params)
+    arrays = {name: np.asarray(value) for name, value in _checkpoint.arrays(folder, stored).items()}
+    fitted = json.loads(sizes["fitted"])
+    fitted["image_shape_"] = tuple(fitted["image_shape_"])
+    if "feature_names_in_" in fitted:
+        fitted["feature_names_in_"] = np.array(fitted["feature_names_in_"], object)
+    model.__dict__.update(fitted, **{n: v for n, v in arrays.items() if not n.startswith("learned_")})
+    model.learned_ = _restored(model, folder, arrays)
+    return model
+
+
+# Fitted attributes that are stored leaf by leaf.
+_APART = ("learned_",)
+
+
+def _params(model: _ImageClustering) -> str:
+    """An estimator's options as JSON."""
+    params = model.get_params(deep=False)
+    if isinstance(params.get("architecture"), energy.EnergyArchitecture):
+        params["architecture"] = params["architecture"].to_dict()
+    if not isinstance(params["random_state"], int | np.integer):
+        params["random_state"] = None  # a generator; the seed that was drawn is `seed_`
+    try:
+        return json.dumps(params, sort_keys=True, default=lambda value: value.item())  # NumPy's scalars
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(f"{model} has options that cannot be stored as JSON") from None
+
+
+def _restored(model: _ImageClustering, folder: Path, arrays: dict[str, np.ndarray]) -> Any:
+    """What was learned, from its leaves."""
+    template = model._template()
+    leaves = [arrays[name] for name in sorted(arrays) if name.startswith("learned_")]
+    expected = [leaf.shape for leaf in jax.tree.leaves(template)]
+    if [leaf.shape for leaf in leaves] != expected:
+        raise ValueError(f"path={str(folder)!r} was written by another version: its arrays differ")
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _kept_about(model: _ImageClustering, crc32: int) -> dict[str, Any]:
+    params = json.loads(_params(model)) | {"random_state": None, "verbose": None}
+    if not model.learns_clusters:
+        params["n_clusters"] = None
+    described = json.dumps(params, sort_keys=True)
+    return {"params": described, "images": crc32, "seed": model.seed_, "shape": list(model.image_shape_)}
+
+
+def _write_kept(model: _ImageClustering, folder: Path, crc32: int) -> None:
+    leaves = {f"learned_{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(model.learned_))}
+    # Orbax stores no empty trees.
+    arrays = {"seed": np.asarray(model.seed_, np.uint32)} | leaves
+    _checkpoint.write(folder, f"{type(model).__name__}'s network", arrays, _kept_about(model, crc32))
+
+
+def _read_kept(model: _ImageClustering, folder: Path, crc32: int) -> Any:
+    stored, sizes = _checkpoint.metadata(folder, f"{type(model).__name__}'s network")
+    about = _kept_about(model, crc32)
+    differs = [name for name, value in about.items() if sizes.get(name) != value]
+    if differs:
+        raise ValueError(f"keep: {str(folder)!r} belongs to a fit that differs in {', '.join(differs)}")
+    arrays = {name: np.asarray(value) for name, value in _checkpoint.arrays(folder, stored).items()}
+    return _restored(model, folder, arrays)
 
 
 # What an estimator knows of the images it was fitted to.
@@ -418,6 +549,9 @@ class PixelClustering(_ImageClustering):
         self.verbose = verbose
 
     def _learn(self, keys: Array, images: _Images) -> Any:
+        return ()
+
+    def _template(self) -> Any:
         return ()
 
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
@@ -530,6 +664,23 @@ class EnergyClustering(_ImageClustering):
         normal = whitening.normalize(jnp.asarray(some_codes))
         components = min(_CODE_COMPONENTS, normal.shape[1])
         return whitening.pca(normal, num_components=components, exponent=self.code_whitening)
+
+    def _template(self) -> Any:
+        architecture = self._sizes()
+        rules = energy.network_rules(architecture)
+        side = self.image_size
+        images = jax.ShapeDtypeStruct((1, side, side, self.image_shape_[2]), jnp.float32)
+
+        def learned(images: Array) -> Any:
+            states = stack(*rules).init(jax.random.key(0), images)
+            if not self.code_whitening:
+                return states, None
+            codes = EnergyNet(states, architecture, code_power=self.code_power)(images)
+            components = min(_CODE_COMPONENTS, codes.shape[1])
+            several = jnp.zeros((components, codes.shape[1]))
+            return states, whitening.pca(several, num_components=components, exponent=self.code_whitening)
+
+        return jax.eval_shape(learned, images)
 
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         states, whitener = learned
@@ -664,6 +815,9 @@ class ACOLClustering(_ImageClustering):
         loss = partial(_acol_loss, graph)
         return _descend(self, keys, images, loss, params, (), self.learning_rate, _steps(self, images))[0]
 
+    def _template(self) -> Any:
+        return _abstract(self)[0]
+
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         return partial(_features, _graph(self._network), learned)
 
@@ -781,6 +935,9 @@ class NMCEClustering(_ImageClustering):
                 self, keys, images, loss, params, statistics, self.learning_rate, steps
             )
         return params, statistics
+
+    def _template(self) -> Any:
+        return _abstract(self)
 
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         # Embedding and logits side by side: `_codes` is asked for either.
@@ -926,6 +1083,9 @@ class DeepClustering(_ImageClustering):
             params = weights[0]
         return params, statistics
 
+    def _template(self) -> Any:
+        return _abstract(self)
+
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         return partial(_evaluated, _graph(self._network), learned)
 
@@ -990,6 +1150,12 @@ def _networks(estimator: Any, keys: Array) -> tuple[Any, Any, Any]:
         for key in keys
     ]
     return parts[0][0], stacked([p[1] for p in parts]), stacked([p[2] for p in parts])
+
+
+def _abstract(estimator: Any) -> tuple[Any, Any]:
+    """Parameters and statistics of an estimator's network, without values."""
+    parts: Any = nnx.split(nnx.eval_shape(lambda: estimator._network(0)), nnx.Param, nnx.BatchStat, ...)  # type: ignore[misc]
+    return parts[1], parts[2]
 
 
 def _folded(keys: Array, number: int) -> Array:

@@ -79,8 +79,8 @@ def write(path: str | os.PathLike[str], module: str, arrays: Any, sizes: dict[st
     shutil.rmtree(old, ignore_errors=True)
 
 
-def metadata(folder: Path, module: str) -> tuple[Any, dict[str, Any]]:
-    """Orbax's description of a module's checkpoint, and our own.
+def metadata(folder: Path, *modules: str) -> tuple[Any, dict[str, Any]]:
+    """Orbax's description of a checkpoint of one of some modules, and our own.
 
     Raises:
       ValueError: no such checkpoint, or one of another module.
@@ -93,9 +93,10 @@ def metadata(folder: Path, module: str) -> tuple[Any, dict[str, Any]]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"path={str(folder)!r} is not a checkpoint: {first}") from None
     found = stored.custom_metadata
-    if not isinstance(found, dict) or found.get("module") != module:
-        article = "an" if module[0] in "AEIOU" else "a"
-        raise ValueError(f"path={str(folder)!r} is not a checkpoint of {article} {module}")
+    if not isinstance(found, dict) or found.get("module") not in modules:
+        names = " or ".join(modules)
+        article = "an" if names[0] in "AEIOU" else "a"
+        raise ValueError(f"path={str(folder)!r} is not a checkpoint of {article} {names}")
     return stored, found
 
 
