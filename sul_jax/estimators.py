@@ -379,7 +379,7 @@ def fit_together(
         raise ValueError(f"keep has {len(folders)} folders for {len(models)} models")
     rows = first._begin(X)
     about = {name: value for name, value in vars(first).items() if name in _OF_IMAGES}
-    crc32 = zlib.crc32(np.ascontiguousarray(rows)) if any(folders) else 0
+    crc32 = zlib.crc32(rows.tobytes()) if any(folders) else 0
     missing = []
     for model, folder in zip(models, folders, strict=True):
         model.__dict__.update(about)

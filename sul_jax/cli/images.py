@@ -223,9 +223,7 @@ def check_images(images: np.ndarray, where: str) -> np.ndarray:
 def _of_arrays(path: Path) -> Images:
     pixels, labels = read_arrays(path)
     if pixels.shape[-1] not in (1, 3):
-        raise ConfigError(
-            f"images in {str(path)!r} have {pixels.shape[-1]} channels; 1 or 3 are accepted"
-        )
+        raise ConfigError(f"images in {str(path)!r} have {pixels.shape[-1]} channels; 1 or 3 are accepted")
     classes: list[str] = []
     if labels is not None:
         kinds, labels = np.unique(labels, return_inverse=True)

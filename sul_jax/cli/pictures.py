@@ -125,7 +125,7 @@ def eight_bits(values: np.ndarray, scale: Scale) -> np.ndarray:
     """
     width = scale.high - scale.low
     shares = (values.astype(np.float64) - scale.low) / (width if width > 0 else 1.0)
-    return np.uint8(np.round(255 * np.clip(shares, 0, 1)))
+    return np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
 
 
 @cache

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import numpy as np
@@ -104,7 +104,7 @@ class Workdir:
             self._lock.release()
             raise
 
-    def __enter__(self) -> "Workdir":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
