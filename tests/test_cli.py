@@ -465,10 +465,31 @@ def test_the_command_line(
     call("assign", "runs/cluster", str(folder))
     assert "clusters: assigned.csv" in capsys.readouterr().out
     assert len((tmp_path / "assigned.csv").read_text().splitlines()) == 91
-    with pytest.raises(SystemExit) as stop:
-        call("cluster", "nowhere")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: images='nowhere' is neither")
+    for words, message in (
+        (("cluster", "nowhere"), "error: images='nowhere' is neither"),
+        (("clsuter", "nowhere"), "error: 'clsuter' is not a command; there are cluster and assign"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            call(*words)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    call("--help")
+    assert "sul-jax assign" in capsys.readouterr().out
+    monkeypatch.setattr(cli, "_NEEDED", ("no_such_package",))
+    with pytest.raises(SystemExit):
+        call("cluster", str(folder))
+    assert "pip install 'sul_jax[cli]'" in capsys.readouterr().err
+
+
+def test_a_terminal_that_is_not_utf8(folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-c", "import sul_jax.cli; sul_jax.cli.main()", "cluster", str(folder),
+        "--method", "pixels", "--workdir", str(tmp_path / "é"), "--seeds", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"90 images of 28?28?1" in done.stdout
 
 
 def test_the_command_needs_nothing_of_the_experiments() -> None:

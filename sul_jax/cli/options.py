@@ -2,14 +2,11 @@
 
 import contextlib
 import ctypes
-import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tyro
 
@@ -51,17 +48,21 @@ def check_options(
 
 
 def command_line(
-    commands: Callable[[Any], Any] | Mapping[str, tuple[type[Any], Callable[[Any], Any]]],
-    config: type[Any] | None = None,
+    run: Callable[[Any], Any],
+    config: type[Any],
     *,
-    description: str,
+    description: str | None,
+    program: str | None = None,
+    words: Sequence[str] | None = None,
 ) -> None:
     """Parses the command line and runs; an error is one line, with SUL_JAX_TRACEBACK set a traceback.
 
     Args:
-      commands: what runs, of a `config`; or the type of the options and what runs, by the subcommand's name.
-      config: the type of the options of a single command.
+      run: what is to be done, of a `config`.
+      config: the type of the options.
       description: of the command.
+      program: its name, by default that of the process.
+      words: the command line, by default that of the process.
 
     Raises:
       SystemExit: with 2 for an error, with 130 where it was interrupted.
@@ -69,13 +70,7 @@ def command_line(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal is UTF-8
             stream.reconfigure(errors="replace")
-    if isinstance(commands, Mapping):
-        kinds: Any = reduce(or_, (_subcommand(name, kind) for name, (kind, _) in commands.items()))
-        parsed = tyro.cli(kinds, description=description)
-        run = dict(commands.values())[type(parsed)]
-    else:
-        assert config is not None
-        parsed, run = tyro.cli(config, description=description), commands
+    parsed = tyro.cli(config, prog=program, args=words, description=description)
     _keep_freed_memory()
     try:
         run(parsed)
@@ -88,12 +83,6 @@ def command_line(
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _subcommand(name: str, kind: type[Any]) -> Any:
-    """One of several commands; its help is the docstring of the module of its options."""
-    description = inspect.getdoc(sys.modules[kind.__module__])
-    return Annotated[kind, tyro.conf.subcommand(name, description=description)]
 
 
 def _keep_freed_memory() -> None:
