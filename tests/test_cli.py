@@ -149,7 +149,7 @@ def test_all_kinds_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 × .txt (not a picture)" in html
     printed = capsys.readouterr().out
     assert "left out: 1 × .txt (not a picture)" in printed
-    assert "1 files hold several pictures" in printed
+    assert "files with several pictures: 1;" in printed
     # What a run wrote inside the folder is no part of it.
     assert len(cluster.run(run).labels) == 14
 
@@ -203,8 +203,25 @@ def test_colours_of_16_bits_are_mentioned(tmp_path: Path) -> None:
     body = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts]
     (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
     found = images.read(tmp_path, 4)
-    assert found.notes == ["1 colour pictures of 16 bits: the upper 8 bits are read"]
+    assert found.notes == ["colour pictures of 16 bits: 1; the upper 8 bits are read"]
     assert found.pixels.max() == 64
+
+
+def test_pictures_that_are_turned_large_or_not_finite(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (4100, 8200))
+    upright.paste((255, 0, 0), (0, 0, 4100, 4100))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the left: it is to be seen turned to the right
+    for ending in ("png", "tif", "webp"):
+        turned = upright.rotate(90, expand=True)
+        turned = turned.resize((82, 41)) if ending == "webp" else turned
+        turned.save(tmp_path / f"turned.{ending}", exif=exif)
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "nan.tiff")
+    found = images.read(tmp_path, 8)
+    assert found.left_out == [("nan.tiff", "holds values that are not finite")]
+    for pixels in found.pixels:
+        assert pixels[:3, :, 0].min() > 250
+        assert pixels[5:, :, 0].max() < 5
 
 
 def test_folders_of_classes(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ import numpy as np
 
 from sul_jax._files import atomic_path as atomic_path
 from sul_jax.cli import images as user_images
-from sul_jax.cli.images import check_images as check_images
+from sul_jax.cli.arrays import check_images as check_images
+from sul_jax.cli.arrays import read_arrays
 from sul_jax.cli.options import ConfigError
 
 # Data that cannot be used are an error of one line, as options are.
@@ -616,7 +617,7 @@ def _load_folder(folder: Path, size: int | None) -> Dataset:
 
 
 def _load_npz(path: Path) -> Dataset:
-    images, labels = user_images.read_arrays(path)
+    images, labels = read_arrays(path)
     # With its suffix the name can't be taken for that of a published data set.
     return Dataset(path.name, images, labels, images, labels, str(path))
 

@@ -142,7 +142,7 @@ def _checked(config: Config) -> Config:
         config,
         images=Path(config.images),
         workdir=Path(config.workdir),
-        num_clusters=(numbers,) if isinstance(numbers, int) else tuple(numbers),
+        num_clusters=(int(numbers),) if np.ndim(numbers) == 0 else tuple(numbers),
     )
     check_options(config, at_least={"image_size": 4, "seeds": 1, "seed": 0, "seeds_together": 1})
     for number in config.num_clusters:

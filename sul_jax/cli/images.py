@@ -1,8 +1,6 @@
 """The images of a user: a folder of pictures of any kinds, or the arrays of an .npz file."""
 
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from sul_jax.cli.arrays import read_arrays
 from sul_jax.cli.options import ConfigError
 from sul_jax.cli.pictures import Opened, PictureError, Scale, eight_bits, open_picture
 
@@ -159,67 +158,6 @@ def kinds_left_out(left_out: Sequence[LeftOut], most: int = 8) -> list[str]:
     return lines + ([f"{rest} more for other reasons, listed in the report"] if rest else [])
 
 
-def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels of an .npz file.
-
-    Args:
-      path: a file with an array `images`, see `check_images`, and perhaps integers `labels`.
-
-    Raises:
-      ConfigError: no such file, or arrays that cannot be used.
-    """
-    try:
-        with np.load(path) as arrays:
-            stored = {key: arrays[key] for key in arrays.files if key in ("images", "labels")}
-    except FileNotFoundError:
-        raise ConfigError(f"{str(path)!r} does not exist") from None
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is not a readable .npz file ({error})") from None
-    if "images" not in stored:
-        raise ConfigError(f"{path} has no array named 'images'")
-    images = check_images(stored["images"], str(path))
-    labels = stored.get("labels")
-    if labels is None:
-        return images, None
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise ConfigError(
-            f"labels in {path} must be {images.shape[0]} integers, one for each image, "
-            f"got shape {labels.shape} of {labels.dtype}"
-        )
-    if labels.min() < -(2**31) or labels.max() >= 2**31:  # they would become others
-        raise ConfigError(f"labels in {path} go from {labels.min()} to {labels.max()}, beyond 32 bits")
-    return images, labels.astype(np.int32)
-
-
-def check_images(images: np.ndarray, where: str) -> np.ndarray:
-    """Images as `[num, height, width, channels]`, uint8 or float32.
-
-    Args:
-      images: with or without channels, uint8 or floating.
-      where: they come from, for errors.
-
-    Raises:
-      ConfigError: wrong shape or type, no images, NaN or infinite pixels.
-    """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise ConfigError(
-            f"images in {where} must have shape [num, height, width] or [num, height, width, "
-            f"channels], none of them zero; got {images.shape}"
-        )
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind != "f":
-        raise ConfigError(f"images in {where} must be uint8 or floating, got {images.dtype}")
-    with np.errstate(over="ignore"):
-        images = images.astype(np.float32)
-    bad = np.count_nonzero(~np.isfinite(images))
-    if bad:
-        raise ConfigError(f"images in {where} hold {bad} NaN or infinite pixels; all must be finite")
-    return images
-
-
 def _of_arrays(path: Path) -> Images:
     pixels, labels = read_arrays(path)
     if pixels.shape[-1] not in (1, 3):
@@ -309,12 +247,12 @@ def _notes(seen: Counter[str], num_deep: int, scale: Scale | None) -> list[str]:
     notes = []
     if num_deep and scale is not None:
         notes.append(
-            f"{num_deep} pictures of more than 8 bits: {scale.low:g} is black and {scale.high:g} white in all"
+            f"pictures of more than 8 bits: {num_deep}; in all {scale.low:g} is black and {scale.high:g} white"
         )
     if seen["several"]:
-        notes.append(f"{seen['several']} files hold several pictures: the first of each is read")
+        notes.append(f"files with several pictures: {seen['several']}; the first of each is read")
     if seen["cut"]:
-        notes.append(f"{seen['cut']} colour pictures of 16 bits: the upper 8 bits are read")
+        notes.append(f"colour pictures of 16 bits: {seen['cut']}; the upper 8 bits are read")
     return notes
 
 

@@ -1,6 +1,7 @@
 """One picture of any kind: what Pillow opens, upright, on a ground that shows it, in a few words if not."""
 
 import stat
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Lightness from which on a drawing on a transparent ground is put on black: three quarters of white.
 _LIGHT = 191
+# The shorter side of a picture, of which half is more than anyone clusters.
+_LARGE = 2048
 # PostScript is a program, which Ghostscript would run; the others name kinds that only other programs read.
 _NOT_READ = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"})
 # Without a signature in the file: nearly anything could be one, so the ending decides.
@@ -58,15 +61,17 @@ def open_picture(file: Path) -> Opened:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait without end
             raise PictureError("not a file of data")
-        with Image.open(file, formats=_formats()) as image:
+        with warnings.catch_warnings():  # of many pixels: they are made fewer below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(file, formats=_formats())
+        with opened as image:
             if image.format in _BY_ENDING and Image.EXTENSION.get(file.suffix.lower()) != image.format:
                 raise PictureError("not a picture")
             frames = int(getattr(image, "n_frames", 1))
             cut = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
             cut = cut and not image.mode.startswith(("I", "F"))
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return Opened(_plain(upright), frames, cut)
+            ImageOps.exif_transpose(image, in_place=True)
+            return Opened(_plain(_no_larger_than_needed(image)), frames, cut)
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -128,6 +133,16 @@ def eight_bits(values: np.ndarray, scale: Scale) -> np.ndarray:
     return np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
 
 
+def _no_larger_than_needed(image: Image.Image) -> Image.Image:
+    """Very large pictures at a part of their size: all that follows holds them several times."""
+    factor = min(image.size) // _LARGE
+    if factor < 2 or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        return image
+    smaller = image.reduce(factor)
+    smaller.info = image.info
+    return smaller
+
+
 @cache
 def _formats() -> list[str]:
     Image.init()
@@ -151,8 +166,9 @@ def _plain(image: Image.Image) -> Image.Image:
 
 def _ground(image: Image.Image) -> str:
     """White, but black below a drawing that is light itself."""
-    opacity = np.asarray(image.getchannel("A"), np.float64)
+    small = image if max(image.size) <= 256 else image.resize((256, 256), Image.Resampling.BOX)
+    opacity = np.asarray(small.getchannel("A"), np.float64)
     if opacity.min() == 255 or opacity.max() == 0:
         return "white"
-    lightness = np.asarray(image.convert("RGB").convert("L"), np.float64)
+    lightness = np.asarray(small.convert("RGB").convert("L"), np.float64)
     return "black" if np.average(lightness, weights=opacity) >= _LIGHT else "white"
