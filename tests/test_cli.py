@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,20 @@ def test_the_number_of_clusters_on_which_seeds_agree(folder: Path, tmp_path: Pat
     )
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("network-*")} == stored
     np.testing.assert_array_equal(resumed.labels, report.labels)
+
+
+def test_the_seed_that_agrees_most_is_taken() -> None:
+    """And not the first, the last, or the one that agrees least."""
+    clusterings = ([0, 1, 0, 1, 0, 1], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1])
+    fits = [
+        networks.Fit(seed, SimpleNamespace(n_clusters=2, labels_=np.array(labels)), Path())
+        for seed, labels in enumerate(clusterings)
+    ]
+    found = images.Images(np.zeros((6, 4, 4, 1), np.uint8), [], None, [], [], [], None, [])
+    report, fit, table = cluster._judge(found, fits)
+    assert fit.seed == 2
+    assert table.shape == (4, 4)
+    assert report.agreement == {2: round(table[~np.eye(4, dtype=bool)].mean(), 3)}
 
 
 def test_agreement_without_labels_is_that_of_the_arrays(tmp_path: Path) -> None:

@@ -137,12 +137,11 @@ def run(config: Config) -> Report:
 
 def _checked(config: Config) -> Config:
     """The options with their types, as a caller in Python may not have given them."""
-    numbers = config.num_clusters
     config = dataclasses.replace(
         config,
         images=Path(config.images),
         workdir=Path(config.workdir),
-        num_clusters=(int(numbers),) if np.ndim(numbers) == 0 else tuple(numbers),
+        num_clusters=tuple(int(number) for number in np.atleast_1d(config.num_clusters)),
     )
     check_options(config, at_least={"image_size": 4, "seeds": 1, "seed": 0, "seeds_together": 1})
     for number in config.num_clusters:
