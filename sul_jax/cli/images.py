@@ -247,7 +247,7 @@ def _notes(seen: Counter[str], num_deep: int, scale: Scale | None) -> list[str]:
     notes = []
     if num_deep and scale is not None:
         notes.append(
-            f"pictures of more than 8 bits: {num_deep}; {scale.low:g} is black in all and {scale.high:g} white"
+            f"pictures of more than 8 bits: {num_deep}; {scale.low:g} is black, {scale.high:g} white in all"
         )
     if seen["several"]:
         notes.append(f"files with several pictures: {seen['several']}; the first of each is read")
