@@ -23,11 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import data
-from experiments.cluster_images import ESTIMATORS, agreement, mean_agreement
 from experiments.common import evaluation
 from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, peak_gib, record, write_json
 from experiments.common.tables import comparison
+from sul_jax import metrics
+from sul_jax.cli.networks import METHODS
 
 EXPERIMENT = "compare"
 UMAP = "umap"
@@ -71,7 +72,7 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     check_options(config, at_least={"num_images": 20, "seeds": 1, "seed": 0})
     if any(number < 2 for number in config.num_clusters):
         raise ConfigError(f"num_clusters={config.num_clusters} is not accepted: each must be at least 2")
-    available = [*ESTIMATORS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
+    available = [*METHODS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
     for method in config.methods:
         if method not in available:
             hint = "; umap needs the package umap-learn" if method == UMAP else ""
@@ -98,8 +99,8 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
                 bar.update()
             alike = {}
             for number in runs[0][1] if len(runs) > 1 else ():
-                table = agreement([clusters[number] for _, clusters in runs])
-                alike[_name("agreement", number, classes)] = round(mean_agreement(table), 3)
+                table = 100 * metrics.agreement([clusters[number] for _, clusters in runs])
+                alike[_name("agreement", number, classes)] = round(metrics.mean_agreement(table), 3)
             found[method] = [values | alike for values, _ in runs]
             write_json(config.workdir / "results.json", found)
             for index, values in enumerate(found[method] if config.record else ()):
@@ -120,7 +121,7 @@ def judge(
     """Learns, clusters and compares with the labels; meant for a process of its own.
 
     Args:
-      method: a key of `cluster_images.ESTIMATORS`, or umap.
+      method: energy, acol, nmce, deepcluster, pixels or umap.
       seed: of the method.
       images: `[num_images, height, width, channels]`.
       labels: `[num_images]`.
@@ -137,7 +138,7 @@ def judge(
     if method == UMAP:
         codes, clusters = _umap(seed, images, number)
     else:
-        model: Any = ESTIMATORS[method](number, random_state=seed)
+        model: Any = METHODS[method](number, random_state=seed)
         codes = model.fit_transform(images)
         clusters = model.labels_
     seconds, peak = time.perf_counter() - began, peak_gib()

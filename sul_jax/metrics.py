@@ -4,6 +4,9 @@ Values are between 0 and 1. The papers differ: 000 and 003 report the one-to-one
 of 002 the purity, 004 the normalised mutual information.
 """
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -68,6 +71,44 @@ def adjusted_rand_index(labels_true: ArrayLike, labels_pred: ArrayLike) -> float
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(*_labels(labels_true, labels_pred)))
+
+
+def agreement(clusterings: Sequence[ArrayLike]) -> np.ndarray:
+    """Adjusted Rand index between every two clusterings of the same examples.
+
+    Clusterings from different seeds that agree are stable; they need not be right.
+
+    Args:
+      clusterings: each `[num_examples]`.
+
+    Returns:
+      `[num_clusterings, num_clusterings]`, with ones on the diagonal.
+
+    Raises:
+      ValueError: lengths differ, or there are no examples.
+
+    Example:
+      >>> from sul_jax import metrics
+      >>> metrics.agreement([[0, 0, 1, 1], [1, 1, 0, 0]]).tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+    """
+    table = np.ones((len(clusterings), len(clusterings)))
+    for (i, one), (j, other) in itertools.combinations(enumerate(clusterings), 2):
+        table[i, j] = table[j, i] = adjusted_rand_index(one, other)
+    return table
+
+
+def mean_agreement(table: np.ndarray) -> float:
+    """The mean of all pairs in a table of `agreement`; 0 where there is a single clustering.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax import metrics
+      >>> metrics.mean_agreement(np.array([[1.0, 0.5], [0.5, 1.0]]))
+      0.5
+    """
+    between = table[~np.eye(len(table), dtype=bool)]
+    return float(between.mean()) if between.size else 0.0
 
 
 def match_clusters(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[int, int]:

@@ -2,23 +2,19 @@
 
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
-import resource
-import shutil
-import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
-import numpy as np
 
-from experiments.common.options import ConfigError
-from experiments.data import Dataset, atomic_path
+from experiments.data import Dataset
+from sul_jax._files import write_json as write_json
+from sul_jax.cli import workdir
+from sul_jax.cli.workdir import identity as identity
+from sul_jax.cli.workdir import make_workdir as make_workdir
 
 RESULTS = Path(__file__).parents[1] / "results"
 # Fields of a config that say where and how a run was made, not what it computed.
@@ -58,39 +54,16 @@ class Outcome(NamedTuple):
     paper: Mapping[str, float] = {}
 
 
-def identity(images: np.ndarray) -> dict[str, Any]:
-    """What tells training images apart from others."""
-    return {"num_train": len(images), "shape": images.shape[1:], "crc32": zlib.crc32(images.tobytes())}
-
-
-def make_workdir(path: Path) -> None:
-    """Makes a run's folder where there is none; raises `ConfigError` where it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()  # an existing folder may be read-only
-    except OSError as error:
-        raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None
-
-
-class Workdir:
-    """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, figures, checkpoints.
-
-    A context manager that holds a lock on the folder and at its end writes `results.json`. A new run in a
-    folder that holds an earlier one sets that aside in `previous-…`; nothing is lost.
-    """
+class Workdir(workdir.Workdir):
+    """The folder of an experiment: that of any run, with `metrics.jsonl`, a file a seed, and records."""
 
     _FILES = (
         "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*", "errors.json",
     )  # fmt: skip
+    _STATE = ("seed*.json", "checkpoints-*", "network-*")
 
     def __init__(
-        self,
-        experiment: str,
-        config: Any,
-        *,
-        data: Mapping[str, Any],
-        may_differ: Sequence[str] = (),
-        files: Sequence[str] = _FILES,
+        self, experiment: str, config: Any, *, data: Mapping[str, Any], may_differ: Sequence[str] = ()
     ):
         """Opens the folder.
 
@@ -100,61 +73,33 @@ class Workdir:
             `resume` says that the run in the folder, of the same configuration and data, is to go on.
           data: what tells the data apart; see `identity`.
           may_differ: fields of the configuration that need not be the same on resume.
-          files: patterns of what the experiment writes, and of an earlier run sets aside.
 
         Raises:
           ConfigError: the folder cannot be written, is in use, holds something else, or `resume` finds a
             run of another configuration.
         """
-        self.path = path = config.workdir
-        self._files = files
         self.seeds = range(config.seed, config.seed + config.seeds)
         self._experiment, self._config = experiment, config
-        self.results: list[dict[str, Any]] = []
-        # Through JSON, so that it compares equal to what is read back.
-        self.described: dict[str, Any] = json.loads(
-            json.dumps(
-                {"experiment": experiment, "data": dict(data), **recorded(config)}
-                | {"seed": config.seed, "seeds": config.seeds}
-            )
+        about = {"data": dict(data), **recorded(config), "seed": config.seed, "seeds": config.seeds}
+        super().__init__(
+            config.workdir,
+            experiment,
+            about,
+            files=self._FILES,
+            state=self._STATE,
+            resume=config.resume,
+            may_differ=may_differ,
         )
-        make_workdir(path)
-        try:
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(f"workdir={str(path)!r} cannot be written: {error}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"workdir={str(path)!r} is in use by another run") from None
-        stored = path / "config.json"
-        if stored.exists():
-            found = self._read(stored, experiment)
-            if config.resume:
-                self._compare(found, may_differ)
-            else:
-                self._set_aside()
-        elif any(next(path.glob(pattern), None) for pattern in ("seed*.json", "checkpoints-*")):
-            self._set_aside()  # an interrupted setting aside, finished
-        write_json(stored, self.described)
-
-    def __enter__(self) -> "Workdir":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
-        if kind is None:
-            write_json(self.path / "results.json", self.results)
-        self._lock.close()
 
     def log(self, **values: Any) -> None:
         """Appends a line to `metrics.jsonl`."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def finished(self, seed: int) -> dict[str, Any] | None:
         """`metrics` and `seconds` of a seed that an earlier run of this configuration has finished."""
         path = self.path / f"seed{seed}.json"
-        stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return stored if stored.get("config") == self.described else None
 
     def discard(self, seed: int) -> None:
@@ -176,46 +121,6 @@ class Workdir:
             write_json(path, stored | {"recorded": True})
         self.results.append({"seed": seed, "metrics": metrics})
 
-    def _read(self, stored: Path, experiment: str) -> dict[str, Any]:
-        try:
-            found = json.loads(stored.read_text())
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or found.get("experiment") != experiment:
-            raise ConfigError(
-                f"workdir={str(self.path)!r} holds a config.json that is not a run of {experiment}; "
-                "give another --workdir"
-            )
-        return found
-
-    def _compare(self, found: Mapping[str, Any], may_differ: Sequence[str]) -> None:
-        for key, value in self.described.items():
-            earlier = found.get(key)
-            if key not in may_differ and earlier != value:
-                raise ConfigError(
-                    f"workdir={str(self.path)!r} holds a run with {key}={earlier!r}, which "
-                    f"cannot be resumed with {key}={value!r}; "
-                    "give the same options or another --workdir"
-                )
-
-    def _set_aside(self) -> None:
-        number = 1
-        while (old := self.path / f"previous-{number:03d}").exists():
-            number += 1
-        old.mkdir()
-        # The config goes last: until then the folder counts as an earlier run's.
-        for pattern in (*self._files, "config.json"):
-            for entry in sorted(self.path.glob(pattern)):
-                shutil.move(entry, old / entry.name)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        # Names on disk are not always UTF-8; what Python makes of them is escaped.
-        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
-
 
 def recorded(config: Any) -> dict[str, Any]:
     """The options that say what a run computes, not where and how."""
@@ -226,7 +131,7 @@ def recorded(config: Any) -> dict[str, Any]:
 def record(experiment: str, config: Any, seed: int, outcome: Outcome) -> None:
     """Appends one run to `experiments/results/<experiment>.json`."""
     path = RESULTS / f"{experiment}.json"
-    records = json.loads(path.read_text()) if path.exists() else []
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     records.append(
         {
             "experiment": experiment,
@@ -258,11 +163,15 @@ def device_name() -> str:
 
 
 def peak_gib() -> float:
-    """This process's memory at its peak."""
+    """This process's memory at its peak; 0 where the system does not tell."""
     status = Path("/proc/self/status")
     if status.exists():  # a child's `ru_maxrss` begins with its parent's
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**20
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on a Mac
 
 

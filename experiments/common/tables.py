@@ -7,6 +7,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from experiments.common.runs import SeedResult
+from sul_jax.cli.tables import format_table as format_table
 
 # Metrics, and what tables call them.
 _COMPARED = {
@@ -19,19 +20,6 @@ _COMPARED = {
     "peak_gib": "peak GiB",
 }
 _RANKED = ("agreement", "clustering_accuracy")
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well on a terminal; the first column is left-aligned."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *others]) + " |"
-
-    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
 def print_metrics(results: Sequence[SeedResult[Any]], paper: Mapping[str, float]) -> None:

@@ -15,7 +15,6 @@ import hashlib
 import http.client
 import os
 import struct
-import tempfile
 import time
 import urllib.request
 import zipfile
@@ -24,16 +23,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from PIL import Image
+from sul_jax._files import atomic_path as atomic_path
+from sul_jax.cli import images as user_images
+from sul_jax.cli.arrays import check_images as check_images
+from sul_jax.cli.arrays import read_arrays
+from sul_jax.cli.options import ConfigError
 
-
-class DataError(ValueError):
-    """Data that cannot be used, said in one line."""
+# Data that cannot be used are an error of one line, as options are.
+DataError = ConfigError
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,6 @@ PREPARED = {
 NAMES = ("auto", *ORIGINALS, "usps", *COIL, *PREPARED, "digits", "photographs")
 # What `auto` may mean: the data set that is wanted, and the bundled one that stands in for it.
 GRAY, COLOUR = ("mnist", "digits"), ("cifar10", "photographs")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def load(
@@ -262,24 +262,6 @@ def cache_dir() -> Path:
     """`$SUL_JAX_CACHE`, by default `sul_jax` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sul_jax"
     return Path(os.environ.get("SUL_JAX_CACHE", default))
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that is renamed to it when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp's files are private; a result should be as readable as any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _NotFoundError(DataError):
@@ -614,85 +596,28 @@ def _strip(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
 
 
-def hidden(name: str) -> bool:
-    """Of programs rather than of the user: thumbnails, checkpoints, what archives add."""
-    return name.startswith((".", "__"))
-
-
-def readable(name: str) -> str:
-    """Names on disk are bytes, and not always UTF-8."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def picture(file: Path) -> "Image.Image":
-    """A file's first frame, upright, on white where transparent, in RGB with 8 bits a channel."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith(("I", "F")):  # 16 bits, or more
-            values = np.asarray(image, np.float64)
-            top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
-            image = Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
-        if image.mode in ("P", "LA", "PA", "RGBA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-
-
 def _load_folder(folder: Path, size: int | None) -> Dataset:
-    """Images of a folder or of its sub-folders, the classes: shorter side to `size`, the middle square."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+    """Pictures of a folder or of its sub-folders, the classes: shorter side to `size`, the middle square."""
     if not folder.is_dir():
         raise DataError(f"dataset {str(folder)!r} is not a folder")
     if size is None:
         raise DataError(
             f"dataset {str(folder)!r} is a folder: nmce_images takes it with --image-size, "
-            "cluster_images with --images; the other experiments take FILE.npz"
+            "sul-jax cluster as it is; the other experiments take FILE.npz"
         )
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
-    if classes and any(p.suffix.lower() in _IMAGE_SUFFIXES for p in folder.iterdir()):
+    found = user_images.read(folder, size, colour=True)
+    tops = {file.parent == folder for file in found.files}
+    if len(tops) == 2:
         raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")
-    images, labels = [], []
-    for label, parent in enumerate(classes or [folder]):
-        for path in sorted(p for p in parent.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
-            try:
-                with Image.open(path) as image:
-                    upright = ImageOps.exif_transpose(image).convert("RGB")
-                    fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-            except (OSError, UnidentifiedImageError, ValueError) as error:
-                raise DataError(f"{path} is not a readable image ({error})") from None
-            images.append(np.asarray(fitted))
-            labels.append(label)
-    if not images:
-        raise DataError(f"{str(folder)!r} and its sub-folders hold no {', '.join(_IMAGE_SUFFIXES)} files")
-    found, stacked = np.asarray(labels, np.int32) if classes else None, np.stack(images)
+    print("\n".join(user_images.summary(found)))
     source = f"a folder, the middle {size}×{size}"
     # With a separator the name can't be taken for that of a published data set.
-    return Dataset(folder.resolve().name + os.sep, stacked, found, stacked, found, source)
+    name = folder.resolve().name + os.sep
+    return Dataset(name, found.pixels, found.labels, found.pixels, found.labels, source)
 
 
 def _load_npz(path: Path) -> Dataset:
-    try:
-        with np.load(path) as arrays:
-            found = {key: arrays[key] for key in arrays.files if key in ("images", "labels")}
-    except FileNotFoundError:
-        raise DataError(f"dataset {str(path)!r} does not exist") from None
-    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file ({error})") from None
-    if "images" not in found:
-        raise DataError(f"{path} has no array named 'images'")
-    images = check_images(found["images"], str(path))
-    labels = found.get("labels")
-    if labels is not None:
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise DataError(
-                f"labels in {path} must be {images.shape[0]} integers, one for each image, "
-                f"got shape {labels.shape} of {labels.dtype}"
-            )
-        labels = labels.astype(np.int32)
+    images, labels = read_arrays(path)
     # With its suffix the name can't be taken for that of a published data set.
     return Dataset(path.name, images, labels, images, labels, str(path))
 
@@ -703,28 +628,3 @@ def check_unit_range(images: np.ndarray) -> None:
         raise DataError(
             f"floating images must be in [0, 1], got values from {images.min():.4g} to {images.max():.4g}"
         )
-
-
-def check_images(images: np.ndarray, where: str) -> np.ndarray:
-    """Images as `[num, height, width, channels]`, uint8 or float32.
-
-    Raises:
-      DataError: wrong shape or type, no images, NaN or infinite pixels.
-    """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise DataError(
-            f"images in {where} must have shape [num, height, width] or [num, height, width, "
-            f"channels], none of them zero; got {images.shape}"
-        )
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind != "f":
-        raise DataError(f"images in {where} must be uint8 or floating, got {images.dtype}")
-    with np.errstate(over="ignore"):
-        images = images.astype(np.float32)
-    bad = np.count_nonzero(~np.isfinite(images))
-    if bad:
-        raise DataError(f"images in {where} hold {bad} NaN or infinite pixels; all must be finite")
-    return images

@@ -1,25 +1,29 @@
-"""The report of `cluster_images`: one HTML file with everything in it."""
+"""The report of `sul-jax cluster`: one HTML file with everything in it."""
 
 import base64
 import contextlib
 import html
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import data
+from sul_jax.cli import figures
+from sul_jax.cli.images import Images, kinds_left_out
+from sul_jax.cli.pictures import PictureError, Scale, eight_bits, picture
 
 if TYPE_CHECKING:
-    from experiments.cluster_images import Config, Images, Report
+    from sul_jax.cli.cluster import Report
 
 # Thumbnails of each kind in a cluster's gallery and in all of them, and their side in pixels.
 _SHOWN, _ALL_SHOWN, _THUMBNAIL = 12, 400, 72
-# Images in the two-dimensional map, and rows and columns of a confusion matrix that can still be read.
-_MAPPED, _MAX_TABLE = 1500, 30
+# Rows and columns of a confusion matrix that can still be read, and files in a list.
+_MAX_TABLE, _LISTED = 30, 200
+# Where the map is put when it is drawn.
+_MAP = "<!-- map -->"
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -40,45 +44,50 @@ summary { cursor: pointer; font-weight: 600; }
 """
 
 
-def render(
-    images: "Images",
-    config: "Config",
-    report: "Report",
-    *,
-    codes: np.ndarray,
-    distances: np.ndarray,
-    between_seeds: np.ndarray,
-    seconds: float,
-) -> str:
-    """The report as HTML.
+class About(NamedTuple):
+    """What the report says of the run.
 
-    Args:
-      images: what was clustered.
-      config: of the run.
-      report: what it found.
-      codes: `[num_images, num_codes]`.
-      distances: `[num_images, num_clusters]`, of codes to the clusters' centres.
-      between_seeds: `[seeds, seeds]`, adjusted Rand index in percent.
+    Attributes:
+      name: of the folder, without its place.
+      method: how was learned.
+      seeds: of the networks.
       seconds: that the run took.
     """
-    title = _text(data.readable(config.images.resolve().name))
+
+    name: str
+    method: str
+    seeds: Sequence[int]
+    seconds: float
+
+
+def render(
+    about: About, images: Images, report: "Report", *, distances: np.ndarray, between_seeds: np.ndarray
+) -> str:
+    """The report as HTML, still without the map of the codes; see `with_map`.
+
+    Args:
+      about: the run.
+      images: what was clustered.
+      report: the clusters.
+      distances: `[num_images, num_clusters]`, of codes to the clusters' centres.
+      between_seeds: `[seeds, seeds]`, adjusted Rand index in percent.
+    """
+    title = _text(about.name)
     sizes = np.bincount(report.labels, minlength=report.num_clusters)
-    shape = "×".join(map(str, images.pixels.shape[1:]))
     parts = [
         f"<h1>Clusters of {title}</h1>",
-        f"<p>{len(images.pixels):,} images, seen as {shape}, in {report.num_clusters} clusters by the method "
-        f"<b>{_text(config.method)}</b>; {config.seeds} seeds, {seconds:.0f} seconds.</p>",
+        _what_was_done(about, images, report),
         _scores(images, report),
-        _agreement(config, report, between_seeds),
+        _agreement(about, report, between_seeds),
         "<h2>Clusters</h2>",
+        _empty(sizes),
         '<p class="note">Nearest: the most typical. Borderline: almost as near to another cluster. Outlying: '
         "farthest from the centre of their own.</p>",
         *(_cluster(images, report, distances, k, sizes) for k in range(report.num_clusters)),
-        "<h2>Map of the codes</h2>",
-        _figure(_map(codes, report.labels), "Images near each other in the map have similar codes (t-SNE)"),
+        _MAP,
         _learned(report.model),
         _confusion(images, report),
-        _skipped(images),
+        _left_out(images),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -87,6 +96,38 @@ def render(
         f"<title>Clusters of {title}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def with_map(report: str, codes: np.ndarray, labels: np.ndarray) -> str:
+    """The report with a map of the codes, or words where they do not vary.
+
+    Args:
+      report: from `render`.
+      codes: finite `[num_images, num_codes]`.
+      labels: `[num_images]`, clusters.
+    """
+    figure = figures.codes_map(codes, labels)
+    if figure is None:
+        shown = "<p>All images have the same code: the network tells none from another.</p>"
+    else:
+        shown = _figure(figure, "Images near each other in the map have similar codes (t-SNE)")
+    return report.replace(_MAP, f"<h2>Map of the codes</h2>\n{shown}", 1)
+
+
+def _what_was_done(about: About, images: Images, report: "Report") -> str:
+    shape = "×".join(map(str, images.pixels.shape[1:]))
+    notes = "".join(f'<p class="note">{_text(note)}.</p>' for note in images.notes)
+    return (
+        f"<p>{len(images.pixels):,} images, seen as {shape}, in {report.num_clusters} clusters by the method "
+        f"<b>{_text(about.method)}</b>; {len(about.seeds)} seeds, {about.seconds:.0f} seconds.</p>{notes}"
+    )
+
+
+def _empty(sizes: np.ndarray) -> str:
+    number = np.count_nonzero(sizes)
+    if number == len(sizes):
+        return ""
+    return f"<p><b>Of {len(sizes)} clusters only {number} have images.</b></p>"
 
 
 def _text(value: object) -> str:
@@ -99,13 +140,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _scores(images: "Images", report: "Report") -> str:
+def _scores(images: Images, report: "Report") -> str:
     if not report.scores:
         return '<p class="note">No labels: look at the galleries, and at how well the seeds agree.</p>'
     rows = [
         (
             name.replace("_", " "),
-            *(f"{found[name]:.1f}" for found in (report.scores, report.baseline) if found),
+            *(f"{values[name]:.1f}" for values in (report.scores, report.baseline) if values),
         )
         for name in report.scores
     ]
@@ -113,10 +154,10 @@ def _scores(images: "Images", report: "Report") -> str:
     return f"<h2>Against the {len(images.classes)} labels</h2>" + _table(header, rows)
 
 
-def _agreement(config: "Config", report: "Report", between_seeds: np.ndarray) -> str:
+def _agreement(about: About, report: "Report", between_seeds: np.ndarray) -> str:
     if len(between_seeds) < 2:
         return ""
-    header = ["ARI in %", *(f"seed {config.seed + i}" for i in range(len(between_seeds)))]
+    header = ["ARI in %", *(f"seed {seed}" for seed in about.seeds)]
     rows = [[header[i + 1], *(f"{v:.0f}" for v in row)] for i, row in enumerate(between_seeds)]
     mean = report.agreement[report.num_clusters]
     text = (
@@ -131,33 +172,43 @@ def _agreement(config: "Config", report: "Report", between_seeds: np.ndarray) ->
     return text
 
 
-def _cluster(images: "Images", report: "Report", distances: np.ndarray, k: int, sizes: np.ndarray) -> str:
+def _cluster(images: Images, report: "Report", distances: np.ndarray, k: int, sizes: np.ndarray) -> str:
     members = np.flatnonzero(report.labels == k)
-    share = 100 * len(members) / len(report.labels)
-    width = 12 * len(members) / max(1, sizes.max())
-    title = f"Cluster {k}: {len(members):,} images ({share:.1f} %)"
-    if images.labels is not None and len(members):
-        counts = np.bincount(images.labels[members], minlength=len(images.classes))
-        most = int(counts.argmax())
-        title += f", {100 * counts[most] / len(members):.0f} % {images.classes[most]}"
-    own = distances[members, k]
-    others = np.delete(distances[members], k, axis=1)
-    margins = others.min(axis=1) - own if others.shape[1] else np.zeros(len(members))
-    kinds = {"nearest": np.argsort(own), "borderline": np.argsort(margins), "outlying": np.argsort(-own)}
-    number = max(1, min(_SHOWN, _ALL_SHOWN // report.num_clusters))
-    shown = "".join(
-        f"<h3>{name}</h3>" + _gallery(images, members[order[:number]]) for name, order in kinds.items()
-    )
     if np.count_nonzero(sizes > sizes[k]) >= _ALL_SHOWN:
         shown = f"<p>The images of the {_ALL_SHOWN} largest clusters are shown.</p>"
+    else:
+        number = max(1, min(_SHOWN, _ALL_SHOWN // report.num_clusters))
+        orders = _orders(distances, members, k)
+        shown = "".join(
+            f"<h3>{name}</h3>" + _gallery(images, members[order[:number]]) for name, order in orders.items()
+        )
     opened = " open" if k < 3 else ""
+    width = 12 * len(members) / max(1, sizes.max())
     return (
-        f'<details class="cluster"{opened}><summary>{_text(title)} '
+        f'<details class="cluster"{opened}><summary>{_text(_title(images, report, k, members))} '
         f'<span class="bar" style="width:{width:.2f}rem"></span></summary>{shown}</details>'
     )
 
 
-def _gallery(images: "Images", chosen: np.ndarray) -> str:
+def _title(images: Images, report: "Report", k: int, members: np.ndarray) -> str:
+    share = 100 * len(members) / len(report.labels)
+    title = f"Cluster {k}: {len(members):,} images ({share:.1f} %)"
+    if images.labels is None or not len(members):
+        return title
+    counts = np.bincount(images.labels[members], minlength=len(images.classes))
+    most = int(counts.argmax())
+    return f"{title}, {100 * counts[most] / len(members):.0f} % {images.classes[most]}"
+
+
+def _orders(distances: np.ndarray, members: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """A cluster's images, those first that each gallery shows."""
+    own = distances[members, k]
+    others = np.delete(distances[members], k, axis=1)
+    margins = others.min(axis=1) - own if others.shape[1] else np.zeros(len(members))
+    return {"nearest": np.argsort(own), "borderline": np.argsort(margins), "outlying": np.argsort(-own)}
+
+
+def _gallery(images: Images, chosen: np.ndarray) -> str:
     tags = []
     for index in chosen:
         name = _text(images.names[index])
@@ -166,20 +217,19 @@ def _gallery(images: "Images", chosen: np.ndarray) -> str:
     return f'<div class="gallery">{"".join(tags)}</div>'
 
 
-def _thumbnail(images: "Images", index: int) -> str:
+def _thumbnail(images: Images, index: int) -> str:
     """As it is in its file where there is one, so that more can be seen than the network saw."""
-    buffer = io.BytesIO()
     shown = None
     if images.files:
-        with contextlib.suppress(Exception):  # moved or changed since it was read
-            shown = data.picture(images.files[index])
+        with contextlib.suppress(PictureError):  # moved or changed since it was read
+            shown = picture(images.files[index], images.scale)
     if shown is None:
         pixels = images.pixels[index]
         if pixels.dtype != np.uint8:
-            low, high = float(pixels.min()), float(pixels.max())
-            pixels = np.uint8(255 * (pixels - low) / max(high - low, 1e-12))
-        shown = Image.fromarray(pixels.squeeze())
+            pixels = eight_bits(pixels, Scale(float(pixels.min()), float(pixels.max())))
+        shown = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
     shown.save(buffer, "WEBP", quality=75)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -187,53 +237,21 @@ def _thumbnail(images: "Images", index: int) -> str:
 def _figure(figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    content = base64.b64encode(buffer.getvalue()).decode()
     words = _text(caption)
-    image = f'<img src="data:image/png;base64,{data}" alt="{words}">'
+    image = f'<img src="data:image/png;base64,{content}" alt="{words}">'
     return f'<figure>{image}<figcaption class="note">{words}</figcaption></figure>'
-
-
-def _map(codes: np.ndarray, labels: np.ndarray) -> Figure:
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    chosen = np.random.default_rng(0).permutation(len(codes))[:_MAPPED]
-    some = codes[chosen]
-    some = PCA(min(30, *some.shape), random_state=0).fit_transform(some)
-    perplexity = min(30.0, max(1.0, (len(some) - 1) / 3))
-    places = some[:, :2] if some.shape[1] > 1 else np.column_stack([some, np.zeros(len(some))])
-    if len(some) > 5:
-        places = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(some)
-    figure = Figure(figsize=(6, 6))
-    axes = figure.add_subplot()
-    axes.scatter(places[:, 0], places[:, 1], c=labels[chosen], s=7, cmap="tab20")
-    for k in np.unique(labels[chosen]):
-        middle = np.median(places[labels[chosen] == k], axis=0)
-        axes.annotate(
-            str(k), middle, ha="center", va="center", weight="bold", bbox={"fc": "white", "alpha": 0.7}
-        )
-    axes.set_axis_off()
-    return figure
 
 
 def _learned(model: Any) -> str:
     """First-layer kernels, where the method has patches of the image to show."""
     kernels = getattr(model, "first_kernels", lambda: None)()
-    if kernels is None:
+    if kernels is None or not np.isfinite(kernels).all():
         return ""
-    columns = 16
-    rows = -(-len(kernels) // columns)
-    figure = Figure(figsize=(8, 0.5 * rows + 0.2))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.ravel():
-        axes.set_axis_off()
-    for axes, kernel in zip(grid.ravel(), kernels, strict=False):
-        limit = max(float(np.abs(kernel).max()), 1e-12)
-        axes.imshow((0.5 + 0.5 * kernel / limit).squeeze(), cmap="gray", vmin=0, vmax=1)
-    return "<h2>What was learned</h2>" + _figure(figure, "Kernels of the first layer")
+    return "<h2>What was learned</h2>" + _figure(figures.kernels_grid(kernels), "Kernels of the first layer")
 
 
-def _confusion(images: "Images", report: "Report") -> str:
+def _confusion(images: Images, report: "Report") -> str:
     if images.labels is None or max(report.num_clusters, len(images.classes)) > _MAX_TABLE:
         return ""
     table = np.zeros((len(images.classes), report.num_clusters), int)
@@ -243,9 +261,11 @@ def _confusion(images: "Images", report: "Report") -> str:
     return "<h2>Labels (rows) and clusters (columns)</h2>" + _table(header, rows)
 
 
-def _skipped(images: "Images") -> str:
-    if not images.skipped:
+def _left_out(images: Images) -> str:
+    if not images.left_out:
         return ""
-    rows = images.skipped[:200]
-    more = f"<p>… and {len(images.skipped) - 200:,} more.</p>" if len(images.skipped) > 200 else ""
-    return f"<h2>Left out: {len(images.skipped):,} files</h2>" + _table(["file", "why"], rows) + more
+    kinds = "".join(f"<li>{_text(line)}</li>" for line in kinds_left_out(images.left_out))
+    rest = len(images.left_out) - _LISTED
+    more = f"<p>… and {rest:,} more.</p>" if rest > 0 else ""
+    listed = _table(["file", "why"], images.left_out[:_LISTED])
+    return f"<h2>Left out: {len(images.left_out):,} files</h2><ul>{kinds}</ul>{listed}{more}"
