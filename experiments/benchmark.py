@@ -25,15 +25,27 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from experiments import acol_pseudo, data, nmce_images
+from experiments import data
 from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import device_name
 from experiments.common.tables import format_table
 from experiments.data import atomic_path
-from sul_jax import coding_rate, energy, hebbian, k_means, k_subspaces, patches, whitening
+from sul_jax import (
+    acol,
+    augment,
+    coding_rate,
+    energy,
+    gradient_rule,
+    hebbian,
+    k_means,
+    k_subspaces,
+    nmce,
+    patches,
+    whitening,
+)
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
-from sul_jax.nn import AlexNet, LeNet5
+from sul_jax.nn import ACOL, NMCE, AlexNet, LeNet5, ResNet
 
 Table = Literal[
     "energy", "k_subspaces", "growth", "k_means", "deep_cluster", "coding_rate", "resnet", "hebbian", "acol"
@@ -227,16 +239,17 @@ def resnet_table(config: Config, timed: Callable[..., float]) -> str:
     lower = jax.default_backend() != "cpu"
     number = config.image_batch or (1024 if lower else 16)
     images = jax.random.uniform(jax.random.key(0), (number, 32, 32, 3))
-    setting = nmce_images.filled_in(
-        nmce_images.Config(
-            num_clusters=10, batch_size=number, epochs=(1, 1, 1), precision="bfloat16" if lower else "float32"
-        ),
-        images.shape,
+    rule = nmce.rule(
+        _resnet,
+        views=lambda key, images: jnp.stack([augment.random_view(k, images) for k in jax.random.split(key)]),
+        optimizer=optax.sgd(0.1, momentum=0.9),
+        clusters=False,
+        average_views=False,
+        dtype=jnp.bfloat16 if lower else None,
     )
-    network = nmce_images.build(setting, 0, 3)
-    step, state = nmce_images.training_step(setting, 0, 1, network, number)
-    ours = timed(jax.jit(step), state, 0, images)
-    features = jax.random.normal(jax.random.key(1), (2, number, setting.num_features))
+    state = rule.init(jax.random.key(0), images)
+    ours = timed(jax.jit(rule.update), state, images, key=jax.random.key(2))
+    features = jax.random.normal(jax.random.key(1), (2, number, 128))
     loss = partial(coding_rate.tcr_loss, eps_squared=0.2, average_views=False)
     share = timed(jax.jit(jax.value_and_grad(loss)), features) / ours
     rows = [["sul_jax, with its augmentation", f"{ours:.3f}", f"{number / ours:.0f}", "1.00", f"{share:.1%}"]]
@@ -247,6 +260,11 @@ def resnet_table(config: Config, timed: Callable[..., float]) -> str:
         )
     title = f"ResNet-18 step on {number} images, two views, {'bfloat16' if lower else 'float32'}"
     return format_table([title, "seconds", "images/s", "ratio", "loss's share"], rows)
+
+
+def _resnet(rngs: nnx.Rngs) -> NMCE:
+    backbone = ResNet(18, rngs=rngs)
+    return NMCE(backbone, backbone.num_features, num_features=128, num_clusters=10, rngs=rngs)
 
 
 def _torch_resnet_seconds(number: int, lower: bool, timed: Callable[..., float]) -> float | None:
@@ -348,33 +366,29 @@ def _hebbian_numpy(weights: np.ndarray, x: np.ndarray, *, plain: bool) -> np.nda
 
 def acol_table(config: Config, timed: Callable[..., float]) -> str:
     """A step of paper 002 beside the same network's without regularisation and augmentation."""
-    setting = acol_pseudo.Config(num_clusters=10, num_filters=32, epochs=1)
-    number = config.acol_batch
+    number, key = config.acol_batch, jax.random.key(2)
     images = jax.random.uniform(jax.random.key(0), (number, 28, 28, 1))
-    parents = jax.random.randint(jax.random.key(1), (number,), 0, 8)
-    network = acol_pseudo.build(setting, 0, images.shape[1:])
-    step, optimizer = acol_pseudo.training_step(setting, network, steps_per_epoch=1)
-    graph, params = nnx.split(network)
-    state, key = (params, optimizer.init(params)), jax.random.key(2)
+    classes = jax.random.randint(jax.random.key(1), (number,), 0, 8)
 
-    def plain(state: Any, key: jax.Array, images: jax.Array, parents: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            logits = nnx.merge(graph, params)(images, key=key)
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, parents))
+    def build(rngs: nnx.Rngs) -> ACOL:
+        return ACOL((28, 28, 1), num_parents=8, rngs=rngs)
 
-        changes, memory = optimizer.update(jax.grad(loss)(state[0]), state[1], state[0])
-        return optax.apply_updates(state[0], changes), memory
+    def cross_entropy(network: Any, images: jax.Array, *, key: jax.Array, axis_name: str | None) -> jax.Array:
+        logits = network(images, key=key)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, classes))
 
-    ours, alone = (timed(jax.jit(one), state, key, images, parents) for one in (step, plain))
+    rule = acol.rule((28, 28, 1))
+    plain = gradient_rule(build, cross_entropy, optax.adam(1e-3))
+    state = rule.init(key, images)
+    ours, alone = (timed(jax.jit(one.update), state, images, key=key) for one in (rule, plain))
     rows = [
         ["sul_jax", f"{ours:.3f}", "1.00"],
         ["… the network alone", f"{alone:.3f}", f"{alone / ours:.2f}"],
     ]
     if jax.default_backend() != "cpu":  # there seeds are trained one after another
         three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), state)
-        together = timed(
-            jax.jit(jax.vmap(step, (0, 0, None, None))), three, jax.random.split(key, 3), images, parents
-        )
+        several = jax.jit(jax.vmap(lambda state, key: rule.update(state, images, key=key)))
+        together = timed(several, three, jax.random.split(key, 3))
         rows.append(["… 3 seeds together", f"{together:.3f}", f"{together / ours:.2f}"])
     for name, whole in (("PyTorch", True), ("… the network alone", False)):
         peer = _torch_acol_seconds(number, timed, whole=whole)
@@ -553,31 +567,17 @@ def _network_seconds(
 ) -> tuple[float, float]:
     """For an image, its features and its part of a step."""
     images = jax.random.uniform(jax.random.key(0), (400, *network.image_shape))
-    descent = optax.sgd(0.1, momentum=0.9)
-    network.eval()  # type: ignore[no-untyped-call]
-    plain, params, statistics = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
-    network.train()  # type: ignore[no-untyped-call]
-    learning = nnx.graphdef(network)
 
-    def features(params: Any, statistics: Any, images: jax.Array) -> Any:
-        return nnx.merge(plain, params, statistics)(images)
+    def loss(network: Any, images: jax.Array, *, key: jax.Array, axis_name: str | None) -> jax.Array:
+        found = network(images, key=key)
+        labels = jnp.arange(batch) % found.shape[1]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(found, labels))
 
-    def step(params: Any, statistics: Any, memory: Any, images: jax.Array, key: jax.Array) -> Any:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            net = nnx.merge(learning, params, statistics, copy=True)
-            found = net(images, key=key)
-            labels = jnp.arange(batch) % found.shape[1]
-            value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(found, labels))
-            return value, nnx.state(net, nnx.Not(nnx.Param))
-
-        gradient, new = jax.grad(loss, has_aux=True)(params)
-        changes, memory = descent.update(gradient, memory, params)
-        return optax.apply_updates(params, changes), new, memory
-
-    state = (params, statistics, descent.init(params))
+    rule = gradient_rule(lambda rngs: type(network)(rngs=rngs), loss, optax.sgd(0.1, momentum=0.9))
+    state, step = rule.init(jax.random.key(0), images), jax.jit(rule.update)
     return (
-        timed(jax.jit(features), params, statistics, images) / len(images),
-        timed(jax.jit(step), *state, images[:batch], jax.random.key(1)) / batch,
+        timed(jax.jit(rule.encode), state, images) / len(images),
+        timed(step, state, images[:batch], key=jax.random.key(1)) / batch,
     )
 
 
