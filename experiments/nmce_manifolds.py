@@ -5,7 +5,7 @@
 
 Points are Gaussian noise sent through random LeakyReLU networks. The paper reports 100.0 % accuracy
 with biases and 69.8 % without; it does not give the networks' depth and width or the dimension of the
-space, which are ours here. README.md lists what ours gives, with seeds, device and time.
+space, which are ours here. experiments/results/README.md lists what ours gives, with seeds, device and time.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments import nmce_spiral
+from experiments.common import generated
 from experiments.common.options import check_options, command_line
 from experiments.common.runs import SeedResult
-from experiments.nmce_spiral import Sampler, run_seeds
 from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_manifolds"
@@ -30,8 +29,8 @@ PAPER = {
 }
 
 
-@dataclass(frozen=True)
-class Config(nmce_spiral.Config):
+@dataclass(frozen=True, kw_only=True)
+class Config(generated.Config):
     """Options of the experiment."""
 
     workdir: Path = Path("runs/nmce_manifolds")
@@ -131,26 +130,23 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     Raises:
       ValueError: options that cannot be used.
     """
-    nmce_spiral.check(config)
     check_options(config, at_least={"num_dimensions": 1, "num_data_layers": 1})
 
-    def sampler(seed: int) -> Sampler:
-        def sample(key: Array, number: int) -> tuple[Array, Array]:
-            return manifolds(
-                jax.random.fold_in(jax.random.key(seed), 2**31 + 1),
-                key,
-                num_points=number,
-                num_dimensions=config.num_dimensions,
-                num_layers=config.num_data_layers,
-                biases=config.biases,
-                noise=config.noise,
-            )
+    points = partial(
+        manifolds,
+        num_dimensions=config.num_dimensions,
+        num_layers=config.num_data_layers,
+        biases=config.biases,
+        noise=config.noise,
+    )
 
-        return sample
+    def sample(seed_key: Array, key: Array, number: int) -> tuple[Array, Array]:
+        return points(jax.random.fold_in(seed_key, 2**31 + 1), key, num_points=number)
 
     names = ("clustering_accuracy", "cosine_true_clusters", "cosine_found_clusters", "cosine_within_cluster")
     paper = dict(zip(names, PAPER[config.biases], strict=True))
-    return run_seeds(config, EXPERIMENT, "manifolds", sampler, paper)
+    source = generated.Source("manifolds", config.num_dimensions, sample)
+    return generated.run(config, EXPERIMENT, source, paper=paper)
 
 
 def main() -> None:

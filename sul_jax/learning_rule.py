@@ -225,7 +225,7 @@ def gradient_rule(
     def merge(params: Any, rest: Any) -> Any:
         if dtype is not None:
             low = partial(jax.tree.map, lambda leaf: leaf.astype(dtype))
-            fixed, others = rest.split(nnx.Param, ...)
+            fixed, others = nnx.split_state(rest, nnx.Param, ...)
             params, rest = low(params), nnx.merge_state(low(fixed), others)
         return nnx.merge(graph, params, rest, copy=True)  # statistics change at this level of tracing
 
@@ -246,8 +246,11 @@ def gradient_rule(
                 network.set_attributes(axis_name=axis_name, raise_if_not_found=False)
             found = loss(network, inputs, axis_name=axis_name, **drawn, **hyperparameters)
             value, terms = found if isinstance(found, tuple) else (found, ())
-            kept = nnx.state(network, nnx.Not(learns))
-            return value, (terms, jax.tree.map(lambda new, old: new.astype(old.dtype), kept, state.rest))
+            # Not the fixed parameters: the network's are rounded to `dtype`.
+            moved = nnx.state(network, nnx.Not(nnx.Param))
+            before = nnx.filter_state(state.rest, nnx.Not(nnx.Param))
+            moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, before)
+            return value, (terms, nnx.merge_state(state.rest, moved))
 
         (value, (terms, rest)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         if axis_name is not None:

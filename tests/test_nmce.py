@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from flax import nnx
 
 from experiments import data, nmce_coil, nmce_images, nmce_manifolds, nmce_spiral
-from experiments.common import evaluation, runs, training
+from experiments.common import evaluation, generated, runs, training
 from experiments.nmce_spiral import Config
-from sul_jax import LearningRule, coding_rate, from_loss, k_subspaces, stack, whitening
+from sul_jax import coding_rate, gradient_rule, k_subspaces, stack, whitening
 from sul_jax.nn import MLP, NMCE, ResNet, backbones
+from sul_jax.training import Minibatches
 
 
 @pytest.fixture
@@ -98,10 +100,35 @@ def test_manifolds(tmp_path: Path, biases: bool) -> None:
 def test_cosines_of_orthogonal_clusters() -> None:
     features = np.repeat(np.eye(2), 5, axis=0)
     labels = np.repeat([0, 1], 5)
-    found = nmce_spiral.cosines(features, labels, labels)
-    assert found == {"cosine_true_clusters": 0, "cosine_found_clusters": 0, "cosine_within_cluster": 1}
-    collapsed = nmce_spiral.cosines(features, labels, np.zeros(10, int))
-    assert set(collapsed) == {"cosine_true_clusters", "cosine_within_cluster"}
+    found = generated.evaluate(generated.Found(features, labels), labels)
+    assert found == {
+        "clustering_accuracy": 100, "cosine_true_clusters": 0, "cosine_found_clusters": 0,
+        "cosine_within_cluster": 1,
+    }  # fmt: skip
+    collapsed = generated.evaluate(generated.Found(features, np.zeros(10, int)), labels)
+    assert collapsed == {"clustering_accuracy": 50, "cosine_true_clusters": 0, "cosine_within_cluster": 0.5}
+
+
+def test_points_are_fresh_in_every_step_and_features_come_first(config: Config) -> None:
+    """A step by hand: data and step key from the seed's, and γ = 0 in the first steps."""
+    config = replace(config, tcr_steps=5)
+    seen = []
+
+    def sample(seed_key: jax.Array, key: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+        seen.append(nmce_spiral.spirals(key, num_points=number, noise=config.noise))
+        return seen[-1]
+
+    source = generated.Source("spiral", 2, sample)
+    rule = generated.learning_rule(config, 2)
+    state, key = rule.init(jax.random.key(3), None), jax.random.key(3)
+    for index, weight in ((4, 0.0), (5, 1.0)):
+        found, _ = generated._step(config, rule, source, state, jnp.asarray(index), key)
+        data_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+        points, _ = nmce_spiral.spirals(data_key, num_points=config.batch_size, noise=config.noise)
+        expected, _ = rule.update(state, points, key=step_key, compression_weight=weight)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+    assert (seen[0][0] != seen[1][0]).all()
 
 
 @pytest.mark.parametrize(
@@ -131,21 +158,18 @@ def test_module_is_normalised() -> None:
 
 
 def test_a_coding_rate_layer_on_top_of_k_subspaces() -> None:
-    """from_loss in a stack, on views of the same vectors, greedy and all at once."""
+    """gradient_rule in a stack, on views of the same vectors, greedy and all at once."""
 
-    def loss(features: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    def loss(network: nnx.Module, inputs: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+        features = network(inputs)
         views = features.reshape(-1, 2, features.shape[-1]).swapaxes(0, 1)
         return coding_rate.tcr_loss(views, eps_squared=0.1, invariance_weight=5.0, axis_name=axis_name)
 
-    def init(key: jax.Array, inputs: jax.Array) -> jax.Array:
-        return jax.random.normal(key, (inputs.shape[1], 3))
+    def build(rngs: nnx.Rngs) -> nnx.Linear:
+        return nnx.Linear(6, 3, use_bias=False, rngs=rngs)
 
-    below = LearningRule(
-        lambda key, inputs: k_subspaces.init(key, inputs, num_subspaces=6, rank=2),
-        k_subspaces.update,
-        k_subspaces.encode,
-    )
-    net = stack(below, from_loss(loss, init, lambda params, inputs: inputs @ params, optax.adam(0.02)))
+    below = k_subspaces.rule(num_subspaces=6, rank=2)
+    net = stack(below, gradient_rule(build, loss, optax.adam(0.02)))
     clean = jax.random.normal(jax.random.key(0), (40, 1, 8))
     inputs = (clean + 0.05 * jax.random.normal(jax.random.key(1), (40, 2, 8))).reshape(80, 8)
     states = net.init(jax.random.key(2), inputs)
@@ -188,10 +212,18 @@ def test_coil(objects: Path, tmp_path: Path) -> None:
     (again,) = nmce_coil.run(replace(config, resume=True, num_clusters=4))
     for first, second in zip(params(result), params(again), strict=True):
         np.testing.assert_array_equal(first, second)
+    assert not nmce_coil._paper(nmce_coil.Filled(**{**vars(config), "num_clusters": 20}))
     with pytest.raises(ValueError, match="num_clusters=31 exceeds the 30 images"):
         nmce_coil.run(replace(config, num_clusters=31))
     with pytest.raises(data.DataError, match="coil20 is not in the data directory"):
         nmce_coil.run(replace(config, dataset="coil20", data_dir=tmp_path))
+
+
+def test_errors_of_coil_are_the_papers_in_its_own_setting() -> None:
+    filled = nmce_coil.Filled(num_clusters=20, seeds=3, workdir=Path("elsewhere"))
+    assert nmce_coil._paper(filled) == {"clustering_error": 0.0}
+    for change in ({"depth": 10}, {"image_size": 32}, {"num_clusters": 21}, {"dataset": "coil100"}):
+        assert not nmce_coil._paper(replace(filled, **change))
 
 
 @pytest.mark.usefixtures("shallow")
@@ -231,10 +263,10 @@ def test_images_in_three_stages(tmp_path: Path) -> None:
 def test_one_set_of_images_is_not_judged_on_itself(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=np.arange(40, dtype=np.uint8).reshape(10, 2, 2), labels=np.arange(10))
     config = nmce_images.Config(num_images=9)
-    train, known, asked = nmce_images._splits(data.load(str(tmp_path / "x.npz")), config)
-    assert train.images.shape == (9, 2, 2, 1)
-    assert known.labels is not None
-    assert asked.labels is not None
+    splits = nmce_images._splits(data.load(str(tmp_path / "x.npz")), config)
+    assert splits.images.shape == (9, 2, 2, 1)
+    assert splits.judge is not None
+    known, asked = splits.judge
     assert (asked.labels.tolist(), known.labels.tolist()) == ([0, 5], [1, 2, 3, 4, 6, 7, 8])
     np.savez(tmp_path / "wide.npz", images=np.full((9, 4, 4, 3), 2.0), labels=np.arange(9))
     for experiment in (nmce_images, nmce_coil):
@@ -276,24 +308,37 @@ def test_second_stage_trains_the_heads() -> None:
         epochs=(1, 1, 1), precision="bfloat16",
     )  # fmt: skip
     images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))
-    config = nmce_images.filled_in(config, images.shape)
-    step, state = nmce_images.training_step(config, 0, 2, nmce_images.build(config, 0, 3), len(images))
-    after, loss = jax.jit(step)(state, 0, images)
-    assert np.isfinite(loss)
-    assert loss.dtype == np.float32
-    assert set(after[0]) == {"feature_head", "cluster_head"}
-    for one, other in zip(jax.tree.leaves(state[0]), jax.tree.leaves(after[0]), strict=True):
+    filled = nmce_images.fill_in(config, images.shape, None)
+    rule = nmce_images.learning_rule(filled, 2, nmce_images.build(filled, 0, 3), len(images))
+    before = rule.init(jax.random.key(0), None)
+    batch = jax.tree.map(lambda leaf: leaf[0], Minibatches(jax.random.key(0), len(images), 4)(0, 1))
+    after, info = jax.jit(partial(nmce_images.training_step, rule))(before, batch, images)
+    assert np.isfinite(info.loss)
+    assert info.loss.dtype == np.float32
+    assert set(after.params) == {"feature_head", "cluster_head"}
+    for one, other in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
+        assert one.dtype == other.dtype
+        assert (one != other).any()
+    # The backbone stays to the last bit, but for its statistics.
+    kept = [jax.tree.leaves(nnx.filter_state(state.rest, nnx.Param)) for state in (before, after)]
+    moved = [jax.tree.leaves(nnx.filter_state(state.rest, nnx.BatchStat)) for state in (before, after)]
+    for one, other in zip(*kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(*moved, strict=True):
         assert one.dtype == other.dtype
         assert (one != other).any()
 
 
 def test_defaults_are_the_papers_for_the_data_set_and_the_depth() -> None:
-    stl = nmce_images.filled_in(nmce_images.Config(dataset="stl10", depth=34), (1, 96, 96, 3))
+    stl = nmce_images.fill_in(nmce_images.Config(dataset="stl10", depth=34), (1, 96, 96, 3), 10)
     assert (stl.stem, stl.augmentation, stl.epochs) == ("5x5", "imagenet", (2000, 400, 400))
-    cifar = nmce_images.filled_in(nmce_images.Config(weight_decays=(0, 0, 0)), (1, 32, 32, 3))
+    cifar = nmce_images.fill_in(nmce_images.Config(weight_decays=(0, 0, 0)), (1, 32, 32, 3), 10)
     assert (cifar.stem, cifar.invariance_weights, cifar.weight_decays) == ("3x3", (50, 50, 50), (0, 0, 0))
-    assert nmce_images._paper(nmce_images.filled_in(nmce_images.Config(), (1, 32, 32, 3)))
+    assert cifar.num_clusters == 10
+    assert nmce_images._paper(nmce_images.fill_in(nmce_images.Config(), (1, 32, 32, 3), 10))
     assert not nmce_images._paper(cifar)
+    with pytest.raises(ValueError, match="num_clusters is needed"):
+        nmce_images.fill_in(nmce_images.Config(), (1, 32, 32, 3), None)
 
 
 @pytest.mark.parametrize(

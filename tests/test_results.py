@@ -69,7 +69,7 @@ def test_labels_and_commands_name_rows() -> None:
 def test_every_record_of_a_run_is_of_its_command(store: Store, tmp_path: Path) -> None:
     """What an experiment records is found by the command that made it, not by its neighbours'."""
     config = nmce_spiral.Config(
-        tmp_path / "run", steps=2, batch_size=8, num_test=20, hidden_size=4, record=True
+        workdir=tmp_path / "run", steps=2, batch_size=8, num_test=20, hidden_size=4, record=True
     )
     nmce_spiral.run(config)
     command = "nmce_spiral --steps 2 --batch-size 8 --num-test 20 --hidden-size 4"

@@ -1,0 +1,112 @@
+"""A ResNet with an embedding and clusters, learned from a data set of images by coding rates (paper 003)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from experiments.common import evaluation
+from experiments.common.options import ConfigError, RunOptions, check_options
+from experiments.common.training import Trained, run_steps
+from sul_jax import training
+from sul_jax.nn import NMCE, ResNet
+from sul_jax.nn.backbones import RESNET_BLOCKS
+
+_STRIDE = 20  # steps in one compiled call, where convolutions are scanned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
+    """Options that the experiments have in common; each says its own defaults."""
+
+    dataset: str
+    """Name, FILE.npz or ./FOLDER."""
+    image_size: int | None = None
+    """Side to which images are resized."""
+    num_images: int | None = None
+    """Use only the first training images."""
+    depth: int = 18
+    """Of the ResNet: 10, 18 or 34."""
+    num_filters: int
+    """Of the ResNet's first stage."""
+    num_pre_features: int = 4096
+    """Units below the embedding."""
+    num_features: int
+    """Dimensions of the embedding."""
+    eps_squared: float
+    """Squared distortion of the coding rates."""
+    num_clusters: int | None = None
+    """Clusters; by default the number of classes."""
+
+
+def build(
+    config: Config, rngs: nnx.Rngs, *, channels: int, stem: Literal["3x3", "5x5"], num_clusters: int
+) -> NMCE:
+    """The untrained network."""
+    backbone = ResNet(
+        config.depth,
+        channels=channels,
+        num_filters=config.num_filters,
+        stem=stem,
+        num_pre_features=config.num_pre_features,
+        rngs=rngs,
+    )
+    size = backbone.num_features
+    return NMCE(backbone, size, num_features=config.num_features, num_clusters=num_clusters, rngs=rngs)
+
+
+def train(
+    step: training.Step, state: Any, inputs: training.Inputs, images: Array, *, num_steps: int, **shown: Any
+) -> Trained:
+    """Trains a rule on images with a progress bar and checkpoints.
+
+    Args:
+      step: from a state, one step's inputs and the images to the new state and the rule's info.
+      state: before the first step.
+      inputs: of the steps from first to before end.
+      images: handed to every step.
+      num_steps: how many.
+      **shown: further arguments of `run_steps`.
+    """
+    scan = training.scans_convolutions()
+    steps = training.compiled(step, scan=scan)
+
+    def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
+        state, infos = steps(state, inputs(first, end), images)
+        return state, infos.loss[-1]
+
+    return run_steps(advance, state, steps=num_steps, stride=_STRIDE if scan else 1, **shown)
+
+
+def restore(network: NMCE, state: Any) -> None:
+    """Puts what a rule has learned into the network, for evaluation."""
+    nnx.update(network, state.params, state.rest)
+    network.eval()  # type: ignore[no-untyped-call]
+
+
+def encode(network: NMCE, images: np.ndarray | Array) -> tuple[np.ndarray, np.ndarray]:
+    """Features and cluster logits of images as they are."""
+    graph, state = nnx.split(network)
+    found: tuple[np.ndarray, np.ndarray] = jax.device_get(
+        evaluation.map_batches(partial(_outputs, graph, state), images)
+    )
+    return found
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(graph: Any, state: Any, batch: Array) -> tuple[Array, Array]:
+    return nnx.merge(graph, state)(evaluation.to_float(batch))
+
+
+def check(config: Config, *, at_least: Mapping[str, float], above: Mapping[str, float]) -> None:
+    """Raises `ConfigError` for an option out of range, the common ones and those given."""
+    ones = ("num_filters", "num_pre_features", "num_features", "num_clusters", "image_size", "seeds")
+    common: dict[str, float] = {**dict.fromkeys(ones, 1), "num_images": 2, "seed": 0}
+    check_options(config, at_least={**common, **at_least}, above={"eps_squared": 0, **above})
+    if config.depth not in RESNET_BLOCKS:
+        raise ConfigError(f"depth={config.depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")

@@ -1,0 +1,235 @@
+"""Clustering two manifolds whose points are drawn anew in every step, by coding rates (paper 003)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from experiments.common.options import ConfigError, RunOptions, check_options
+from experiments.common.runs import Outcome, SeedResult, Workdir
+from experiments.common.tables import print_metrics
+from experiments.common.training import Trained, run_steps
+from experiments.data import Dataset
+from sul_jax import LearningRule, metrics, nmce, training
+from sul_jax.nn import MLP, NMCE
+
+_STRIDE = 50  # steps in one compiled call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
+    """Options that the experiments have in common; each says its own defaults."""
+
+    steps: int
+    """Training steps."""
+    batch_size: int
+    """Points in a step, half of them on each manifold; the paper's 4096."""
+    learning_rate: float
+    """Adam's learning rate, annealed to 0 over the last fifth of the steps."""
+    weight_decay: float = 1e-6
+    """Decoupled weight decay."""
+    noise: float
+    """Standard deviation of the points around the manifolds."""
+    augmentation_noise: float
+    """Standard deviation of the noise that makes a view."""
+    num_features: int
+    """Dimensions of the embedding."""
+    hidden_size: int = 128
+    """Units of each hidden layer."""
+    num_layers: int = 5
+    """Hidden layers."""
+    eps_squared: float = 0.01
+    """Squared distortion of the coding rates."""
+    invariance_weight: float
+    """Weight λ of the views' similarity."""
+    temperature: float = 0.2
+    """Temperature of the Gumbel softmax."""
+    tcr_steps: int = 0
+    """First steps, with the total coding rate alone (eq. 5): features before clusters."""
+    num_test: int = 4000
+    """Points for evaluation."""
+
+
+class Source(NamedTuple):
+    """Where points come from.
+
+    Attributes:
+      name: of the data.
+      num_inputs: dimensions of a point.
+      sample: from a seed's key, a key and a number to fresh points `[number, num_inputs]` and their labels.
+    """
+
+    name: str
+    num_inputs: int
+    sample: Callable[[Array, Array, int], tuple[Array, Array]]
+
+
+class Found(NamedTuple):
+    """What a network makes of points.
+
+    Attributes:
+      features: `[num_points, num_features]`, of unit norm.
+      clusters: `[num_points]`.
+    """
+
+    features: np.ndarray
+    clusters: np.ndarray
+
+
+Draw = Callable[[np.ndarray, np.ndarray, list[tuple[int, Found]]], None]
+"""Draws test points with their labels, and what the network found in them at several steps."""
+
+
+def run(
+    config: Config,
+    experiment: str,
+    source: Source,
+    *,
+    paper: Mapping[str, float] = {},
+    draw: Draw | None = None,
+) -> list[SeedResult[NMCE]]:
+    """Trains and evaluates, seed by seed.
+
+    Args:
+      config: the options.
+      experiment: its name.
+      source: of the points.
+      paper: what the paper reports.
+      draw: called for the first seed.
+
+    Returns:
+      One `SeedResult` a seed.
+
+    Raises:
+      ConfigError: options that cannot be used.
+    """
+    _check(config)
+    rule = learning_rule(config, source.num_inputs)
+    steps = training.compiled(partial(_step, config, rule, source))
+    results = []
+    with Workdir(experiment, config, data={}) as workdir:
+        for seed in workdir.seeds:
+            key = jax.random.key(seed)
+            trained = _train(config, seed, workdir, steps, rule.init(key, None))
+            points, labels = jax.device_get(
+                source.sample(key, jax.random.fold_in(key, 2**31), config.num_test)
+            )
+            network = build(config, source.num_inputs, nnx.Rngs(seed))
+            if draw is not None and seed == config.seed:
+                states = [(at, find(network, params, points)) for at, params in trained.snapshots]
+                draw(points, labels, states)
+            found = find(network, trained.state.params, points)
+            values = evaluate(found, labels) | {"training_seconds": round(trained.seconds, 1)}
+            network.save(config.workdir / f"network-seed{seed}")
+            dataset = Dataset(source.name, points, labels, points, labels, "generated anew in every step")
+            seen = config.steps * config.batch_size
+            workdir.finish(seed, Outcome(values, dataset, seen, config.num_test, trained.seconds, paper))
+            results.append(SeedResult(seed, network, values))
+    print_metrics(results, paper)
+    print(f"\ncheckpoints, results and figures: {config.workdir}")
+    return results
+
+
+def build(config: Config, num_inputs: int, rngs: nnx.Rngs) -> NMCE:
+    """The untrained network."""
+    backbone = MLP(num_inputs, config.hidden_size, num_layers=config.num_layers, rngs=rngs)
+    return NMCE(backbone, config.hidden_size, num_features=config.num_features, num_clusters=2, rngs=rngs)
+
+
+def learning_rule(config: Config, num_inputs: int) -> LearningRule:
+    """Adam on the NMCE loss of points with a little noise."""
+
+    def views(key: Array, points: Array) -> Array:
+        return points + config.augmentation_noise * jax.random.normal(key, (2, *points.shape))
+
+    # Decoupled decay: with an L2 penalty Adam would shrink the cluster head to nothing during
+    # `tcr_steps`, when the penalty is all of its gradient.
+    annealed = max(1, config.steps // 5)
+    schedule = optax.linear_schedule(config.learning_rate, 0.0, annealed, config.steps - annealed)
+    return nmce.rule(
+        partial(build, config, num_inputs),
+        views=views,
+        optimizer=optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay),
+        eps_squared=config.eps_squared,
+        invariance_weight=config.invariance_weight,
+        temperature=config.temperature,
+    )
+
+
+def _step(
+    config: Config, rule: LearningRule, source: Source, state: Any, index: Array, key: Array
+) -> tuple[Any, Any]:
+    """On fresh points; `key` is the seed's."""
+    data_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+    points, _ = source.sample(key, data_key, config.batch_size)
+    compression = jnp.where(index < config.tcr_steps, 0.0, 1.0)
+    return rule.update(state, points, key=step_key, compression_weight=compression)
+
+
+def _train(config: Config, seed: int, workdir: Workdir, steps: training.Step, state: Any) -> Trained:
+    """The rule's state after all steps, with snapshots of its parameters on the way."""
+    key = jax.random.key(seed)
+
+    def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
+        state, infos = steps(state, np.arange(first, end), key)
+        return state, infos.loss[-1]
+
+    return run_steps(
+        advance,
+        state,
+        steps=config.steps,
+        stride=_STRIDE,
+        folder=config.workdir / f"checkpoints-{seed}",
+        title=f"seed {seed}",
+        log=partial(workdir.log, seed=seed),
+        snapshot_at={round(share * config.steps) for share in (0, 0.01, 0.03, 0.1, 0.3, 1)},
+        snapshot=lambda state: state.params,
+    )
+
+
+def find(network: NMCE, params: Any, points: np.ndarray) -> Found:
+    """Features and clusters of points; the network takes the parameters."""
+    nnx.update(network, params)
+    features, logits = jax.device_get(nnx.jit(lambda net, x: net(x))(network, points))
+    return Found(np.asarray(features), np.argmax(logits, axis=1))
+
+
+def evaluate(found: Found, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy in percent, and table A.1's columns.
+
+    These are mean |cosine| of pairs from different true or found clusters, and within one. A column that
+    needs two clusters is left out where there is only one.
+
+    Args:
+      found: of the points.
+      labels: `[num_points]`, the true clusters 0 and 1.
+    """
+    features, clusters = found
+    values = {"clustering_accuracy": 100 * metrics.clustering_accuracy(labels, clusters)}
+    for name, groups in {"true": labels, "found": clusters}.items():
+        parts = [features[groups == group] for group in np.unique(groups)]
+        if len(parts) == 2:
+            values[f"cosine_{name}_clusters"] = np.mean(np.abs(parts[0] @ parts[1].T))
+    values["cosine_within_cluster"] = np.mean([np.mean(np.abs(part @ part.T)) for part in parts])
+    return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def _check(config: Config) -> None:
+    check_options(
+        config,
+        at_least={
+            "tcr_steps": 0, "steps": 1, "batch_size": 2, "num_test": 2, "seeds": 1, "seed": 0,
+            "num_layers": 1, "hidden_size": 1, "num_features": 1, "noise": 0, "augmentation_noise": 0,
+            "weight_decay": 0, "invariance_weight": 0,
+        },
+        above={"learning_rate": 0, "eps_squared": 0, "temperature": 0},
+    )  # fmt: skip
+    if config.tcr_steps >= config.steps:
+        raise ConfigError(f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps to clusters")
