@@ -242,3 +242,13 @@ def test_reproduce_goes_on_after_a_failure(
     assert len(reproduce.run(reproduce.Config(workdir=tmp_path))) == 4
     assert len(children) == 2
     assert "nmce_spiral --steps 4 failed; going on with the others" in capsys.readouterr().err
+
+
+def test_readmes_code_runs() -> None:
+    """The two blocks about rules, one after the other as a reader would."""
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:3]
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.split("```")[0], names)
+    assert names["codes"].shape == (1797, 16)
+    assert names["infos"].loss[-1] < names["infos"].loss[0]
