@@ -8,13 +8,13 @@
 Filters of 4×4 pixels learn from raw patches, without labels or gradients; the cosine of patch and filter to
 the power 40, the largest of 11×11 places, goes to a softmax layer. The paper reports test errors of 27.80 %
 (twin 27.11 %) and with five blocks 23.40 % (22.57 %), of these with a shadow over most of each test image
-about 28 % (over 50 %). README.md lists what ours gives, with seeds, device and time.
+about 28 % (over 50 %). experiments/results/README.md lists what ours gives, with seeds, device and time.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.common import hebbian_filters
+from experiments.common import hebbian_filters, hebbian_options
 from experiments.common.options import command_line
 from experiments.common.runs import SeedResult
 from sul_jax.nn import NNLConv
@@ -24,8 +24,8 @@ EXPERIMENT = "cifar10_hebbian"
 PAPER = {("single", "nnl"): 27.80, ("single", "relu"): 27.11, ("five", "nnl"): 23.40, ("five", "relu"): 22.57}
 
 
-@dataclass(frozen=True)
-class Config(hebbian_filters.Config):
+@dataclass(frozen=True, kw_only=True)
+class Config(hebbian_options.Config):
     """Options of the experiment; those not given are the architecture's."""
 
     workdir: Path = Path("runs/cifar10_hebbian")

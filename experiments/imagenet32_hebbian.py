@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.common import hebbian_filters
+from experiments.common import hebbian_filters, hebbian_options
 from experiments.common.options import command_line
 from experiments.common.runs import SeedResult
 from sul_jax.nn import NNLConv
@@ -22,8 +22,8 @@ EXPERIMENT = "imagenet32_hebbian"
 PAPER = {("imagenet32", "nnl"): 84.13, ("imagenet32", "relu"): 79.72}
 
 
-@dataclass(frozen=True)
-class Config(hebbian_filters.Config):
+@dataclass(frozen=True, kw_only=True)
+class Config(hebbian_options.Config):
     """Options of the experiment; those not given are the architecture's."""
 
     dataset: str = "auto"

@@ -4,8 +4,8 @@
     python -m experiments.mnist_hebbian --powers 4 5 6           # chosen on held-out training images
 
 2,000 units learn whole images, without labels or gradients; the cosine of image and weights to a steep power
-goes to a softmax layer. README.md has what it gives on MNIST. More minibatches are no better: on held-out
-training images 150, 500 and 3,000 gave errors of 2.4, 2.1 and 2.4 %.
+goes to a softmax layer. experiments/results/README.md lists what it gives on MNIST. More minibatches are no
+better: on held-out training images 150, 500 and 3,000 gave errors of 2.4, 2.1 and 2.4 %.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import data
-from experiments.common import hebbian_filters
+from experiments.common import hebbian_filters, hebbian_options
 from experiments.common.options import command_line
 from experiments.common.runs import SeedResult
 from sul_jax.nn import NNLConv
@@ -21,8 +21,8 @@ from sul_jax.nn import NNLConv
 EXPERIMENT = "mnist_hebbian"
 
 
-@dataclass(frozen=True)
-class Config(hebbian_filters.Config):
+@dataclass(frozen=True, kw_only=True)
+class Config(hebbian_options.Config):
     """Options of the experiment; those not given are the architecture's."""
 
     dataset: str = "auto"

@@ -71,6 +71,43 @@ def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
     return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), at_least_float32(inputs).dtype))
 
 
+def init_from_inputs(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
+    """Weights that are inputs of unit norm, rather far from each other.
+
+    They are drawn one after the other with probability ∝ d⁴, d the distance on the sphere from those drawn
+    before: as in k-means++, but with rarer directions drawn more often. Patches of images drawn evenly are
+    nearly all smooth and gray. Every unit then has something to learn from the first step on.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: `[num_inputs, features]`, many more than units and none of them zeros.
+      num_units: number of units, at least 2.
+
+    Raises:
+      ValueError: wrong rank of `inputs`, or fewer than 2 units or more than inputs.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import hebbian
+      >>> inputs = jnp.array([[2.0, 0.0]] * 50 + [[0.0, 3.0]])
+      >>> sorted(hebbian.init_from_inputs(jax.random.key(0), inputs, num_units=2).weights.tolist())
+      [[0.0, 1.0], [1.0, 0.0]]
+    """
+    check_vectors("inputs", inputs)
+    check_integer("num_units", num_units, low=2, high=len(inputs), why=", the number of inputs")
+    unit = normalize(at_least_float32(inputs))
+
+    def draw(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        weights, squares = carry
+        chosen = unit[jax.random.categorical(jax.random.fold_in(key, index), 2 * jnp.log(squares))]
+        squares = jnp.minimum(squares, jnp.maximum(2 - 2 * jnp.matmul(unit, chosen), 0))
+        return weights.at[index].set(chosen), squares
+
+    empty = jnp.zeros((num_units, unit.shape[1]), unit.dtype)
+    return HebbianState(lax.fori_loop(0, num_units, draw, (empty, jnp.ones(len(unit))))[0])
+
+
 def update(
     state: HebbianState,
     inputs: Array,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sul_jax import hebbian, patches
+from sul_jax import hebbian, patches, whitening
 from sul_jax.hebbian import HebbianState
 
 
@@ -69,6 +69,17 @@ def test_units_that_learn_reach_unit_norm() -> None:
     assert (hebbian.encode(converged, jnp.eye(4), power=1).max(axis=1) > 0.95).all()
 
 
+def test_a_start_from_inputs_finds_what_is_rare() -> None:
+    """Unit vectors of the inputs, each another one, among them the few that differ from all others."""
+    common = jnp.array([1.0, 0, 0, 0]) + 0.01 * jax.random.normal(jax.random.key(0), (500, 4))
+    inputs = jnp.concatenate([3 * common, 0.2 * jnp.eye(4)[1:]])
+    weights = hebbian.init_from_inputs(jax.random.key(1), inputs, num_units=6).weights
+    cosines = weights @ whitening.normalize(inputs).T
+    np.testing.assert_allclose(cosines.max(axis=1), 1, atol=1e-6)
+    assert len(set(cosines.argmax(axis=1).tolist())) == 6
+    np.testing.assert_allclose(cosines[:, -3:].max(axis=0), 1, atol=1e-6)
+
+
 def test_traced_settings_and_seeds_at_once() -> None:
     inputs = jax.random.uniform(jax.random.key(0), (30, 6))
     keys = jax.random.split(jax.random.key(1), 3)
@@ -124,6 +135,10 @@ def test_convolution_is_the_code_of_every_patch(padding: int) -> None:
         (lambda s, x: hebbian.update(s, x[:, :3], learning_rate=0.1), "inputs has 3 features"),
         (lambda s, x: hebbian.encode(s, x, power=0), "power=0 is not accepted"),
         (lambda s, x: hebbian.init(jax.random.key(0), x, num_units=1), "num_units=1 is not accepted"),
+        (
+            lambda s, x: hebbian.init_from_inputs(jax.random.key(0), x, num_units=6),
+            "between 2 and 5, the num",
+        ),
         (
             lambda s, x: hebbian.convolve(jnp.ones((1, 2, 2, 1)), s.weights, kernel_size=3, power=1),
             "kernel_size",

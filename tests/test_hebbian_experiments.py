@@ -90,6 +90,9 @@ def test_end_to_end_twin_and_resume(stripes: Path, tmp_path: Path) -> None:
     for one, other in zip(whole, again, strict=True):
         assert one.metrics["test_error"] == other.metrics["test_error"]
     assert json.loads((tmp_path / "run" / "results.json").read_text())[1]["seed"] == 1
+    twin = config(stripes, tmp_path, workdir=tmp_path / "two", filters_from=tmp_path / "run" / "network-0")
+    with pytest.raises(ConfigError, match="holds a twin trained end to end"):
+        cifar10_hebbian.run(twin)
 
 
 def test_photographs_and_digits(tmp_path: Path) -> None:
