@@ -1,7 +1,8 @@
 """DeepCluster's rules (Caron et al. 2018) as studied by Mustapha et al. (2022).
 
 A cycle clusters the features of a network, takes the clusters as labels, and trains the network to tell
-them apart: `preprocess`, `pseudo_labels`, `new_head`, `balanced_indices`, then steps of `rule`.
+them apart: `preprocess` and `pseudo_labels` (both in one: `feature_clusters`), `new_head`,
+`balanced_indices`, then steps of `rule`.
 """
 
 from collections.abc import Callable
@@ -100,10 +101,13 @@ def rule(
     ) -> tuple[GradientState, GradientInfo]:
         if labels is None:
             cluster_key, head_key, key = jax.random.split(key, 3)
-            ready = preprocess(
-                steps.encode(state, inputs), num_components=num_components, axis_name=axis_name
+            labels = feature_clusters(
+                cluster_key,
+                steps.encode(state, inputs),
+                num_clusters=num_clusters,
+                num_components=num_components,
+                axis_name=axis_name,
             )
-            labels = pseudo_labels(cluster_key, ready, num_clusters=num_clusters, axis_name=axis_name)
             state = new_head(head_key, state)
         return steps.update(state, inputs, key=key, labels=labels, axis_name=axis_name)
 
@@ -289,8 +293,72 @@ def balanced_indices(key: Array, labels: Array, *, num_clusters: int, num_sample
     return jax.random.permutation(shuffle_key, members[firsts[owner] + within]).astype(jnp.int32)
 
 
+def feature_clusters(
+    key: Array,
+    features: Array,
+    *,
+    num_clusters: int,
+    num_components: int | None = None,
+    tolerance: float | Array = 1e-4,
+    init: Literal["k-means++", "random"] = "k-means++",
+    empty_clusters: Literal["relocate", "split"] = "relocate",
+    axis_name: str | None = None,
+) -> Array:
+    """The pseudo-labels of a cycle: `preprocess`, then `pseudo_labels`.
+
+    Args:
+      key: `jax.random.key`.
+      features: `[batch, features]`, as a network gives them.
+      num_clusters: K.
+      num_components: as in `preprocess`.
+      tolerance: as in `pseudo_labels`.
+      init: as in `pseudo_labels`.
+      empty_clusters: as in `pseudo_labels`.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      int32 `[batch]`, 0 to `num_clusters` − 1.
+
+    Raises:
+      ValueError: as `preprocess` and `pseudo_labels`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import deep_cluster
+      >>> features = jnp.repeat(jnp.eye(2), 3, axis=0)
+      >>> labels = deep_cluster.feature_clusters(jax.random.key(0), features, num_clusters=2)
+      >>> jnp.bincount(labels, length=2).tolist()
+      [3, 3]
+    """
+    return pseudo_labels(
+        key,
+        preprocess(features, num_components=num_components, axis_name=axis_name),
+        num_clusters=num_clusters,
+        tolerance=tolerance,
+        init=init,
+        empty_clusters=empty_clusters,
+        axis_name=axis_name,
+    )
+
+
+# Of `initial_alignment`, which is computed on the host: its loops are compiled once for each shape.
+_feature_clusters = jax.jit(
+    feature_clusters,
+    static_argnames=("num_clusters", "num_components", "tolerance", "init", "empty_clusters"),
+)
+
+
 def initial_alignment(
-    key: Array, features: Array, labels: ArrayLike, *, num_clusters: int, num_components: int | None = None
+    key: Array,
+    features: Array,
+    labels: ArrayLike,
+    *,
+    num_clusters: int,
+    num_components: int | None = None,
+    tolerance: float = 1e-4,
+    init: Literal["k-means++", "random"] = "k-means++",
+    empty_clusters: Literal["relocate", "split"] = "relocate",
 ) -> float:
     """How well the clusters of an untrained network's features agree with the classes (section 4.1.1).
 
@@ -300,10 +368,13 @@ def initial_alignment(
       labels: `[batch]`, the classes.
       num_clusters: K.
       num_components: as in `preprocess`.
+      tolerance: as in `pseudo_labels`.
+      init: as in `pseudo_labels`.
+      empty_clusters: as in `pseudo_labels`.
 
     Returns:
-      Normalised mutual information, 0 to 1. It is computed on the host: for many networks, compile
-      `preprocess` and `pseudo_labels` once and compare with `metrics.normalized_mutual_info`.
+      Normalised mutual information of the `feature_clusters` and the classes, 0 to 1. It is computed on the
+      host; the clustering is compiled once for all networks with as many features.
 
     Raises:
       ValueError: as `preprocess` and `pseudo_labels`.
@@ -317,6 +388,15 @@ def initial_alignment(
       >>> deep_cluster.initial_alignment(jax.random.key(0), features, labels, num_clusters=3)
       1.0
     """
-    ready = preprocess(features, num_components=num_components)
-    found = pseudo_labels(key, ready, num_clusters=num_clusters)
+    check_vectors("features", features)
+    check_finite("features", features)
+    found = _feature_clusters(
+        key,
+        features,
+        num_clusters=num_clusters,
+        num_components=num_components,
+        tolerance=tolerance,
+        init=init,
+        empty_clusters=empty_clusters,
+    )
     return metrics.normalized_mutual_info(labels, np.asarray(found))

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -94,6 +95,33 @@ def test_initial_alignment() -> None:
     found = deep_cluster.pseudo_labels(jax.random.key(0), ready, num_clusters=5)
     got = deep_cluster.initial_alignment(jax.random.key(0), x, labels, num_clusters=5, num_components=3)
     assert got == pytest.approx(normalized_mutual_info_score(labels, found))
+
+
+def test_initial_alignment_is_that_of_the_clusters_found_with_its_options() -> None:
+    x, labels = blobs()
+    x = x + 5 * jax.random.normal(jax.random.key(2), x.shape)
+    own: list[float] = []
+    for init, empty_clusters, tolerance in (("k-means++", "relocate", 1e-4), ("random", "split", 0.0)):
+        options = {"init": init, "empty_clusters": empty_clusters, "tolerance": tolerance}
+        found = deep_cluster.feature_clusters(
+            jax.random.key(0), x, num_clusters=20, num_components=3, **options
+        )
+        ready = deep_cluster.preprocess(x, num_components=3)
+        again = deep_cluster.pseudo_labels(jax.random.key(0), ready, num_clusters=20, **options)
+        np.testing.assert_array_equal(found, again)
+        own.append(
+            deep_cluster.initial_alignment(
+                jax.random.key(0), x, labels, num_clusters=20, num_components=3, **options
+            )
+        )
+        assert own[-1] == pytest.approx(normalized_mutual_info_score(labels, found))
+    assert own[0] != own[1]
+
+
+def test_initial_alignment_refuses_values_that_are_not_finite() -> None:
+    x, labels = blobs()
+    with pytest.raises(ValueError, match="features holds NaN"):
+        deep_cluster.initial_alignment(jax.random.key(0), x.at[0, 0].set(jnp.nan), labels, num_clusters=3)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +294,8 @@ def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
 def test_augmentation_keeps_images_apart(augmentation: str) -> None:
     shades = jnp.linspace(0, 1, 6).reshape(3, 1, 1, 2)
     images = jnp.broadcast_to(shades, (3, 32, 32, 2))
-    setting = Config(augmentation=augmentation)  # type: ignore[arg-type]
-    found = jax.jit(lambda key, x: deepcluster.transform(setting, key, x))(jax.random.key(0), images)
+    transform = jax.jit(partial(deepcluster.transform, augmentation))
+    found = transform(jax.random.key(0), images)
     np.testing.assert_allclose(found, images, atol=1e-6)
 
 
