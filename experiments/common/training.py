@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
@@ -78,88 +76,6 @@ class Trained(NamedTuple):
     state: Any
     snapshots: list[tuple[int, Any]]
     seconds: float
-
-
-def compiled_steps(
-    step: Callable[..., tuple[Any, Array]], *arrays: Array
-) -> Callable[[Any, int, int], tuple[Any, Array]]:
-    """The `advance` of `run_steps` from one step, compiled once however long a stretch of several is.
-
-    Networks of convolutions should take the stride that `convolution_stride` gives.
-
-    Args:
-      step: from a state, the step's index and `arrays` to the new state and the loss.
-      *arrays: handed to every step; not constants of the compiled program, as captured ones would be.
-
-    Returns:
-      A function of a state, which is donated, and the range of steps (first, end).
-    """
-
-    one = jax.jit(step, donate_argnums=0)
-
-    @partial(jax.jit, donate_argnums=0)
-    def several(state: Any, first: int, end: int, *arrays: Array) -> tuple[Any, Array]:
-        def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            return step(carry[0], index, *arrays)
-
-        return lax.fori_loop(first, end, body, (state, jnp.zeros(())))
-
-    def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
-        return one(state, first, *arrays) if end - first == 1 else several(state, first, end, *arrays)
-
-    return advance
-
-
-def convolution_stride(steps: int) -> int:
-    """Steps of a network of convolutions in one compiled call: `steps`, but one on a CPU.
-
-    In a loop XLA's CPU runs convolutions on one core, and slower still: 9× for a ResNet.
-
-    Example:
-      >>> from experiments.common.training import convolution_stride
-      >>> convolution_stride(200) in (1, 200)
-      True
-    """
-    return 1 if jax.default_backend() == "cpu" else steps
-
-
-def over_batches(step: Callable[..., tuple[Any, Array]]) -> Callable[..., tuple[Any, Array]]:
-    """A function that takes a step for every minibatch of an epoch, compiled once.
-
-    Args:
-      step: from a state, a tree of one minibatch's arrays (such as indices and a key) and further arrays to
-        the new state and the loss.
-
-    Returns:
-      A function of a state, which is donated, a tree of arrays with a leading axis of minibatches, and the
-      further arrays, to the new state and the mean loss.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from experiments.common.training import over_batches
-      >>> add = over_batches(lambda total, number, factor: (total + factor * number, factor * number))
-      >>> [float(value) for value in add(jnp.zeros(()), jnp.arange(3.0), jnp.array(2.0))]
-      [6.0, 2.0]
-    """
-    one = jax.jit(step, donate_argnums=0)
-
-    @partial(jax.jit, donate_argnums=0)
-    def all_of(state: Any, batches: Any, arrays: tuple[Array, ...]) -> tuple[Any, Array]:
-        state, values = lax.scan(lambda state, batch: step(state, batch, *arrays), state, batches)
-        return state, jnp.mean(values, axis=0)
-
-    def run(state: Any, batches: Any, *arrays: Array) -> tuple[Any, Array]:
-        number = len(jax.tree.leaves(batches)[0])
-        if convolution_stride(number) > 1:
-            return all_of(state, batches, arrays)
-        values = []
-        for index in range(number):
-            batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
-            state, value = one(state, batch, *arrays)
-            values.append(value)
-        return state, jnp.mean(jnp.stack(values), axis=0)
-
-    return run
 
 
 def seeds_name(seeds: range) -> str:
