@@ -27,7 +27,7 @@ from experiments.common import evaluation
 from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, peak_gib, record, write_json
 from experiments.common.tables import comparison
-from sul_jax import metrics
+from sul_jax import metrics, probes
 from sul_jax.cli.networks import METHODS
 
 EXPERIMENT = "compare"
@@ -146,7 +146,7 @@ def judge(
         others = {n: model.with_clusters(codes, n).labels_ for n in further if n != number}
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]
-    knn = evaluation.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
+    knn = probes.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
     values = evaluation.scores(labels, clusters) | {
         "knn_accuracy": knn["knn"],
         "seconds": seconds,

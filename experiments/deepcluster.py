@@ -35,7 +35,7 @@ from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
 from experiments.common.tables import format_table, print_metrics
 from experiments.common.training import Trained, run_steps, seeds_name
-from sul_jax import augment, deep_cluster, metrics, training
+from sul_jax import augment, deep_cluster, metrics, probes, training
 from sul_jax.learning_rule import GradientState
 from sul_jax.nn import AlexNet, LeNet5
 from sul_jax.seeds import of_seed, over_seeds, stacked
@@ -153,7 +153,7 @@ class Judge(NamedTuple):
         """In percent, `probe_accuracy` of the `probe_layer` and `probe_accuracy_…` of others."""
         train, test = self.splits.train, self.splits.test
         train_labels, test_labels = np.asarray(train.labels), np.asarray(test.labels)
-        probe = partial(evaluation.linear_probe, jax.random.key(seed), num_epochs=self.config.probe_epochs)
+        probe = partial(probes.linear_probe, jax.random.key(seed), num_epochs=self.config.probe_epochs)
         found = {}
         for layer in layers:
             seen, unseen = (common.features(network, images.seen, layer) for images in (train, test))

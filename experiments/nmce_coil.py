@@ -30,7 +30,7 @@ from experiments.common import embeddings, evaluation, figures
 from experiments.common.options import ConfigError, command_line
 from experiments.common.runs import Outcome, SeedResult, Workdir, identity, recorded
 from experiments.common.tables import print_metrics
-from sul_jax import augment, nmce
+from sul_jax import augment, nmce, subspace_clustering
 from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_coil"
@@ -138,7 +138,7 @@ def _judge(
     """Subspace clustering of the features; draws figures for the first seed."""
     features, _ = embeddings.encode(network, images)
     gamma = config.gammas or config.gamma
-    found = evaluation.subspace_clustering(
+    found = subspace_clustering.fit(
         features, num_clusters=config.num_clusters, gamma=gamma, l1_ratio=config.l1_ratio, seed=seed
     )
     if seed == config.seed:

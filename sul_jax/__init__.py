@@ -26,6 +26,8 @@ from sul_jax.learning_rule import LearningRule, gradient_rule, stack
 if TYPE_CHECKING:
     from sul_jax import estimators as estimators
     from sul_jax import nn as nn
+    from sul_jax import probes as probes
+    from sul_jax import subspace_clustering as subspace_clustering
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,8 +48,10 @@ __all__ = [
     "nmce",
     "nn",
     "patches",
+    "probes",
     "seeds",
     "stack",
+    "subspace_clustering",
     "training",
     "whitening",
 ]
@@ -55,6 +59,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Flax, Orbax and scikit-learn take longer to import than the rest together: only when they are used.
-    if name in ("estimators", "nn"):
+    if name in ("estimators", "nn", "probes", "subspace_clustering"):
         return importlib.import_module(f"sul_jax.{name}")
     raise AttributeError(f"module 'sul_jax' has no attribute {name!r}")

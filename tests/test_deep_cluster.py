@@ -21,7 +21,7 @@ from experiments import deepcluster, deepcluster_alignment
 from experiments.common import evaluation, runs, training
 from experiments.common.options import ConfigError
 from experiments.deepcluster import Config
-from sul_jax import deep_cluster, nn
+from sul_jax import deep_cluster, nn, probes
 from sul_jax.nn import convnets
 
 BALANCED = jax.jit(deep_cluster.balanced_indices, static_argnames=("num_clusters", "num_samples"))
@@ -227,7 +227,7 @@ def test_linear_probe_is_a_logistic_regression() -> None:
     x, labels = blobs(300)
     x = x + 2 * jax.random.normal(jax.random.key(2), x.shape)
     train, test = slice(0, 200), slice(200, 300)
-    got = evaluation.linear_probe(
+    got = probes.linear_probe(
         jax.random.key(0), x[train], labels[train], x[test], labels[test], num_epochs=50, batch_size=20
     )
     expected = LogisticRegression().fit(x[train], labels[train]).score(x[test], labels[test])

@@ -14,7 +14,7 @@ from flax import nnx
 from experiments import data, nmce_coil, nmce_images, nmce_manifolds, nmce_spiral
 from experiments.common import evaluation, generated, runs, training
 from experiments.nmce_spiral import Config
-from sul_jax import coding_rate, gradient_rule, k_subspaces, stack, whitening
+from sul_jax import coding_rate, gradient_rule, k_subspaces, stack, subspace_clustering, whitening
 from sul_jax.nn import MLP, NMCE, ResNet, backbones
 from sul_jax.training import Minibatches
 
@@ -363,9 +363,7 @@ def test_subspace_clustering_finds_planted_subspaces(l1_ratio: float) -> None:
     points = [generator.normal(size=(30, 2)) @ generator.normal(size=(2, 8)) for _ in range(3)]
     features = np.concatenate(points)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    found = evaluation.subspace_clustering(
-        features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20
-    )
+    found = subspace_clustering.fit(features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20)
     assert evaluation.agreement(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
 
 
@@ -375,7 +373,7 @@ def test_the_sparsest_graph_that_is_whole_enough() -> None:
     features = whitening.normalize(jnp.asarray(np.concatenate(points)))
     # By how many parts the graphs fall into: 32, 7, 3, 3.
     gammas = (50, 1.001, 3, 1.5)
-    found = evaluation.subspace_clustering(np.asarray(features), num_clusters=3, gamma=gammas)
+    found = subspace_clustering.fit(np.asarray(features), num_clusters=3, gamma=gammas)
     assert (found.gamma, found.num_parts) == (3, 3)
     assert evaluation.agreement(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from experiments.common import evaluation, figures
+from sul_jax import probes
 from sul_jax.nn import NMCE
 
 _LABELS = (1, 2, 5, 10, 20, 50, 100)  # of each class, for figure A.1
@@ -41,7 +42,7 @@ def classified(
     known: Labelled, asked: Labelled, names: Sequence[str] = ("svm", "knn", "nearest_subspace")
 ) -> dict[str, float]:
     """Accuracies in percent of the paper's classifiers on features."""
-    return evaluation.classifiers(
+    return probes.classifiers(
         known.inputs, known.labels, asked.inputs, asked.labels,
         names=names, num_neighbors=_NEIGHBOURS, subspace_rank=_RANK,
     )  # fmt: skip

@@ -1,0 +1,160 @@
+"""What features tell of labels, by simple classifiers: how learning without labels is judged."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array, lax
+
+from sul_jax import k_subspaces, whitening
+from sul_jax.learning_rule import gradient_rule
+
+
+def classifiers(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    names: Sequence[str] = ("svm", "knn", "nearest_subspace"),
+    num_neighbors: int = 20,
+    subspace_rank: int = 10,
+) -> dict[str, float]:
+    """Test accuracies in percent of simple classifiers on features scaled to unit norm.
+
+    Args:
+      train: `[num_train, features]`.
+      train_labels: `[num_train]`.
+      test: `[num_test, features]`.
+      test_labels: `[num_test]`.
+      names: which of `svm` (linear), `knn` (by cosine), `nearest_subspace` (each class's leading singular
+        vectors; the largest projection wins).
+      num_neighbors: of `knn`, at most as many as there are vectors.
+      subspace_rank: of `nearest_subspace`, at most the size of the smallest class.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax import probes
+      >>> codes, labels = np.repeat(np.eye(2, dtype=np.float32), 30, axis=0), np.repeat([0, 1], 30)
+      >>> probes.classifiers(codes, labels, codes, labels, subspace_rank=1)
+      {'svm': 100.0, 'knn': 100.0, 'nearest_subspace': 100.0}
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.svm import LinearSVC
+
+    train, test = (np.asarray(whitening.normalize(jnp.asarray(values))) for values in (train, test))
+
+    def predict(name: str) -> np.ndarray:
+        if name == "nearest_subspace":
+            classes, counts = np.unique(train_labels, return_counts=True)
+            rank = min(subspace_rank, train.shape[1], counts.min())
+            parts = [np.linalg.svd(train[train_labels == c], full_matrices=False)[2][:rank] for c in classes]
+            state = k_subspaces.KSubspacesState(jnp.asarray(np.stack(parts)))
+            return classes[np.asarray(k_subspaces.assign(state, jnp.asarray(test)))]
+        neighbors = min(num_neighbors, len(train))
+        model = (
+            LinearSVC(random_state=0) if name == "svm" else KNeighborsClassifier(neighbors, metric="cosine")
+        )
+        return np.asarray(model.fit(train, train_labels).predict(test))
+
+    return {name: float(100 * np.mean(predict(name) == test_labels)) for name in names}
+
+
+def linear_probe(
+    key: Array,
+    train: Array,
+    train_labels: np.ndarray,
+    test: Array,
+    test_labels: np.ndarray,
+    *,
+    num_epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+) -> float:
+    """Test accuracy in percent of a linear classifier on fixed features.
+
+    Multinomial logistic regression by stochastic gradient descent, with the learning rate
+    η / √(1 + ηλt) at step t as in DeepCluster's evaluation.
+
+    Args:
+      key: `jax.random.key`, of the order of the examples.
+      train: `[num_train, features]`.
+      train_labels: `[num_train]`, from 0 on.
+      test: `[num_test, features]`.
+      test_labels: `[num_test]`.
+      num_epochs: passes over the training features.
+      batch_size: features in a minibatch; a last partial one is dropped.
+      learning_rate: η.
+      momentum: of the descent.
+      weight_decay: λ, an L2 penalty added to the gradients.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from sul_jax import probes
+      >>> codes, labels = np.repeat(np.eye(2, dtype=np.float32), 50, axis=0), np.repeat([0, 1], 50)
+      >>> probes.linear_probe(jax.random.key(0), codes, labels, codes, labels, batch_size=10)
+      100.0
+    """
+    layer = _probe(
+        key,
+        jnp.asarray(train),
+        jnp.asarray(train_labels),
+        num_classes=int(max(train_labels.max(), test_labels.max())) + 1,
+        num_epochs=num_epochs,
+        batch_size=min(batch_size, len(train)),
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    found = np.argmax(np.asarray(test @ layer["kernel"][...] + layer["bias"][...]), axis=1)
+    return float(100 * np.mean(found == test_labels))
+
+
+@partial(jax.jit, static_argnames=("num_classes", "num_epochs", "batch_size"))
+def _probe(
+    key: Array,
+    codes: Array,
+    labels: Array,
+    *,
+    num_classes: int,
+    num_epochs: int,
+    batch_size: int,
+    learning_rate: float | Array,
+    momentum: float | Array,
+    weight_decay: float | Array,
+) -> Any:
+    """The learned linear layer's parameters."""
+    steps = len(codes) // batch_size
+
+    def loss(layer: Any, batch: tuple[Array, Array], *, axis_name: str | None) -> Array:
+        logits = layer(batch[0])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]))
+
+    rule = gradient_rule(
+        lambda rngs: nnx.Linear(
+            codes.shape[1], num_classes, kernel_init=nnx.initializers.zeros, precision="highest", rngs=rngs
+        ),
+        loss,
+        optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.sgd(lambda t: learning_rate / jnp.sqrt(1 + learning_rate * weight_decay * t), momentum),
+        ),
+    )
+
+    def epoch(index: Array, state: Any) -> Any:
+        order = jax.random.permutation(jax.random.fold_in(key, index), len(codes))
+
+        def step(state: Any, chosen: Array) -> tuple[Any, None]:
+            return rule.update(state, (codes[chosen], labels[chosen]))[0], None
+
+        return lax.scan(step, state, order[: steps * batch_size].reshape(steps, batch_size))[0]
+
+    return lax.fori_loop(0, num_epochs, epoch, rule.init(key, codes)).params
