@@ -125,14 +125,11 @@ def run_steps(
             f"{str(folder)!r} holds a training of {done} {unit}s, which cannot be resumed to end after "
             f"{steps}; give at least as many or another --workdir"
         )
-    snapshots: list[tuple[int, Any]] = []
     timer = Timer(0.0 if stored is None else float(stored["seconds"]))
+    snapshots: list[tuple[int, Any]] = []
     if stored is not None:
-        state_tree = jax.tree.structure(state)
-        kept_tree = jax.tree.structure(snapshot(state) if snapshot_like is None else snapshot_like)
-        state = jax.tree.unflatten(state_tree, [jnp.asarray(leaf) for leaf in stored["state"]])
-        taken = zip(stored.get("steps", ()), stored.get("snapshots", ()), strict=True)
-        snapshots = [(int(step), jax.tree.unflatten(kept_tree, kept)) for step, kept in taken]
+        like = snapshot(state) if snapshot_like is None else snapshot_like
+        state, snapshots = _restored(stored, state, like)
     elif 0 in snapshot_at:
         snapshots.append((0, jax.device_get(snapshot(state))))
 
@@ -168,6 +165,15 @@ def _last(values: Any) -> float:
     """The last step's, the mean of its seeds."""
     array = np.asarray(values)
     return float(array if array.ndim == 0 else np.mean(array[-1]))
+
+
+def _restored(stored: Any, state: Any, like: Any) -> tuple[Any, list[tuple[int, Any]]]:
+    """State and snapshots of a checkpoint, with the structure of the first state and of a snapshot."""
+    leaves = [jnp.asarray(leaf) for leaf in stored["state"]]
+    taken = zip(stored.get("steps", ()), stored.get("snapshots", ()), strict=True)
+    kept_tree = jax.tree.structure(like)
+    snapshots = [(int(step), jax.tree.unflatten(kept_tree, kept)) for step, kept in taken]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), snapshots
 
 
 def _stored(state: Any, snapshots: list[tuple[int, Any]], seconds: float) -> dict[str, Any]:
