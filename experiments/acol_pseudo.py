@@ -13,6 +13,7 @@ are, finds the classes. The paper reports accuracies of 98.32 ± 0.08 % for MNIS
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,7 @@ from jax import Array
 from experiments import data
 from experiments.common import evaluation, figures
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
-from experiments.common.tables import print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
 from sul_jax import acol, augment, gar, training
 from sul_jax.learning_rule import GradientState, LearningRule
@@ -145,13 +145,11 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
         return _sweep(replace(config, sweep=None), config.sweep)
     dataset, train, test = _load(config)
     filled = _filled(config, dataset, train, test)
-    paper, results = _paper(filled), []
     evaluation_only = ("representation", "num_clusters", "num_test")
     told_apart = identity(dataset.train_images[: config.num_train])
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
-        print(f"{dataset.name}: {len(train.images)} images ({dataset.source})")
-        for first in workdir.seeds[:: filled.seeds_together]:
-            seeds = range(first, min(first + filled.seeds_together, workdir.seeds.stop))
+
+        def learn(seeds: range) -> Iterator[Learned[ACOL]]:
             trained = train_seeds(filled, seeds, train, workdir)
             for index, seed in enumerate(seeds):
                 start = time.perf_counter()
@@ -161,12 +159,12 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
                 if seed == config.seed:
                     _draw(filled, network, test, trained, dataset.test_images, clusters)
                 seconds = trained.seconds / len(seeds) + time.perf_counter() - start
-                number = len(train.images)
-                workdir.finish(seed, Outcome(values, dataset, number, len(test.images), seconds, paper))
-                results.append(SeedResult(seed, network, values))
-    print_metrics(results, paper)
-    print(f"\nfigures, checkpoints and results: {config.workdir}")
-    return results
+                yield Learned(network, values, seconds)
+
+        numbers = {"num_train": len(train.images), "num_test": len(test.images)}
+        return run_seeds(
+            workdir, learn, dataset, **numbers, paper=_paper(filled), together=filled.seeds_together
+        )
 
 
 def _paper(config: Filled) -> dict[str, float]:

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from experiments import data
 from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import device_name
-from experiments.common.tables import format_table
 from experiments.data import atomic_path
 from sul_jax import (
     acol,
@@ -43,6 +42,7 @@ from sul_jax import (
     patches,
     whitening,
 )
+from sul_jax.cli.tables import format_table
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
 from sul_jax.nn import ACOL, NMCE, AlexNet, LeNet5, ResNet

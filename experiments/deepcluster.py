@@ -14,7 +14,7 @@ accuracies, only figures. On Fashion-MNIST, with 5 clusters, 50 cycles lead from
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,10 @@ from experiments import data
 from experiments.common import deep_cluster as common
 from experiments.common import evaluation, figures
 from experiments.common.options import ConfigError, check_options, command_line
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
-from experiments.common.tables import format_table, print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
 from sul_jax import augment, deep_cluster, metrics, probes, training
+from sul_jax.cli.tables import format_table
 from sul_jax.learning_rule import GradientState
 from sul_jax.nn import AlexNet, LeNet5
 from sul_jax.seeds import of_seed, over_seeds, stacked
@@ -162,13 +162,6 @@ class Judge(NamedTuple):
         return found
 
 
-class Judged(NamedTuple):
-    """What a seed gave and how it went."""
-
-    result: SeedResult[LeNet5 | AlexNet]
-    course: figures.Course
-
-
 def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     """Trains and evaluates; see the module's docstring.
 
@@ -200,20 +193,20 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
         raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or halt")
     filled = fill_in(config, splits)
     _check_sizes(filled, splits)
-    judged: list[Judged] = []
     told_apart = identity(dataset.train_images[: config.num_train])
     evaluation_only = ("probe_layer", "every_layer", "probe_epochs", "num_test")
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
-        print(f"{dataset.name}: {len(train.raw)} training, {len(test.raw)} test images ({dataset.source})")
         cycles, judge = Cycles(filled, train), Judge(filled, splits)
-        for first in workdir.seeds[:: filled.seeds_together]:
-            seeds = range(first, min(first + filled.seeds_together, workdir.seeds.stop))
-            judged += _run_seeds(judge, cycles, workdir, seeds)
-            figures.cycles([one.course for one in judged], config.halt, config.workdir / "cycles.png")
-    results = [one.result for one in judged]
-    print_metrics(results, {})
-    print(f"\nfigures, checkpoints and results: {config.workdir}")
-    return results
+        courses: list[figures.Course] = []
+
+        def learn(seeds: range) -> Iterator[Learned[LeNet5 | AlexNet]]:
+            for course, learned in _learned(judge, cycles, workdir, seeds):
+                courses.append(course)
+                yield learned
+            figures.cycles(courses, config.halt, config.workdir / "cycles.png")
+
+        numbers = {"num_train": len(train.raw), "num_test": len(test.raw)}
+        return run_seeds(workdir, learn, dataset, **numbers, paper={}, together=filled.seeds_together)
 
 
 def fill_in(config: Config, splits: Splits) -> Filled:
@@ -359,7 +352,9 @@ def _of_network(state: GradientState) -> tuple[Any, Any]:
     return state.params["network"], state.rest["network"]
 
 
-def _run_seeds(judge: Judge, cycles: Cycles, workdir: Workdir, seeds: range) -> list[Judged]:
+def _learned(
+    judge: Judge, cycles: Cycles, workdir: Workdir, seeds: range
+) -> Iterator[tuple[figures.Course, Learned[LeNet5 | AlexNet]]]:
     """Trains several seeds at once and judges one after the other, before and after."""
     config, splits, layers = judge.config, judge.splits, judge.layers
     began = time.perf_counter()
@@ -367,7 +362,6 @@ def _run_seeds(judge: Judge, cycles: Cycles, workdir: Workdir, seeds: range) -> 
     untrained = [judge.accuracies(*of, layers) for of in zip(seeds, networks, strict=True)]
     before = time.perf_counter() - began
     trained = cycles.learn(seeds)
-    judged = []
     for place, (seed, network) in enumerate(zip(seeds, networks, strict=True)):
         began = time.perf_counter()
         learner: Learner = of_seed(trained.state, place)
@@ -386,12 +380,9 @@ def _run_seeds(judge: Judge, cycles: Cycles, workdir: Workdir, seeds: range) -> 
         seconds = (trained.seconds + before) / len(seeds) + time.perf_counter() - began
         if workdir.finished(seed) is None:
             _log_cycles(workdir, course)
-        num_train, num_test = len(splits.train.raw), len(splits.test.raw)
-        workdir.finish(seed, Outcome(values, splits.dataset, num_train, num_test, seconds))
         if seed == config.seed:
             _draw_clusters(config, np.asarray(learner.labels), splits.train)
-        judged.append(Judged(SeedResult(seed, network, values), course))
-    return judged
+        yield course, Learned(network, values, seconds)
 
 
 def _metrics(course: figures.Course, before: dict[str, float], others: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ log of 100 networks on MNIST, with 9 clusters, has a mean of 0.409. experiments/
 ours gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from experiments import data
 from experiments.common import deep_cluster as common
 from experiments.common import figures
 from experiments.common.options import ConfigError, check_options, command_line
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, sweep
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps
 from sul_jax import deep_cluster
 
@@ -89,23 +89,19 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
     filled = _fill_in(config, dataset)
     common.check_network(filled, train)
     paper = _paper(filled, dataset)
-    results = []
     told_apart = identity(dataset.train_images[: config.num_train])
     with Workdir(EXPERIMENT, filled, data=told_apart) as workdir:
-        print(f"{dataset.name}: {len(train.raw)} images ({dataset.source})")
-        for seed in workdir.seeds:
-            measured = _measure(filled, seed, train, workdir)
-            alignments = np.asarray(measured.state)
-            values = _metrics(alignments)
-            workdir.finish(seed, Outcome(values, dataset, len(train.raw), 0, measured.seconds, paper))
-            workdir.log(seed=seed, alignments=[round(float(value), 4) for value in alignments])
-            if seed == config.seed:
-                _draw(filled, alignments, train, [*paper.values()])
-            words = "  ".join(f"{name} {value}" for name, value in values.items())
-            print(f"{words}  paper {[*paper.values()]}")
-            results.append(SeedResult(seed, alignments, values))
-    print(f"\nfigure and results: {config.workdir}")
-    return results
+
+        def learn(seeds: range) -> Iterator[Learned[np.ndarray]]:
+            for seed in seeds:
+                measured = _measure(filled, seed, train, workdir)
+                alignments = np.asarray(measured.state)
+                workdir.log(seed=seed, alignments=[round(float(value), 4) for value in alignments])
+                if seed == config.seed:
+                    _draw(filled, alignments, train, [*paper.values()])
+                yield Learned(alignments, _metrics(alignments), measured.seconds)
+
+        return run_seeds(workdir, learn, dataset, num_train=len(train.raw), num_test=0, paper=paper)
 
 
 def _fill_in(config: Config, dataset: data.Dataset) -> Filled:

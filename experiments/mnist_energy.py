@@ -11,7 +11,7 @@ what ours gives, with seeds, device and time.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,7 @@ from tqdm import tqdm
 from experiments import data
 from experiments.common import architectures, evaluation, figures
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, peak_gib
-from experiments.common.tables import print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, peak_gib, run_seeds
 from experiments.common.training import Checkpoints, Timer
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, training, whitening
 from sul_jax.nn import EnergyNet
@@ -143,7 +142,7 @@ class Member(NamedTuple):
     network: int
 
 
-class Learned(NamedTuple):
+class Trained(NamedTuple):
     """A network's states, each layer's energy per step, and the seconds of its training."""
 
     states: tuple[Any, ...]
@@ -178,63 +177,56 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     told_apart = identity(train.images) | {"sizes": architecture_of(filled).to_dict()}
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=EVALUATION) as workdir:
         number = len(test.images)
-        unseen = "" if not searched else f"; tested on the {number} whose labels the search did not see"
-        print(
-            f"{dataset.name}: {len(train.images)} training, {number} test images ({dataset.source}{unseen})"
+        if searched:
+            print(f"tested on the {number} images whose labels the search for the network did not see")
+        return run_seeds(
+            workdir,
+            partial(_learned, filled, workdir, train, test),
+            dataset,
+            num_train=len(train.images),
+            num_test=number,
+            paper=paper_numbers(filled),
+            together=len(workdir.seeds),
         )
-        results = _run_seeds(filled, workdir, dataset, train, test)
-    print_metrics(results, paper_numbers(filled))
-    print(f"\nfigures, checkpoints and results: {config.workdir}")
-    return results
 
 
 def _first(split: Split, number: int | None) -> Split:
     return Split(split.images[:number], None if split.labels is None else split.labels[:number])
 
 
-def _run_seeds(
-    config: Filled, workdir: Workdir, dataset: data.Dataset, train: Split, test: Split
-) -> list[SeedResult[EnergyNet]]:
+def _learned(
+    config: Filled, workdir: Workdir, train: Split, test: Split, seeds: range
+) -> Iterator[Learned[EnergyNet]]:
     """Trains and evaluates seed by seed; what a finished seed left behind is read instead."""
-    trainer = Trainer(config, train.images, workdir)
-    seeds, size = workdir.seeds, config.seeds_together
+    trainer, size = Trainer(config, train.images, workdir), config.seeds_together
     groups = [
         [Member(seed, network) for seed in seeds[start : start + size]]
         for network in range(config.networks)
         for start in range(0, len(seeds), size)
     ]
-    learned: dict[Member, Learned] = {}
-    results: list[SeedResult[EnergyNet]] = []
-
-    def keep(metrics: dict[str, float], seconds: float) -> Outcome:
-        paper = paper_numbers(config)
-        return Outcome(metrics, dataset, len(train.images), len(test.images), seconds, paper)
-
+    trained: dict[Member, Trained] = {}
     for seed in seeds:
         finished = workdir.finished(seed)
         if finished is not None:
             folder = config.workdir / f"network-seed{seed}"
             network = EnergyNet.load(folder, architecture=architecture_of(config))
-            workdir.finish(seed, keep(finished["metrics"], finished["seconds"]))
-            results.append(SeedResult(seed, network, finished["metrics"]))
+            yield Learned(network, finished["metrics"], finished["seconds"])
             continue
         workdir.discard(seed)
         own = [Member(seed, network) for network in range(config.networks)]
         for group in groups:
-            if any(member in own and member not in learned for member in group):
-                learned |= trainer.train(group)
+            if any(member in own and member not in trained for member in group):
+                trained |= trainer.train(group)
         start = time.perf_counter()
-        nets = [learned.pop(member) for member in own]
-        result, clustering = evaluate(config, seed, [net.states for net in nets], train, test)
+        nets = [trained.pop(member) for member in own]
+        network, metrics, clustering = evaluate(config, seed, [net.states for net in nets], train, test)
         seconds = sum(net.seconds for net in nets)
-        result.metrics["training_seconds"] = round(seconds, 1)
-        result.metrics["peak_gib"] = round(peak_gib(), 2)
+        metrics["training_seconds"] = round(seconds, 1)
+        metrics["peak_gib"] = round(peak_gib(), 2)
         seconds += time.perf_counter() - start
         if seed == config.seed:  # before the seed counts as finished: a resumed run draws too
-            draw(config, result.network, nets[0].energies, clustering, train, test)
-        workdir.finish(seed, keep(result.metrics, seconds))
-        results.append(result)
-    return results
+            draw(config, network, nets[0].energies, clustering, train, test)
+        yield Learned(network, metrics, seconds)
 
 
 def architecture_of(config: Config) -> energy.EnergyArchitecture:
@@ -275,7 +267,7 @@ class Trainer:
             mesh,
         )
 
-    def train(self, members: Sequence[Member]) -> dict[Member, Learned]:
+    def train(self, members: Sequence[Member]) -> dict[Member, Trained]:
         """Trains networks at the same time, layer after layer; continues from their checkpoint."""
         checkpoints = Checkpoints(self.config.workdir / f"checkpoints-{'-'.join(map(str, members[0]))}")
         (_, done), stored = checkpoints.newest() or ((0, 0), {"bases": [], "energies": [], "seconds": 0})
@@ -319,7 +311,7 @@ class Trainer:
             for layer, curve in energies.items():
                 self.workdir.log(**member._asdict(), layer=layer + 1, final_energy=float(curve[-1, index]))
         return {
-            member: Learned(
+            member: Trained(
                 (self.zca, *(of_seed(state, index) for state in learned)),
                 [energies[layer][:, index] for layer in sorted(energies)],
                 timer.seconds() / len(members),
@@ -346,7 +338,7 @@ def _key(member: Member, layer: int) -> Array:
 
 def evaluate(
     config: Filled, seed: int, networks: Sequence[tuple[Any, ...]], train: Split, test: Split
-) -> tuple[SeedResult[EnergyNet], evaluation.Clustering]:
+) -> tuple[EnergyNet, dict[str, float], evaluation.Clustering]:
     """Clusters pixels, every layer's codes (of a single network) and the pooled codes."""
     rules = rules_of(config)
     key = jax.random.key(seed)
@@ -385,7 +377,7 @@ def evaluate(
             _note(metrics, "train_clustering_error", on_train.clustering_error)
         bar.update()
     metrics["zca_dc_ratio"] = float(whitening.dc_ratio(networks[0][0].kernel))
-    return SeedResult(seed, network, metrics), found
+    return network, metrics, found
 
 
 def cluster_codes(

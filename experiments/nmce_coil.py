@@ -14,6 +14,7 @@ experiments/results/README.md has rows for 94 and for 100, and what ours gives, 
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,7 @@ from jax import Array
 from experiments import data
 from experiments.common import embeddings, evaluation, figures
 from experiments.common.options import ConfigError, command_line
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, recorded
-from experiments.common.tables import print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds
 from sul_jax import augment, nmce, subspace_clustering
 from sul_jax.nn import NMCE
 
@@ -113,23 +113,20 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
         raise ConfigError(f"num_clusters={num_clusters} exceeds the {len(images)} images")
     config = replace(config, dataset=dataset.name)
     filled = Filled(**{**vars(config), "num_clusters": num_clusters})
-    paper = _paper(filled)
-    results = []
     evaluation_only = ("num_clusters", "gamma", "gammas", "l1_ratio")
     with Workdir(EXPERIMENT, config, data=identity(images), may_differ=evaluation_only) as workdir:
-        print(f"{dataset.name}: {len(images)} images ({dataset.source})")
-        for seed in workdir.seeds:
-            network, seconds = train(config, seed, jnp.asarray(images), workdir)
-            network.save(config.workdir / f"network-seed{seed}")
-            start = time.perf_counter()
-            values = _judge(filled, seed, network, images, labels)
-            values["training_seconds"] = round(seconds, 1)
-            seconds += time.perf_counter() - start
-            workdir.finish(seed, Outcome(values, dataset, len(images), len(images), seconds, paper))
-            results.append(SeedResult(seed, network, values))
-    print_metrics(results, paper)
-    print(f"\nfigures, checkpoints and results: {config.workdir}")
-    return results
+
+        def learn(seeds: range) -> Iterator[Learned[NMCE]]:
+            for seed in seeds:
+                network, seconds = train(config, seed, jnp.asarray(images), workdir)
+                network.save(config.workdir / f"network-seed{seed}")
+                start = time.perf_counter()
+                values = _judge(filled, seed, network, images, labels)
+                values["training_seconds"] = round(seconds, 1)
+                yield Learned(network, values, seconds + time.perf_counter() - start)
+
+        number = len(images)
+        return run_seeds(workdir, learn, dataset, num_train=number, num_test=number, paper=_paper(filled))
 
 
 def _judge(

@@ -37,8 +37,7 @@ from jax import Array
 from experiments import data
 from experiments.common import embeddings, evaluation, features, figures
 from experiments.common.options import ConfigError, command_line
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, recorded, sweep
-from experiments.common.tables import print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds, sweep
 from experiments.common.training import Trained
 from sul_jax import LearningRule, augment, nmce, training
 from sul_jax.nn import NMCE
@@ -193,26 +192,23 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
             raise ConfigError("features_from is the workdir itself; give this run another --workdir")
         for seed in range(filled.seed, filled.seed + filled.seeds):
             _borrowed(filled.features_from, seed, build(filled, seed, splits.images.shape[-1]))
-    paper, results = _paper(filled), []
     told_apart = identity(dataset.train_images[: filled.num_images])
     evaluation_only = ("stage", "judge_features", "num_views")
+    asked = 0 if splits.judge is None else len(splits.judge.asked.labels)
+    judged = number if filled.stage > 1 else asked
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
-        print(f"{dataset.name}: {number} images ({dataset.source})")
-        for seed in workdir.seeds:
-            network, values, seconds = _run_seed(filled, seed, workdir, splits)
-            asked = 0 if splits.judge is None else len(splits.judge.asked.labels)
-            judged = number if filled.stage > 1 else asked
-            workdir.finish(seed, Outcome(values, dataset, number, judged, seconds, paper))
-            results.append(SeedResult(seed, network, values))
-    print_metrics(results, paper)
-    print(f"\nfigures, checkpoints and results: {filled.workdir}")
-    return results
+        return run_seeds(
+            workdir,
+            lambda seeds: (_run_seed(filled, seed, workdir, splits) for seed in seeds),
+            dataset,
+            num_train=number,
+            num_test=judged,
+            paper=_paper(filled),
+        )
 
 
-def _run_seed(
-    config: Filled, seed: int, workdir: Workdir, splits: Splits
-) -> tuple[NMCE, dict[str, float], float]:
-    """The network after the last stage, its metrics, and the seconds of training and evaluation."""
+def _run_seed(config: Filled, seed: int, workdir: Workdir, splits: Splits) -> Learned[NMCE]:
+    """The network after the last stage."""
     channels = splits.images.shape[-1]
     network = build(config, seed, channels)
     if config.features_from is not None:
@@ -232,7 +228,7 @@ def _run_seed(
             values |= _judge_clusters(config, seed, stage, network, splits)
         network.save(config.workdir / f"network-seed{seed}-stage{stage}")
         seconds += trained.seconds + time.perf_counter() - start
-    return network, values, seconds
+    return Learned(network, values, seconds)
 
 
 def _borrowed(run: Path, seed: int, network: NMCE) -> NMCE:

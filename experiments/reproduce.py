@@ -23,10 +23,10 @@ from typing import Literal, NamedTuple
 
 from experiments import data
 from experiments.common.options import check_options, command_line
-from experiments.common.tables import format_table
 from experiments.results import records
 from experiments.results.render import duration, write_pages
 from experiments.results.rows import ACCELERATOR, TABLES, Row
+from sul_jax.cli.tables import format_table
 
 
 @dataclass(frozen=True)

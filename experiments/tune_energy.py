@@ -39,8 +39,8 @@ from experiments import data
 from experiments.common import architectures, evaluation, figures
 from experiments.common.options import CommandOptions, ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
-from experiments.common.tables import format_table
 from sul_jax import energy, patches, training, whitening
+from sul_jax.cli.tables import format_table
 from sul_jax.seeds import over_seeds
 
 if TYPE_CHECKING:

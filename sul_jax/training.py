@@ -358,7 +358,7 @@ def train_layers(
         state = train(
             made.steps(place),
             state,
-            partial(_with_keywords, inputs, hyperparameters),
+            partial(_with_keywords, inputs, hyperparameters, len(keys)),
             learned,
             arrays,
             num_steps=num_steps,
@@ -370,8 +370,12 @@ def train_layers(
     return learned
 
 
-def _with_keywords(inputs: Inputs, hyperparameters: Any, first: int, end: int) -> tuple[Any, Any]:
-    return inputs(first, end), dict(hyperparameters(np.arange(first, end)))
+def _with_keywords(
+    inputs: Inputs, hyperparameters: Any, num_seeds: int, first: int, end: int
+) -> tuple[Any, Any]:
+    """Inputs of steps, and the steps' hyperparameters for every seed."""
+    chosen = dict(hyperparameters(np.arange(first, end)))
+    return inputs(first, end), jax.tree.map(lambda one: np.repeat(one[:, None], num_seeds, axis=1), chosen)
 
 
 def _report(callback: Any, place: int, below: tuple[Any, ...], done: int, state: Any, infos: Any) -> None:
@@ -415,19 +419,15 @@ class LayerPrograms:
             axis_name = None if self._mesh is None else "batch"
 
             def update(
-                state: Any, inputs: Any, below: tuple[Any, ...], keywords: Any, arrays: tuple[Any, ...]
+                state: Any, own: tuple[Any, Any], below: tuple[Any, ...], arrays: tuple[Any, ...]
             ) -> tuple[Any, Any]:
+                inputs, keywords = own
                 codes = self._net.encode(below, self._see(inputs, *arrays))
                 return self._rules[place].update(state, codes, axis_name=axis_name, **keywords)
 
             if self._mesh is not None:
                 whole, part = PartitionSpec(), PartitionSpec("batch")
-                specs = (whole, part, whole, whole, whole)
+                specs = (whole, (part, whole), whole, whole)
                 update = jax.shard_map(update, mesh=self._mesh, in_specs=specs, out_specs=whole)
-            mapped = over_seeds(update, (0, 0, 0, None, None))
-
-            def step(state: Any, inputs: Any, below: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
-                return mapped(state, inputs[0], below, inputs[1], arrays)
-
-            self._steps[place] = compiled(step)
+            self._steps[place] = compiled(over_seeds(update, (0, 0, 0, None)))
         return self._steps[place]

@@ -1,6 +1,6 @@
 """Clustering two manifolds whose points are drawn anew in every step, by coding rates (paper 003)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,8 +13,7 @@ from flax import nnx
 from jax import Array
 
 from experiments.common.options import ConfigError, RunOptions, check_options
-from experiments.common.runs import Outcome, SeedResult, Workdir
-from experiments.common.tables import print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, run_seeds
 from experiments.common.training import Trained, run_steps
 from experiments.data import Dataset
 from sul_jax import LearningRule, metrics, nmce, training
@@ -113,28 +112,28 @@ def run(
     _check(config)
     rule = learning_rule(config, source.num_inputs)
     steps = training.compiled(partial(_step, config, rule, source))
-    results = []
     with Workdir(experiment, config, data={}) as workdir:
-        for seed in workdir.seeds:
-            key = jax.random.key(seed)
-            trained = _train(config, seed, workdir, steps, rule.init(key, None))
-            points, labels = jax.device_get(
-                source.sample(key, jax.random.fold_in(key, 2**31), config.num_test)
-            )
-            network = build(config, source.num_inputs, nnx.Rngs(seed))
-            if draw is not None and seed == config.seed:
-                states = [(at, find(network, params, points)) for at, params in trained.snapshots]
-                draw(points, labels, states)
-            found = find(network, trained.state.params, points)
-            values = evaluate(found, labels) | {"training_seconds": round(trained.seconds, 1)}
-            network.save(config.workdir / f"network-seed{seed}")
-            dataset = Dataset(source.name, points, labels, points, labels, "generated anew in every step")
-            seen = config.steps * config.batch_size
-            workdir.finish(seed, Outcome(values, dataset, seen, config.num_test, trained.seconds, paper))
-            results.append(SeedResult(seed, network, values))
-    print_metrics(results, paper)
-    print(f"\ncheckpoints, results and figures: {config.workdir}")
-    return results
+
+        def learn(seeds: range) -> Iterator[Learned[NMCE]]:
+            for seed in seeds:
+                key = jax.random.key(seed)
+                trained = _train(config, seed, workdir, steps, rule.init(key, None))
+                points, labels = jax.device_get(
+                    source.sample(key, jax.random.fold_in(key, 2**31), config.num_test)
+                )
+                network = build(config, source.num_inputs, nnx.Rngs(seed))
+                if draw is not None and seed == config.seed:
+                    states = [(at, find(network, params, points)) for at, params in trained.snapshots]
+                    draw(points, labels, states)
+                found = find(network, trained.state.params, points)
+                values = evaluate(found, labels) | {"training_seconds": round(trained.seconds, 1)}
+                network.save(config.workdir / f"network-seed{seed}")
+                yield Learned(network, values, trained.seconds)
+
+        nothing = np.zeros(0)  # the data are not kept
+        about = Dataset(source.name, nothing, None, nothing, None, "generated anew in every step")
+        seen = config.steps * config.batch_size
+        return run_seeds(workdir, learn, about, num_train=seen, num_test=config.num_test, paper=paper)
 
 
 def build(config: Config, num_inputs: int, rngs: nnx.Rngs) -> NMCE:

@@ -33,8 +33,7 @@ from experiments.common.hebbian_options import (
     learning_rates,
 )
 from experiments.common.options import ConfigError
-from experiments.common.runs import Outcome, SeedResult, Workdir, identity, write_json
-from experiments.common.tables import print_metrics
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, write_json
 from experiments.common.training import run_steps
 from sul_jax import hebbian, training
 from sul_jax.hebbian import HebbianState
@@ -124,20 +123,17 @@ def run(
     told_apart = identity(images)
     if borrowed:
         told_apart["filters"] = zlib.crc32(b"".join(np.asarray(w).tobytes() for w in borrowed))
-    results = []
     with Workdir(experiment, filled, data=told_apart) as workdir:
-        print(f"{dataset.name}: {number} images ({dataset.source})")
         setting = Setting(filled, blocks, images, splits, num_classes, borrowed, beside, workdir)
-        for seed in workdir.seeds:
-            network, metrics, seconds = _learn(setting, seed)
-            network.save(config.workdir / f"network-{seed}")
-            metrics = {name: round(value, 3) for name, value in metrics.items()}
-            num_test = len(splits["test"].images) if splits else 0
-            workdir.finish(seed, Outcome(metrics, dataset, number, num_test, seconds, reported))
-            results.append(SeedResult(seed, network, metrics))
-    print_metrics(results, reported)
-    print(f"\nfigures, networks and results: {config.workdir}")
-    return results
+
+        def learn(seeds: range) -> Iterator[Learned[NNLConv]]:
+            for seed in seeds:
+                network, metrics, seconds = _learn(setting, seed)
+                network.save(config.workdir / f"network-{seed}")
+                yield Learned(network, {name: round(value, 3) for name, value in metrics.items()}, seconds)
+
+        num_test = len(splits["test"].images) if splits else 0
+        return run_seeds(workdir, learn, dataset, num_train=number, num_test=num_test, paper=reported)
 
 
 def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], float]:

@@ -4,8 +4,9 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -13,6 +14,7 @@ import jax
 from experiments.data import Dataset
 from sul_jax._files import write_json as write_json
 from sul_jax.cli import workdir
+from sul_jax.cli.tables import format_table
 from sul_jax.cli.workdir import identity as identity
 from sul_jax.cli.workdir import make_workdir as make_workdir
 
@@ -196,3 +198,56 @@ def sweep(
         stored += [{**changes, "seed": one.seed, "metrics": one.metrics} for one in found[-1]]
         write_json(config.workdir / "sweep.json", stored)
     return found
+
+
+class Learned(NamedTuple, Generic[Network]):
+    """What a seed learned: the network, its metrics, and the seconds of training and evaluation."""
+
+    network: Network
+    metrics: dict[str, float]
+    seconds: float
+
+
+def run_seeds(
+    workdir: Workdir,
+    learn: Callable[[range], Iterable[Learned[Network]]],
+    dataset: Dataset,
+    *,
+    num_train: int,
+    num_test: int,
+    paper: Mapping[str, float],
+    together: int = 1,
+) -> list[SeedResult[Network]]:
+    """Learns every seed of a run, stores and records what it gave, and prints a table.
+
+    Args:
+      workdir: of the run.
+      learn: from seeds that are trained together to what each gave, one after the other.
+      dataset: what is learned from.
+      num_train: training examples.
+      num_test: examples of the evaluation.
+      paper: the paper's numbers, by the names of the metrics.
+      together: seeds that are trained together.
+    """
+    print(f"{dataset.name}: {num_train} training, {num_test} test examples ({dataset.source})")
+    results = []
+    for first in workdir.seeds[::together]:
+        seeds = range(first, min(first + together, workdir.seeds.stop))
+        for seed, (network, metrics, seconds) in zip(seeds, learn(seeds), strict=True):
+            workdir.finish(seed, Outcome(metrics, dataset, num_train, num_test, seconds, paper))
+            results.append(SeedResult(seed, network, metrics))
+    print_metrics(results, paper)
+    print(f"\nfigures, networks and results: {workdir.path}")
+    return results
+
+
+def print_metrics(results: Sequence[SeedResult[Any]], paper: Mapping[str, float]) -> None:
+    """The metrics of every seed, their mean, and the paper's numbers."""
+    names = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
+    rows = []
+    for name in names:
+        values = [r.metrics[name] for r in results]
+        beside = f"{paper[name]:.3f}" if name in paper else "–"
+        cells = [f"{value:.3f}" for value in [*values, mean(values)]]
+        rows.append([name.replace("_", " "), *cells, beside])
+    print("\n" + format_table(["", *(f"seed {r.seed}" for r in results), "mean", "paper"], rows))

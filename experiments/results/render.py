@@ -6,10 +6,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from experiments.common import runs
-from experiments.common.tables import comparison, format_table
+from experiments.common.tables import comparison
 from experiments.data import atomic_path
 from experiments.results import records
 from experiments.results.rows import ACCELERATOR, HEADLINES, TABLES, Row
+from sul_jax.cli.tables import format_table
 
 _ROOT = Path(__file__).parents[2]
 
