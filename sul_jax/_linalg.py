@@ -1,5 +1,8 @@
 """Arithmetic that more than one rule needs."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -32,3 +35,15 @@ def inverse_norm(squares: Array) -> Array:
     """1 / norm from squared norms; 0, with a gradient of 0, for a norm of 1e-8 or less."""
     zero = squares <= _TINY
     return jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, squares)))
+
+
+def each(factorise: Callable[[Array], Array], matrices: Array) -> Array:
+    """A factorisation of each matrix of a batch, `[batch, ...]`.
+
+    XLA's CPU spreads a batch of factorisations over the threads that run the program, and waits for them in
+    one of these: on few cores two such calls at a time, be it by two devices, wait for each other without
+    end. One matrix after the other takes no longer there.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(factorise, matrices)
+    return jax.vmap(factorise)(matrices)

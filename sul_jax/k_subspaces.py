@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax._check import check_finite, check_integer, check_vectors
-from sul_jax._linalg import at_least_float32, fix_signs, root
+from sul_jax._linalg import at_least_float32, each, fix_signs, root
 from sul_jax.learning_rule import LearningRule
 
 # Scale of the identity added to a subspace's second moment, relative to its size: directions without
@@ -108,7 +108,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
     first = inputs[chosen] / jnp.where(size > 0, size, 1)[chosen, None]
     rest = 0.01 * jax.random.normal(noise_key, (num_subspaces, rank - 1, features), inputs.dtype)
     rows = jnp.concatenate([first[:, None], rest], axis=1)
-    basis, _ = jnp.linalg.qr(rows.mT)
+    basis = each(lambda columns: jnp.linalg.qr(columns)[0], rows.mT)
     # QR leaves signs open; keep the first direction the vector itself.
     sign = jnp.where(jnp.sum(basis[..., 0] * first, axis=1) < 0, -1.0, 1.0).astype(inputs.dtype)
     return KSubspacesState(basis.mT * sign[:, None, None])
@@ -336,10 +336,7 @@ def apply(
     )
     size = jnp.linalg.norm(statistics.scatter, axis=(1, 2), keepdims=True)
     moved = statistics.scatter / jnp.where(size > 0, size, 1) + _SHIFT * state.bases
-    # XLA's CPU spreads a batch of factorisations over the threads that run the program, and waits for
-    # them in one of these: on few cores two such calls at a time, be it by two devices, wait for each
-    # other without end. One matrix after the other takes no longer.
-    bases = lax.map(_left_singular, moved) if jax.default_backend() == "cpu" else _left_singular(moved)
+    bases = each(_left_singular, moved)
     return KSubspacesState(fix_signs(bases)), info
 
 
@@ -412,7 +409,7 @@ def _check_inputs(state: KSubspacesState, inputs: Array) -> None:
 def _left_singular(rows: Array) -> Array:
     """Left singular vectors of `rows.mT`, as rows: many features and a small rank, so QR comes first."""
     tall, _ = jnp.linalg.qr(rows.mT)
-    # Not the R of `qr`: the SVD would then run beside the computation of Q (see `apply`).
+    # Not the R of `qr`: the SVD would then run beside the computation of Q (see `each`).
     rotation, _, _ = jnp.linalg.svd(jnp.matmul(tall.mT, rows.mT, precision="highest"))
     return jnp.matmul(tall, rotation, precision="highest").mT
 

@@ -1,4 +1,4 @@
-"""Two processes on this machine give the single-process result."""
+"""Two processes on this machine give the single-process result; factorisations end on several devices."""
 
 import socket
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from sul_jax import energy
 
@@ -65,3 +66,28 @@ def test_two_processes(tmp_path: Path) -> None:
         projectors = [np.einsum("krd,kre->kde", b, b) for b in (found["bases"], state.bases)]
         np.testing.assert_allclose(projectors[0], projectors[1], atol=1e-3)
         np.testing.assert_allclose(found["energy"], info.energy, rtol=1e-4)
+
+
+FACTORISATIONS = """
+import sys
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from sul_jax import k_subspaces
+
+vectors = jax.random.normal(jax.random.key(0), (200, 800))
+everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), P())
+vectors = jax.device_put(vectors, everywhere)
+begin = jax.jit(lambda key, x: k_subspaces.init(key, x, num_subspaces=58, rank=16))
+state = begin(jax.random.key(1), vectors)
+state, _ = jax.jit(k_subspaces.update)(state, vectors)
+state.bases.block_until_ready()
+"""
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_factorisations_end_on_several_devices(devices: int) -> None:
+    """With sizes as published: batches of them waited for each other's threads without end."""
+    done = subprocess.run([sys.executable, "-c", FACTORISATIONS, str(devices)], timeout=120)
+    assert done.returncode == 0
