@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -40,7 +40,6 @@ from experiments import data
 from experiments.common import architectures, evaluation, figures, studies
 from experiments.common.options import CommandOptions, ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
-from experiments.common.tables import format_table
 from sul_jax import energy, patches, training, whitening
 from sul_jax._check import check_integer
 from sul_jax.energy import EnergyArchitecture
@@ -158,7 +157,6 @@ class Search(NamedTuple):
     images: Array  # [num_images, height, width, channels] in [0, 1], shuffled
     labels: np.ndarray  # of the first of them
     num_clusters: int
-    whitened: Callable[[int, int], Array]
 
     @property
     def shape(self) -> Shape:
@@ -261,13 +259,8 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
         "memory_gib": config.memory_gib or (limit / 2 if accelerator else 4.0),
     }
 
-    @lru_cache(maxsize=4)
-    def whitened(kernel_size: int, num_components: int) -> Array:
-        return _whiten(images, kernel_size, num_components) if num_components > 1 else images
-
     labels = dataset.train_labels[order[:num_labels]]
-    filled = Filled(**{**vars(config), **defaults})
-    return Search(config, filled, dataset, images, labels, classes, whitened)
+    return Search(config, Filled(**{**vars(config), **defaults}), dataset, images, labels, classes)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -448,14 +441,9 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, low: int, high: int) -> i
 
 def _as_parameters(architecture: EnergyArchitecture, config: Config, shape: Shape) -> dict[str, float]:
     """What `propose` would have to be given."""
-    values = {
-        f"layer{index}_{name}": value
-        for index, layer in enumerate(architecture.layers, 1)
-        for name, value in layer._asdict().items()
-    }
-    values |= {
-        f"zca_{name}": getattr(architecture, f"zca_{name}") for name in ("kernel_size", "num_components")
-    }
+    values = architecture._asdict()
+    for index, layer in enumerate(architecture.layers, 1):
+        values |= {f"layer{index}_{name}": value for name, value in layer._asdict().items()}
     parameters: dict[str, float] = {}
 
     def note(name: str, low: int, high: int) -> int:
@@ -509,7 +497,9 @@ class Learner:
         _, *rules = energy.network_rules(
             architecture, rescale=preset.get("rescale", True), random_subspaces=random
         )
-        self._architecture, self._search = architecture, search
+        kernel, components = architecture.zca_kernel_size, architecture.zca_num_components
+        self._search = search
+        self._images = _whiten(search.images, kernel, components) if components > 1 else search.images
         self._passes = 0 if random else config.passes
         self._layers = [
             (rule, training.LayerPrograms([rule]), jax.jit(over_seeds(rule.encode))) for rule in rules
@@ -527,10 +517,10 @@ class Learner:
         search, networks = self._search, self._search.config.networks
         keys = jnp.stack([k for seed in seeds for k in jax.random.split(jax.random.key(seed), networks)])
         seen = num_batches * search.config.batch_size
-        codes = self._codes(keys, num_batches).reshape(len(seeds), networks, seen, -1).swapaxes(1, 2)
         labels, errors = search.labels[:seen], []
-        for seed, side_by_side in zip(seeds, codes.reshape(len(seeds), seen, -1), strict=True):
-            key = jax.random.key(seed)
+        every = jnp.split(self._codes(keys, num_batches), len(seeds))
+        for seed, codes in zip(seeds, every, strict=True):
+            key, side_by_side = jax.random.key(seed), codes.swapaxes(0, 1)
             found = evaluation.cluster(key, side_by_side, None, num_clusters=search.num_clusters)
             errors.append(evaluation.agreement(labels, found.labels[: len(labels)])["clustering_error"])
         return errors
@@ -540,12 +530,10 @@ class Learner:
 
         Each layer encodes the images once; the codes are held.
         """
-        sizes = self._architecture
-        images = self._search.whitened(sizes.zca_kernel_size, sizes.zca_num_components)
         # Minibatches `[networks, batch, ...]`; all networks see the same images.
         batches = [
             jnp.broadcast_to(part, (len(keys), *part.shape))
-            for part in jnp.split(images[: num_batches * self._search.config.batch_size], num_batches)
+            for part in jnp.split(self._images[: num_batches * self._search.config.batch_size], num_batches)
         ]
         steps = self._passes * num_batches
         # The paper's ten steps, but not all there are where a trial is judged early.
@@ -578,16 +566,12 @@ def _finish(study: optuna.Study, search: Search) -> Found:
         # One after the other: together they might not fit.
         seeds = range(fresh, fresh + config.finalist_seeds)
         errors = [learner.errors([seed], search.num_batches)[0] for seed in seeds]
-        learned.append((float(np.mean(errors or [value])), number, value, errors, architecture))
+        mean = float(np.mean(errors or [value]))
+        learned.append((mean, number, value, errors, architecture))
+        words = ", ".join(f"{error:.2f}" for error in errors)
+        tqdm.write(f"trial {number}: error {value:.2f} % in the search, from fresh seeds {words or 'none'}")
     error, winner, *_, architecture = min(learned, key=lambda one: one[:2])
-    rows = [
-        [str(number), *(f"{shown:.2f}" for shown in (value, *errors, mean))]
-        for mean, number, value, errors, _ in learned
-    ]
-    columns = [f"seed {i + 1}" for i in range(config.finalist_seeds)]
-    print("\nclustering error on the labelled training images in %\n")
-    print(format_table(["trial", "in the search", *columns, "mean"], rows))
-    print(f"\nthe best: {architecture}")
+    print(f"\nthe best, with {error:.2f} %: {architecture}")
     about = {"trials": _num_begun(study), "trial": winner, "train_clustering_error": round(error, 4)}
     named = _named(architecture, search, **about)
     name = config.save_as or str(config.workdir / "best.json")
