@@ -11,42 +11,42 @@ all 60,000 images and labels, 20 hours on 8 GPUs. Here a trial learns from a par
 5,000), is stopped early when its error after a quarter of them is worse than the median, and is not begun
 when it would cost more than `--max-mflop` or not fit into memory. The best few trials are learned again from
 fresh seeds; the winner is what `mnist_energy --architecture` takes.
+
+A search by one worker and without a break is reproducible. One that was resumed or joined is not: the seed
+fixes only the proposals of the worker that began the study, up to its first break.
 """
 
-import collections
 import contextlib
-import datetime
 import gc
 import json
-import os
-import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import optuna
 from jax import Array
+from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments import data
-from experiments.common import architectures, evaluation, figures
+from experiments.common import architectures, evaluation, figures, studies
 from experiments.common.options import CommandOptions, ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
 from sul_jax import energy, patches, training, whitening
-from sul_jax.cli.tables import format_table
+from sul_jax._check import check_integer
+from sul_jax.energy import EnergyArchitecture
 from sul_jax.seeds import over_seeds
 
-if TYPE_CHECKING:
-    import optuna
-
 EXPERIMENT = "tune_energy"
+Shape = tuple[int, ...]
 _SPACE = 2  # changes with the parameters' names and meaning
 _MAX_SUBSPACES, _MAX_RANK, _MAX_ZCA = 64, 16, 11
 # What each preset changes (table 5).
@@ -62,17 +62,12 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
 _MAX_NOT_BEGUN = 200
 # Trials whose compiled programs are held: each has memory maps, of which a process may have 65,530.
 _FORGET_AFTER = 25
-# Seconds to wait for the last trials of other workers.
-_MAX_WAIT = 600
 # Options that a worker may choose for itself; all others that are recorded are the study's.
-_WORKERS_OWN = (
-    "start_from",
-    "trials",
-    "finalists",
-    "finalist_seeds",
-    "memory_gib",
-    "max_mflop",
-)
+_WORKERS_OWN = ("start_from", "trials", "finalists", "finalist_seeds", "memory_gib", "max_mflop")
+_COMPILE_EVENTS = {
+    f"/jax/core/compile/{name}_duration"
+    for name in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +151,22 @@ class Found(NamedTuple):
 class Search(NamedTuple):
     """The data of a study and what every trial of it shares."""
 
+    given: Config
     config: Filled
+    dataset: data.Dataset
     images: Array  # [num_images, height, width, channels] in [0, 1], shuffled
     labels: np.ndarray  # of the first of them
     num_clusters: int
-    whitened: Callable[[int, int], Array]
+
+    @property
+    def shape(self) -> Shape:
+        """Of an image."""
+        return self.images.shape[1:]
+
+    @property
+    def num_batches(self) -> int:
+        """Minibatches of a pass over all images."""
+        return len(self.images) // self.config.batch_size
 
 
 def run(config: Config) -> Found:
@@ -175,61 +181,38 @@ def run(config: Config) -> Found:
     _check(config)
     _share_compiled_programs()
     dataset = data.load(config.dataset, config.data_dir)
-    given = {"batch_size": config.batch_size, "passes": config.passes}
     search = _prepare(config, dataset)
-    filled = search.config
+    filled, shape = search.config, search.shape
     first = None
     if filled.start_from is not None:
         begin = architectures.get(filled.start_from).architecture
-        first = _as_parameters(begin, filled, search.images.shape[1:])
-        mflop, gib = cost(begin, search.images.shape[1:], filled)
-        if mflop > filled.max_mflop:
-            raise ConfigError(f"start_from={filled.start_from!r} takes {mflop:.0f} MFLOP; raise --max-mflop")
-        if gib > filled.memory_gib:
-            raise ConfigError(f"start_from={filled.start_from!r} takes {gib:.1f} GiB; raise --memory-gib")
+        first = _as_parameters(begin, filled, shape)
+        if reason := _too_large(*cost(begin, shape, filled), filled):
+            raise ConfigError(
+                f"start_from={filled.start_from!r} takes {reason}; raise --max-mflop or --memory-gib"
+            )
     make_workdir(filled.workdir)
     settings = recorded(filled) | {"seed": filled.seed, "data": identity(np.asarray(search.images))}
     settings["space"] = _SPACE
     # Through JSON, so that they compare equal to what is read back.
     settings = json.loads(json.dumps({k: v for k, v in settings.items() if k not in _WORKERS_OWN}))
-    study = _open_study(filled, settings, first)
-    print(
-        f"{dataset.name}: {len(search.images)} training images, {len(search.labels)} of them labelled "
-        f"({dataset.source})"
-    )
+    study = studies.open_study(filled, settings, first)
+    number, labelled = len(search.images), len(search.labels)
+    print(f"{dataset.name}: {number} training images, {labelled} of them labelled ({dataset.source})")
     began = time.perf_counter()
     _search(study, search)
-    _wait_for_others(study)
+    studies.wait_for_others(study)  # so that the finalists are chosen from all trials
     costs = _study_cost(study)
     draw(study, filled.workdir)
-    found = _finish(study, search, dataset, given)
-    table = [{"trial": number, "error": first, "errors": errors} for number, first, errors in found.table]
+    found = _finish(study, search)
+    table = [dict(zip(("trial", "error", "errors"), row, strict=True)) for row in found.table]
     write_json(filled.workdir / "results.json", {"settings": settings, "finalists": table, "cost": costs})
     if filled.record:
         values = {"train_clustering_error": round(found.error, 4), **costs}
-        outcome = Outcome(
-            values, dataset, len(search.images), len(search.labels), time.perf_counter() - began, {}
-        )
+        seconds = time.perf_counter() - began
+        outcome = Outcome(values, dataset, number, labelled, seconds)
         record(EXPERIMENT, filled, filled.seed, outcome)
     return found
-
-
-def _wait_for_others(study: "optuna.Study") -> None:
-    """So that the finalists are chosen from all trials; not for one whose worker seems lost."""
-    from optuna.trial import TrialState
-
-    deadline, said = time.monotonic() + _MAX_WAIT, False
-    while time.monotonic() < deadline:
-        _release_dead(study)
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        now = datetime.datetime.now()
-        ages = [(now - trial.datetime_start).total_seconds() for trial in running if trial.datetime_start]
-        if not any(age < _MAX_WAIT for age in ages):
-            return
-        if not said:
-            print(f"waiting for {len(ages)} trials of other workers, {_MAX_WAIT // 60} minutes at most")
-            said = True
-        time.sleep(0.5)
 
 
 def _share_compiled_programs() -> None:
@@ -249,30 +232,24 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
         available //= 2  # the other half is for the test
     accelerator = jax.default_backend() != "cpu"
     number = config.num_images or (available if accelerator else min(5000, available))
-    if number > available:
-        raise ConfigError(f"num_images={number} exceeds the {available} images there are to search on")
     batch_size = config.batch_size or min(128 if number < 10_000 else 512, number)
-    if batch_size > number:
-        raise ConfigError(f"batch_size={batch_size} exceeds the {number} training images")
-    order = np.random.default_rng(config.seed).permutation(available)[: number // batch_size * batch_size]
-    classes = len(np.unique(dataset.train_labels[:available]))
-    if classes < len(np.unique(dataset.train_labels)):
+    every, classes = (len(np.unique(dataset.train_labels[:end])) for end in (None, available))
+    num_labels = config.num_labels or number
+    check_integer("num_images", number, low=1, high=available, why=", the images there are to search on")
+    check_integer("batch_size", batch_size, low=1, high=number, why=", the training images")
+    check_integer("num_labels", num_labels, low=classes, high=number, why=": some of each class")
+    if classes < every:
         raise ConfigError(
             f"dataset={config.dataset!r}: the first {available} of its images hold {classes} of the "
-            f"{len(np.unique(dataset.train_labels))} classes; shuffle them, the other half is for the test"
+            f"{every} classes; shuffle them, the other half is for the test"
         )
-    num_labels = config.num_labels or len(order)
-    if not classes <= num_labels <= number:
-        raise ConfigError(
-            f"num_labels={num_labels} is not accepted: it must be between {classes}, the number of classes, "
-            f"and {number}, the images of a trial"
-        )
+    order = np.random.default_rng(config.seed).permutation(available)[: number // batch_size * batch_size]
     num_labels = min(num_labels, len(order))  # those of whole minibatches
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30) / 2**30
     if num_labels < len(order):  # the labelled images come first
         first = _of_every_class(dataset.train_labels[order])[:num_labels]
         order = np.concatenate([order[first], np.delete(order, first)])
     images = evaluation.to_float(jnp.asarray(dataset.train_images[order]))
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30) / 2**30
     defaults = {
         "dataset": dataset.name,
         "num_images": number,
@@ -281,220 +258,138 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
         "passes": config.passes or (3 if number < 2500 else 1),
         "memory_gib": config.memory_gib or (limit / 2 if accelerator else 4.0),
     }
-    filled = Filled(**{**vars(config), **defaults})
 
-    @partial(jax.jit, static_argnames=("kernel_size", "num_components"))
-    def whiten(images: Array, kernel_size: int, num_components: int) -> Array:
-        kernel = whitening.conv_zca_kernel(images, kernel_size=kernel_size, num_components=num_components)
-        return whitening.conv_zca(images, kernel)
+    labels = dataset.train_labels[order[:num_labels]]
+    return Search(config, Filled(**{**vars(config), **defaults}), dataset, images, labels, classes)
 
-    @lru_cache(maxsize=4)
-    def whitened(kernel_size: int, num_components: int) -> Array:
-        return whiten(images, kernel_size, num_components) if num_components > 1 else images
 
-    return Search(filled, images, dataset.train_labels[order[:num_labels]], classes, whitened)
+@partial(jax.jit, static_argnums=(1, 2))
+def _whiten(images: Array, kernel_size: int, num_components: int) -> Array:
+    kernel = whitening.conv_zca_kernel(images, kernel_size=kernel_size, num_components=num_components)
+    return whitening.conv_zca(images, kernel)
 
 
 def _of_every_class(labels: np.ndarray) -> np.ndarray:
     """Indices: the first image of each class, the second of each, and so on."""
     turn = np.empty(len(labels), int)
     for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        turn[own] = np.arange(len(own))
+        own = labels == label
+        turn[own] = np.arange(own.sum())
     return np.argsort(turn, kind="stable")
 
 
-def _open_study(config: Config, settings: dict[str, Any], first: dict[str, float] | None) -> "optuna.Study":
-    """Creates the study, or joins the one that is there."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: Any = config.storage
-    if storage is None:
-        from optuna.storages.journal import JournalFileBackend
-
-        # Optuna's lock is a link to this path as it stands: a relative one would lead nowhere.
-        journal = (config.workdir / "study.log").resolve()
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-    try:
-        study = optuna.create_study(storage=storage, study_name=config.study)
-        study.set_user_attr("settings", settings)
-        created = True
-    except optuna.exceptions.DuplicatedStudyError:
-        if not config.resume:
-            where = config.storage or config.workdir
-            raise ConfigError(
-                f"{str(where)!r} holds a study {config.study!r}: --resume goes on with it or joins it; "
-                "give another --workdir or --study for a new one"
-            ) from None
-        study = optuna.load_study(storage=storage, study_name=config.study)
-        created = False
-        _compare(study, settings)
-    except Exception as error:  # of whatever database the URL names
-        raise ConfigError(f"storage={config.storage!r} cannot be used: {error}") from None
-    # Only the worker that made the study may take the seed: two with one seed would propose the same.
-    seed = config.seed if created else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = optuna.samplers.TPESampler(
-            seed=seed, constant_liar=True, multivariate=True, group=True
-        )
-    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
-    _release_dead(study)
-    if first is not None:
-        trials = [trial for trial in study.get_trials(deepcopy=False) if not _failed(trial)]
-        if first not in [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]:
-            study.enqueue_trial(first)
-    return study
-
-
-def _compare(study: "optuna.Study", settings: dict[str, Any]) -> None:
-    """Raises `ConfigError` unless a worker wants what the study is about."""
-    deadline = time.monotonic() + 10
-    while "settings" not in study.user_attrs and time.monotonic() < deadline:
-        time.sleep(0.1)  # its maker is about to write them
-    stored = study.user_attrs.get("settings", {})
-    for key, value in settings.items():
-        if key not in stored or stored[key] != value:
-            raise ConfigError(
-                f"the study {study.study_name!r} has {key}={stored.get(key)!r} and cannot go on with "
-                f"{key}={value!r}; give the same options, or another --workdir or --study"
-            )
-
-
-def _release_dead(study: "optuna.Study") -> None:
-    """Marks as failed what workers of this machine were killed over."""
-    import optuna
-
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        host, _, process = trial.user_attrs.get("worker", "").rpartition(":")
-        if host == socket.gethostname() and not _is_running(int(process)):
-            # Another worker may say the same at this moment.
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
-
-
-def _search(study: "optuna.Study", search: Search) -> None:
+def _search(study: optuna.Study, search: Search) -> None:
     """Runs trials until the study has enough of them."""
-    import optuna
-
-    config = search.config
-    not_begun, number_begun, reason = 0, 0, ""
-    states = optuna.trial.TrialState
-    with tqdm(total=config.trials, desc="search", unit="trial") as bar:
+    trials, own = search.config.trials, list[dict[str, Any]]()
+    with tqdm(total=trials, desc="search", unit="trial") as bar:
         while True:
-            number, best = _progress(study)
-            bar.n = min(number, config.trials)
-            bar.set_postfix_str(f"best error {best:.2f} %" if best is not None else "")
-            if number >= config.trials:
+            # Of trials that were stopped early Optuna keeps the early error as their value.
+            errors = [trial.value for trial in _completed(study)]
+            number = _num_begun(study)
+            bar.n = min(number, trials)
+            bar.set_postfix_str(f"best error {min(errors):.2f} %" if errors else "")
+            if number >= trials:
                 return
-            if not_begun >= _MAX_NOT_BEGUN:
+            judge, note = partial(_judge, search), lambda _, trial: own.append(trial.user_attrs)
+            study.optimize(judge, n_trials=1, callbacks=[note])
+            begun = ["error_first" in attributes for attributes in own]
+            if len(begun) >= _MAX_NOT_BEGUN and not any(begun[-_MAX_NOT_BEGUN:]):
+                last = own[-1]["reason"]
                 raise ConfigError(
-                    f"{not_begun} proposals in a row could not be begun (the last: {reason}); raise "
+                    f"{_MAX_NOT_BEGUN} proposals in a row could not be begun (the last: {last}); raise "
                     "--max-mflop or --memory-gib"
                 )
-            trial = study.ask()
-            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
-            try:
-                began = time.perf_counter()
-                with _CompileClock() as clock:
-                    error = _objective(trial, search)
-                trial.set_user_attr("seconds", time.perf_counter() - began)
-                trial.set_user_attr("compile_seconds", clock.seconds)
-                study.tell(trial, error)
-            except optuna.TrialPruned as pruned:
-                reason = str(pruned)
-                trial.set_user_attr("reason", reason)
-                trial.set_user_attr("seconds", time.perf_counter() - began)
-                trial.set_user_attr("compile_seconds", clock.seconds)
-                study.tell(trial, state=states.PRUNED)
-            except BaseException as error:
-                reason = f"{type(error).__name__}: {error}"[:500]
-                trial.set_user_attr("reason", reason)
-                too_large = _out_of_memory(error)
-                study.tell(trial, state=states.PRUNED if too_large else states.FAIL)
-                if not too_large:
-                    raise
-                tqdm.write(f"trial {trial.number} failed: {reason}")
-            begun = "error_first" in trial.user_attrs
-            not_begun = 0 if begun else not_begun + 1
-            number_begun += begun
-            if begun and number_begun % _FORGET_AFTER == 0:
+            if begun[-1] and sum(begun) % _FORGET_AFTER == 0:
                 jax.clear_caches()
                 gc.collect()
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+def _completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _failed(trial: "optuna.trial.FrozenTrial") -> bool:
-    from optuna.trial import TrialState
-
-    return trial.state == TrialState.FAIL
-
-
-def _progress(study: "optuna.Study") -> tuple[int, float | None]:
-    """Trials begun (not those that were too large), and the lowest error."""
-    from optuna.trial import TrialState
-
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    trials = study.get_trials(deepcopy=False, states=ended)
-    # Of trials that were stopped early Optuna keeps the early error as their value.
-    errors = [t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    return sum("error_first" in t.user_attrs for t in trials), min(errors, default=None)
+def _num_begun(study: optuna.Study) -> int:
+    """Trials that have ended, but for those that were too large to be begun."""
+    trials = study.get_trials(deepcopy=False)
+    return sum("error_first" in trial.user_attrs and trial.state.is_finished() for trial in trials)
 
 
-def _objective(trial: "optuna.Trial", search: Search) -> float:
+def _judge(search: Search, trial: optuna.Trial) -> float:
+    """The objective, with what is noted of every trial; one that fits into no memory is stopped."""
+    studies.name_worker(trial)
+    try:
+        with _timed(trial):
+            return _objective(trial, search)
+    except optuna.TrialPruned as pruned:
+        trial.set_user_attr("reason", str(pruned))
+        raise
+    except BaseException as failure:
+        reason = f"{type(failure).__name__}: {failure}"[:500]
+        trial.set_user_attr("reason", reason)
+        if not (isinstance(failure, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in reason):
+            raise
+        tqdm.write(f"trial {trial.number} failed: {reason}")
+        raise optuna.TrialPruned(reason) from None
+
+
+@contextlib.contextmanager
+def _timed(trial: optuna.Trial) -> Iterator[None]:
+    """Notes what a trial takes, and how much of it jax spends tracing, lowering and compiling."""
+    compiling = 0.0
+
+    def add(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal compiling
+        compiling += duration_secs if event in _COMPILE_EVENTS else 0
+
+    jax.monitoring.register_event_duration_secs_listener(add)
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(add)
+        trial.set_user_attr("seconds", time.perf_counter() - began)
+        trial.set_user_attr("compile_seconds", compiling)
+
+
+def _objective(trial: optuna.Trial, search: Search) -> float:
     """Clustering error of a proposal in percent; raises `TrialPruned` with the reason."""
-    import optuna
-
-    config = search.config
-    architecture = propose(trial, config, search.images.shape[1:])
+    config, total = search.config, search.num_batches
+    architecture = propose(trial, config, search.shape)
     sizes = json.dumps(architecture.to_dict())
     trial.set_user_attr("architecture", sizes)
     for other in trial.study.get_trials(deepcopy=False):
         same = other.user_attrs.get("architecture") == sizes
-        if other.number < trial.number and same and not _failed(other):
+        if other.number < trial.number and same and other.state != TrialState.FAIL:
             raise optuna.TrialPruned(f"the same as trial {other.number}")
-    mflop, gib = cost(architecture, search.images.shape[1:], config)
+    mflop, gib = cost(architecture, search.shape, config)
     trial.set_user_attr("mflop", round(mflop, 2))
     # Without it refused proposals would be the sampler's model of good ones until some trial has ended.
     trial.set_constraint("mflop", mflop - config.max_mflop)
     trial.set_constraint("gib", gib - config.memory_gib)
-    if mflop > config.max_mflop:
-        raise optuna.TrialPruned(f"{mflop:.0f} million operations an image")
-    if gib > config.memory_gib:
-        raise optuna.TrialPruned(f"{gib:.1f} GiB of codes")
-    total = len(search.images) // config.batch_size
-    first = max(1, round(config.first_share * total))
+    if reason := _too_large(mflop, gib, config):
+        raise optuna.TrialPruned(reason)
     learner = Learner(architecture, search)
     seeds = [config.seed + 1000 * trial.number + i for i in range(config.seeds_per_trial)]
-    for name, number in (("error_first", first), ("error", total)):
-        error = float(np.mean(errors_of(learner, search, architecture, seeds, number)))
-        trial.set_user_attr(name, error)
-        if number == total:
-            trial.set_user_attr("error", error)
-            return error
-        trial.report(error, number)
+    first = max(1, round(config.first_share * total))
+    error = float(np.mean(learner.errors(seeds, first)))
+    trial.set_user_attr("error_first", error)
+    if first < total:
+        trial.report(error, first)
         if trial.should_prune():
-            raise optuna.TrialPruned(f"an error of {error:.1f} % after {number} of {total} minibatches")
-    raise AssertionError
+            raise optuna.TrialPruned(f"an error of {error:.1f} % after {first} of {total} minibatches")
+        error = float(np.mean(learner.errors(seeds, total)))
+    trial.set_user_attr("error", error)
+    return error
 
 
-def propose(
-    trial: "optuna.trial.BaseTrial", config: Config, shape: tuple[int, ...]
-) -> energy.EnergyArchitecture:
+def _too_large(mflop: float, gib: float, config: Filled) -> str:
+    """Why networks of this cost are not begun, if so."""
+    if mflop > config.max_mflop:
+        return f"{mflop:.0f} million operations an image"
+    return f"{gib:.1f} GiB of codes" if gib > config.memory_gib else ""
+
+
+def propose(trial: optuna.trial.BaseTrial, config: Config, shape: Shape) -> EnergyArchitecture:
     """Sizes from the paper's space: whitening, and of every layer k, r, w, kernel and padding.
 
     Args:
@@ -505,16 +400,11 @@ def propose(
     Raises:
       optuna.TrialPruned: too little is left of the image to be pooled.
     """
-
     return _sizes(partial(_suggest, trial), config, shape)
 
 
-def _sizes(
-    choose: Callable[[str, int, int], int], config: Config, shape: tuple[int, ...]
-) -> energy.EnergyArchitecture:
+def _sizes(choose: Callable[[str, int, int], int], config: Config, shape: Shape) -> EnergyArchitecture:
     """An architecture whose sizes are chosen by name, each from a lowest to a highest value."""
-    import optuna
-
     preset = _PRESETS[config.preset]
     side, channels = min(shape[:2]), shape[2]
     kernel, components = 1, 0
@@ -536,10 +426,10 @@ def _sizes(
             raise optuna.TrialPruned(f"layer {index} leaves {side}×{side} positions, too few to pool")
         if config.batch_size is not None and side**2 * config.batch_size < num_subspaces:
             raise optuna.TrialPruned("more subspaces than patches in a minibatch, too few to pool")
-    return energy.EnergyArchitecture(kernel, components, tuple(layers))
+    return EnergyArchitecture(kernel, components, tuple(layers))
 
 
-def _suggest(trial: "optuna.trial.BaseTrial", name: str, low: int, high: int) -> int:
+def _suggest(trial: optuna.trial.BaseTrial, name: str, low: int, high: int) -> int:
     """A size; where its range depends on other sizes the search sees its share of the range, in [0, 1].
 
     Optuna compares values of one fixed range only, in what it proposes as in what it calls important.
@@ -549,41 +439,30 @@ def _suggest(trial: "optuna.trial.BaseTrial", name: str, low: int, high: int) ->
     return min(low + int(trial.suggest_float(name, 0, 1) * (high - low + 1)), high)
 
 
-def _as_parameters(
-    architecture: energy.EnergyArchitecture, config: Config, shape: tuple[int, ...]
-) -> dict[str, float]:
+def _as_parameters(architecture: EnergyArchitecture, config: Config, shape: Shape) -> dict[str, float]:
     """What `propose` would have to be given."""
-    import optuna
-
-    values = {
-        "zca_kernel_size": architecture.zca_kernel_size,
-        "zca_num_components": architecture.zca_num_components,
-    }
+    values = architecture._asdict()
     for index, layer in enumerate(architecture.layers, 1):
         values |= {f"layer{index}_{name}": value for name, value in layer._asdict().items()}
     parameters: dict[str, float] = {}
 
     def note(name: str, low: int, high: int) -> int:
-        value = values[name.removesuffix("_share")]
-        if not low <= value <= high:
-            raise ConfigError(
-                f"start_from={config.start_from!r} has {name.removesuffix('_share')}={value}, but images of "
-                f"shape {shape} allow {low} to {high}"
-            )
-        share = name.endswith("_share")
-        parameters[name] = (value - low + 0.5) / (high - low + 1) if share else value
+        size = name.removesuffix("_share")
+        value = values.get(size)  # None of a layer too many
+        if value is None or not low <= value <= high:
+            raise optuna.TrialPruned(f"has {size}={value}, but images of shape {shape} allow {low} to {high}")
+        parameters[name] = value if size == name else (value - low + 0.5) / (high - low + 1)
         return value
 
     try:
-        _sizes(note, config, shape)
-    except optuna.TrialPruned as too_small:
-        raise ConfigError(f"start_from={config.start_from!r} on images of {shape}: {too_small}") from None
+        if _sizes(note, config, shape) != architecture:
+            raise optuna.TrialPruned(f"is outside num_layers={config.num_layers}, preset={config.preset}")
+    except optuna.TrialPruned as outside:
+        raise ConfigError(f"start_from={config.start_from!r} {outside}") from None
     return parameters
 
 
-def cost(
-    architecture: energy.EnergyArchitecture, shape: tuple[int, ...], config: Filled
-) -> tuple[float, float]:
+def cost(architecture: EnergyArchitecture, shape: Shape, config: Filled) -> tuple[float, float]:
     """Million operations for the codes of an image, and GiB that a trial holds.
 
     Args:
@@ -610,17 +489,21 @@ def cost(
 
 
 class Learner:
-    """Learns networks of one architecture from whitened images; compiled once for all budgets and seeds."""
+    """Learns networks of one architecture; compiled once for all budgets and seeds."""
 
-    def __init__(self, architecture: energy.EnergyArchitecture, search: Search):
+    def __init__(self, architecture: EnergyArchitecture, search: Search):
         config, preset = search.config, _PRESETS[search.config.preset]
         random = preset.get("random_subspaces", False)
-        _, *self._rules = energy.network_rules(
+        _, *rules = energy.network_rules(
             architecture, rescale=preset.get("rescale", True), random_subspaces=random
         )
-        self._size, self._passes = config.batch_size, 0 if random else config.passes
-        self._programs = [training.LayerPrograms([rule]) for rule in self._rules]
-        self._encoders = [jax.jit(over_seeds(rule.encode)) for rule in self._rules]
+        kernel, components = architecture.zca_kernel_size, architecture.zca_num_components
+        self._search = search
+        self._images = _whiten(search.images, kernel, components) if components > 1 else search.images
+        self._passes = 0 if random else config.passes
+        self._layers = [
+            (rule, training.LayerPrograms([rule]), jax.jit(over_seeds(rule.encode))) for rule in rules
+        ]
 
         def pooled(maps: Array) -> Array:
             codes = energy.pooled_codes(maps, power=config.code_power)
@@ -629,37 +512,44 @@ class Learner:
 
         self._pooled = jax.jit(jax.vmap(pooled))
 
-    def codes(self, keys: Array, images: Array, num_batches: int) -> Array:
+    def errors(self, seeds: Sequence[int], num_batches: int) -> list[float]:
+        """Clustering error on the labelled images, of each seed, after so many minibatches."""
+        search, networks = self._search, self._search.config.networks
+        keys = jnp.stack([k for seed in seeds for k in jax.random.split(jax.random.key(seed), networks)])
+        seen = num_batches * search.config.batch_size
+        labels, errors = search.labels[:seen], []
+        every = jnp.split(self._codes(keys, num_batches), len(seeds))
+        for seed, codes in zip(seeds, every, strict=True):
+            key, side_by_side = jax.random.key(seed), codes.swapaxes(0, 1)
+            found = evaluation.cluster(key, side_by_side, None, num_clusters=search.num_clusters)
+            errors.append(evaluation.agreement(labels, found.labels[: len(labels)])["clustering_error"])
+        return errors
+
+    def _codes(self, keys: Array, num_batches: int) -> Array:
         """Pooled codes `[networks, images, codes]` of the images of so many minibatches, of each key.
 
         Each layer encodes the images once; the codes are held.
         """
-        size = self._size
         # Minibatches `[networks, batch, ...]`; all networks see the same images.
         batches = [
             jnp.broadcast_to(part, (len(keys), *part.shape))
-            for part in jnp.split(images[: num_batches * size], num_batches)
+            for part in jnp.split(self._images[: num_batches * self._search.config.batch_size], num_batches)
         ]
         steps = self._passes * num_batches
         # The paper's ten steps, but not all there are where a trial is judged early.
         warmup = min(10, steps // 2)
-        layer_keys = jax.vmap(lambda key: jax.random.split(key, len(self._rules)))(keys)
-        for index in range(len(self._rules)):
-            batches = self._learn_layer(index, batches, layer_keys[:, index], steps, warmup)
-        return jnp.concatenate([self._pooled(batch) for batch in batches], axis=1)
 
-    def _learn_layer(
-        self, index: int, batches: Sequence[Array], keys: Array, steps: int, warmup: int
-    ) -> list[Array]:
-        """What a layer makes of the minibatches that it has learned from."""
-        (state,) = training.train_layers(
-            [self._rules[index]],
-            (),
-            lambda _: training.LayerTraining(partial(_turn, batches), steps, keys),
-            hyperparameters=lambda steps: {"warmup": steps < warmup},
-            programs=self._programs[index],
-        )
-        return [self._encoders[index](state, batch) for batch in batches]
+        def keywords(steps: np.ndarray) -> dict[str, np.ndarray]:
+            return {"warmup": steps < warmup}
+
+        layer_keys = jax.vmap(lambda key: jax.random.split(key, len(self._layers)))(keys)
+        for index, (rule, programs, encode) in enumerate(self._layers):
+            plan = training.LayerTraining(partial(_turn, batches), steps, layer_keys[:, index])
+            (state,) = training.train_layers(
+                [rule], (), [plan].__getitem__, hyperparameters=keywords, programs=programs
+            )
+            batches = [encode(state, batch) for batch in batches]
+        return jnp.concatenate([self._pooled(batch) for batch in batches], axis=1)
 
 
 def _turn(batches: Sequence[Array], first: int, end: int) -> Array:
@@ -667,101 +557,68 @@ def _turn(batches: Sequence[Array], first: int, end: int) -> Array:
     return jnp.stack([batches[index % len(batches)] for index in range(first, end)])
 
 
-def errors_of(
-    learner: Learner,
-    search: Search,
-    architecture: energy.EnergyArchitecture,
-    seeds: Sequence[int],
-    num_batches: int,
-) -> list[float]:
-    """Clustering error on the labelled images, of each seed, after so many minibatches."""
-    images = search.whitened(architecture.zca_kernel_size, architecture.zca_num_components)
-    networks = search.config.networks
-    keys = jnp.stack([k for seed in seeds for k in jax.random.split(jax.random.key(seed), networks)])
-    seen = num_batches * search.config.batch_size
-    labels = search.labels[:seen]
-    every = learner.codes(keys, images, num_batches)
-    side_by_side = every.reshape(len(seeds), networks, seen, -1).swapaxes(1, 2).reshape(len(seeds), seen, -1)
-    errors = []
-    for seed, codes in zip(seeds, side_by_side, strict=True):
-        found = evaluation.cluster(jax.random.key(seed), codes, None, num_clusters=search.num_clusters)
-        errors.append(evaluation.agreement(labels, found.labels[: len(labels)])["clustering_error"])
-    return errors
-
-
-def _finish(
-    study: "optuna.Study", search: Search, dataset: data.Dataset, given: Mapping[str, int | None]
-) -> Found:
+def _finish(study: optuna.Study, search: Search) -> Found:
     """Learns the best trials again from fresh seeds, and saves the winner."""
-    import optuna
-
     config = search.config
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    ranked = sorted((float(trial.value), trial.number, trial) for trial in done if trial.value is not None)
-    if not ranked:
-        raise ConfigError("no trial was finished; raise --trials, --max-mflop or --memory-gib")
-    total = len(search.images) // config.batch_size
-    table, candidates = [], []
-    for value, number, trial in tqdm(ranked[: config.finalists], desc="finalists", unit="trial"):
-        architecture = propose(optuna.trial.FixedTrial(trial.params), config, search.images.shape[1:])
-        _, gib = cost(architecture, search.images.shape[1:], config)
-        if gib > config.memory_gib:
-            tqdm.write(f"trial {number} is no finalist here: {gib:.1f} GiB of codes")
-            continue
+    learned = []
+    for value, number, architecture in tqdm(_best(study, search), desc="finalists", unit="trial"):
+        learner, fresh = Learner(architecture, search), 2**30 + config.seed
         # One after the other: together they might not fit.
-        seeds = [2**30 + config.seed + i for i in range(config.finalist_seeds)]
-        learner = Learner(architecture, search)
-        errors = [errors_of(learner, search, architecture, [seed], total)[0] for seed in seeds]
-        table.append((number, value, errors))
-        candidates.append((float(np.mean(errors or [value])), number, architecture))
-    if not candidates:
-        raise ConfigError("none of the best trials fits into this machine's memory; raise --memory-gib")
-    error, winner, architecture = min(candidates, key=lambda candidate: candidate[:2])
-    preset = _PRESETS[config.preset]
+        seeds = range(fresh, fresh + config.finalist_seeds)
+        errors = [learner.errors([seed], search.num_batches)[0] for seed in seeds]
+        mean = float(np.mean(errors or [value]))
+        learned.append((mean, number, value, errors, architecture))
+        words = ", ".join(f"{error:.2f}" for error in errors)
+        tqdm.write(f"trial {number}: error {value:.2f} % in the search, from fresh seeds {words or 'none'}")
+    error, winner, *_, architecture = min(learned, key=lambda one: one[:2])
+    print(f"\nthe best, with {error:.2f} %: {architecture}")
+    about = {"trials": _num_begun(study), "trial": winner, "train_clustering_error": round(error, 4)}
+    named = _named(architecture, search, **about)
+    name = config.save_as or str(config.workdir / "best.json")
+    architectures.save(config.workdir / "best.json", named)
+    if config.save_as is not None:
+        architectures.save_as(config.save_as, named)
+    print(f"for mnist_energy: --architecture {name}")
+    return Found(named, error, [one[1:4] for one in learned])
+
+
+def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyArchitecture]]:
+    """Error, number and architecture of the best trials, of those that fit into this machine's memory."""
+    config, shape, found = search.config, search.shape, []
+    for trial in sorted(_completed(study), key=lambda trial: (trial.value, trial.number)):
+        architecture = propose(optuna.trial.FixedTrial(trial.params), config, shape)
+        if cost(architecture, shape, config)[1] <= config.memory_gib:
+            found.append((trial.value, trial.number, architecture))
+    if not found:
+        raise ConfigError("no trial that fits was finished; raise --trials, --max-mflop or --memory-gib")
+    return found[: config.finalists]
+
+
+def _named(architecture: EnergyArchitecture, search: Search, **found: float) -> architectures.Named:
+    """An architecture with what `mnist_energy` must know of its search."""
+    config, dataset, preset = search.config, search.dataset, _PRESETS[search.config.preset]
     options = {name: preset[name] for name in ("rescale", "random_subspaces") if name in preset}
     options |= {"networks": config.networks, "code_power": config.code_power}
     # Of the default for a part of the images, nothing follows for all of them.
+    given = {name: getattr(search.given, name) for name in ("batch_size", "passes")}
     options |= {name: value for name, value in given.items() if value is not None}
-    finished = _progress(study)[0]
+    names = ("num_images", "num_labels", "preset", "start_from", "max_mflop", "seed")
     about = {
         "dataset": dataset.name,
         # Of data that come as one set: the first, whose labels the search has seen.
         "searched": len(dataset.train_images) // 2 if dataset.train_images is dataset.test_images else None,
         "crc32": identity(dataset.train_images)["crc32"],
-        "num_images": config.num_images,
-        "num_labels": config.num_labels,
-        "preset": config.preset,
-        "start_from": config.start_from,
-        "max_mflop": config.max_mflop,
-        "trials": finished,
-        "trial": winner,
-        "train_clustering_error": round(error, 4),
-        "seed": config.seed,
         "device": device_name(),
         "jax": jax.__version__,
     }
-    named = architectures.Named(architecture, options, about)
-    architectures.save(config.workdir / "best.json", named)
-    rows = [
-        [str(number), f"{first:.2f}", *(f"{e:.2f}" for e in errors), f"{np.mean(errors or [first]):.2f}"]
-        for number, first, errors in table
-    ]
-    columns = [f"seed {i + 1}" for i in range(config.finalist_seeds)]
-    print("\nclustering error on the labelled training images in %\n")
-    print(format_table(["trial", "in the search", *columns, "mean"], rows))
-    print(f"\nthe best: {architecture}")
-    name = str(config.workdir / "best.json")
-    if config.save_as is not None:
-        architectures.save_as(config.save_as, named)
-        name = config.save_as
-    print(f"for mnist_energy: --architecture {name}")
-    return Found(named, error, table)
+    about |= {name: getattr(config, name) for name in names}
+    return architectures.Named(architecture, options, about | found)
 
 
-def _study_cost(study: "optuna.Study") -> dict[str, float]:
+def _study_cost(study: optuna.Study) -> dict[str, float]:
     """What the trials of all workers took; also printed."""
     every = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
-    begun = [attributes for attributes in every if "error_first" in attributes and "seconds" in attributes]
+    begun = [attributes for attributes in every if {"error_first", "seconds"} <= attributes.keys()]
     seconds = sum(attributes["seconds"] for attributes in begun) or 1.0
     found = {
         "trials": len(begun),
@@ -772,90 +629,38 @@ def _study_cost(study: "optuna.Study") -> dict[str, float]:
     print(
         f"{found['trials']} trials in {seconds:.0f} s, {found['trials_per_hour']:.0f} an hour of a worker, "
         f"{found['trials_to_their_end']} of them to their end; {found['compiling_percent']:.0f} % of the "
-        "time compiling"
+        f"time compiling; {sum('error_first' not in a for a in every)} proposals were not begun"
     )
-    reasons = [attributes.get("reason", "") for attributes in every if "error_first" not in attributes]
-    kinds = ("operations", "GiB", "pool", "same")
-    numbers = collections.Counter(next((k for k in kinds if k in reason), "failed") for reason in reasons)
-    if reasons:
-        words = ", ".join(f"{number} ({kind})" for kind, number in numbers.items())
-        print(f"proposals not begun: {words}")
     return found
 
 
-def draw(study: "optuna.Study", folder: Path) -> None:
+def draw(study: optuna.Study, folder: Path) -> None:
     """The study's plots: history, importances, error against cost."""
-    import optuna
-
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    done = _completed(study)
+    errors = [float(trial.value) for trial in done]
     plots = optuna.visualization.matplotlib
     with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna changes the style of all plots
         warnings.simplefilter("ignore")  # that a plot is experimental, that trials are few
         figures.of_axes(plots.plot_optimization_history(study), folder / "history.png")
-        if len({trial.value for trial in done}) > 1:
+        if len(set(errors)) > 1:
             figures.of_axes(plots.plot_param_importances(study), folder / "importances.png")
-    errors = [float(trial.value) for trial in done if trial.value is not None]
     figures.error_against_cost([t.user_attrs["mflop"] for t in done], errors, folder / "cost.png")
 
 
-class _CompileClock:
-    """Seconds that jax spent tracing, lowering and compiling since it was entered."""
-
-    _total = 0.0
-    _listens = False
-
-    def __enter__(self) -> "_CompileClock":
-        if not _CompileClock._listens:
-            jax.monitoring.register_event_duration_secs_listener(_CompileClock._add)
-            _CompileClock._listens = True
-        self._before = _CompileClock._total
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = _CompileClock._total - self._before
-
-    @staticmethod
-    def _add(event: str, duration_secs: float, **_: str | int) -> None:
-        if event in _COMPILE_EVENTS:
-            _CompileClock._total += duration_secs
-
-
-_COMPILE_EVENTS = (
-    "/jax/core/compile/jaxpr_trace_duration",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    "/jax/core/compile/backend_compile_duration",
-)
-
-
 def _check(config: Config) -> None:
-    check_options(
-        config,
-        at_least={
-            "num_layers": 1, "trials": 1, "num_images": 1, "num_labels": 1, "batch_size": 1, "passes": 1,
-            "seeds_per_trial": 1, "networks": 1, "finalists": 1, "finalist_seeds": 0, "seed": 0,
-        },
-        above={"first_share": 0, "code_power": 0, "max_mflop": 0, "memory_gib": 0},
+    ones = (
+        "num_layers", "trials", "num_images", "num_labels", "batch_size", "passes", "seeds_per_trial",
+        "networks", "finalists",
     )  # fmt: skip
-    if config.num_layers > 4:
-        raise ConfigError(f"num_layers={config.num_layers} is not accepted: it must be 1 to 4")
-    if config.first_share > 1:
-        raise ConfigError(f"first_share={config.first_share} is not accepted: it must be at most 1")
+    above = dict.fromkeys(("first_share", "code_power", "max_mflop", "memory_gib"), 0.0)
+    check_options(config, at_least={**dict.fromkeys(ones, 1), "finalist_seeds": 0, "seed": 0}, above=above)
+    for name, high in {"num_layers": 4, "first_share": 1}.items():
+        if getattr(config, name) > high:
+            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at most {high}")
     if config.preset not in _PRESETS:
         raise ConfigError(f"preset={config.preset!r} is unknown; accepted: {', '.join(_PRESETS)}")
     if config.save_as is not None:
         architectures.check_new_name(config.save_as)
-    if config.start_from is not None:
-        first = architectures.get(config.start_from).architecture
-        if len(first.layers) != config.num_layers:
-            raise ConfigError(
-                f"start_from={config.start_from!r} has {len(first.layers)} layers, but num_layers="
-                f"{config.num_layers}"
-            )
-        too_large = any(one.num_subspaces > _MAX_SUBSPACES or one.rank > _MAX_RANK for one in first.layers)
-        if config.preset not in ("full", "no_rescale", "random_subspaces") or too_large:
-            raise ConfigError(
-                f"start_from={config.start_from!r} is outside the space of preset={config.preset}"
-            )
 
 
 def main() -> None:

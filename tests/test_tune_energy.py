@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from experiments import mnist_energy, tune_energy
-from experiments.common import architectures
+from experiments.common import architectures, studies
 from experiments.tune_energy import Config
 from sul_jax import energy
 
@@ -185,6 +185,81 @@ def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
     assert 3 <= len(begun) <= 4  # both may begin the last at once
     assert len({json.dumps(t.params, sort_keys=True) for t in begun}) == len(begun)
     assert len({t.user_attrs["worker"] for t in trials if "worker" in t.user_attrs}) >= 2
+
+
+_DIES = """
+import os, signal, sys
+from optuna.storages.journal import JournalFileBackend
+from experiments import tune_energy
+last, append = int(sys.argv.pop(1)), JournalFileBackend.append_logs
+def append_and_die(self, logs):
+    append(self, logs)
+    if logs[0]["op_code"] == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+JournalFileBackend.append_logs = append_and_die
+tune_energy.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("record", "half", "resume", "said"),
+    [
+        (0, "", True, "a new study begins"),  # made, but without its settings
+        (0, "", False, "256 training images"),
+        (4, "", True, "256 training images"),  # a trial asked for, and nothing more
+        (4, '{"op_code":5,"worker', True, "half a record"),  # the disk was full
+    ],
+)
+def test_killed_at_a_record(
+    record: int,
+    half: str,
+    resume: bool,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = SMALL | {"trials": 1, "finalist_seeds": 0}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
+    command = [sys.executable, "-c", _DIES, str(record), "--workdir", str(tmp_path), *options]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    log = tmp_path / "study.log"
+    whole = log.read_text()
+    log.write_text(whole + half)
+    began = time.monotonic()
+    tune_energy.run(Config(**small, workdir=tmp_path, resume=resume))
+    assert time.monotonic() - began < 300
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "waiting for" not in printed
+    assert log.read_text().startswith(whole)
+    states = [trial.state for trial in study_in(tmp_path).trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+
+
+def test_a_damaged_study_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.log").write_text('{"op_code":0,"wor{"op_code":1}\n{"op_code":2}\n')
+    with pytest.raises(ValueError, match=r"study\.log' cannot be used"):
+        tune_energy.run(Config(**SMALL, workdir=tmp_path, resume=True))
+
+
+def test_nothing_to_resume_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune_energy, "_MAX_NOT_BEGUN", 1)
+    with pytest.raises(ValueError, match="could not be begun"):
+        tune_energy.run(Config(**(SMALL | {"max_mflop": 1e-6}), workdir=tmp_path, resume=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("nothing to resume in") and "new study begins" in line]
+
+
+def test_trials_that_no_worker_has_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    studies.release_dead(study)  # its worker may be about to
+    assert study.trials[0].state == optuna.trial.TrialState.RUNNING
+    monkeypatch.setattr(studies, "_MAX_NAMING", 0)
+    studies.release_dead(study)
+    assert study.trials[trial.number].state == optuna.trial.TrialState.FAIL
 
 
 def test_the_digits_have_a_network_of_their_own() -> None:
