@@ -216,7 +216,8 @@ def manifolds(
         classes = np.array([matched.get(int(c), -1) for c in clusters])
         colors = np.array(["tab:blue", "tab:orange", "0.5"])[classes][chosen]
         plane = figure.add_subplot(2, len(states), column)
-        plane.scatter(*points[chosen].T, c=colors, s=2)
+        x, y = points[chosen].T
+        plane.scatter(x, y, c=colors, s=2)
         plane.set(aspect="equal", title=f"step {step}: {np.mean(classes == labels):.1%}")
         plane.set_axis_off()
         centred = features - features.mean(0)
@@ -231,9 +232,9 @@ def manifolds(
 
 def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> None:
     """Figure A.3: singular values of each cluster's features; how many stand out is its dimension."""
-    named = {"xlabel": "index", "ylabel": "singular value, of the largest"}
-    found = np.unique(labels)
-    with _axes(path, layout=None, title=f"{len(found)} clusters", **named) as axes:
+    found, ylabel = np.unique(labels), "singular value, of the largest"
+    title = f"{len(found)} clusters"
+    with _axes(path, layout=None, title=title, xlabel="index", ylabel=ylabel) as axes:
         for label in found:
             values = np.linalg.svd(features[labels == label], compute_uv=False)
             axes.plot(np.arange(1, len(values) + 1), values / values[0], alpha=0.5, linewidth=0.8)
