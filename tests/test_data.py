@@ -2,8 +2,13 @@ import gzip
 import hashlib
 import shutil
 import struct
+import threading
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.data import DataError
+from experiments.data import DataError, originals
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -25,17 +30,13 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory with twelve random images as MNIST's original files."""
     monkeypatch.setenv("SUL_JAX_CACHE", str(tmp_path / "cache"))
     generator = np.random.default_rng(0)
-    original = data.ORIGINALS["mnist"]
-    files = {}
-    for split, number in (("train", 8), ("test", 4)):
-        pair = []
-        for (name, _), shape in zip(original.files[split], ((number, 28, 28), (number,)), strict=True):
-            path = tmp_path / "data" / "mnist" / name
-            high = 256 if len(shape) == 3 else 10
-            write_idx(path, generator.integers(0, high, shape))
-            pair.append((name, hashlib.sha256(path.read_bytes()).hexdigest()))
-        files[split] = tuple(pair)
-    monkeypatch.setitem(data.ORIGINALS, "mnist", original._replace(files=files))
+    digests = []
+    for name, shape in zip(originals.FILES, ((8, 28, 28), (8,), (4, 28, 28), (4,)), strict=True):
+        path = tmp_path / "data" / "mnist" / name
+        write_idx(path, generator.integers(0, 256 if len(shape) == 3 else 10, shape))
+        digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    changed = data.ORIGINALS["mnist"]._replace(digests=tuple(digests))
+    monkeypatch.setitem(data.ORIGINALS, "mnist", changed)
     return tmp_path / "data"
 
 
@@ -97,6 +98,107 @@ def test_auto_falls_back_in_one_line(
     assert capsys.readouterr().out.count("\n") == 1
     with pytest.raises(DataError, match="mnist is not in the data directory .* could not be fetched"):
         data.load("mnist")
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Serves `small_mnist`, well or badly; nothing that it sends takes more than five seconds."""
+
+    folder: Path
+    manner: str
+
+    def do_GET(self) -> None:
+        content = (self.folder / self.path.lstrip("/")).read_bytes()
+        if self.manner == "headers drip":
+            self._drip(b"HTTP/1.0 200 OK\r\nX: " + b"x" * 100)
+            return
+        self.send_response(200)
+        self.end_headers()
+        if self.manner == "body drips":
+            self._drip(content)
+        elif self.manner == "another file":
+            self.wfile.write(content[::-1])
+        elif self.manner == "endless":
+            with suppress(ConnectionError):
+                for _ in range(1000):
+                    self.wfile.write(bytes(2**16))
+        else:
+            self.wfile.write(content)
+
+    def _drip(self, content: bytes) -> None:
+        with suppress(ConnectionError):
+            for byte in content[:50]:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.1)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def serve(small_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Serves MNIST's files on this machine, in the manner asked for, while the test runs."""
+    handler = type("Handler", (_Server,), {"folder": small_mnist / "mnist"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setitem(data.ORIGINALS, "mnist", data.ORIGINALS["mnist"]._replace(url=url))
+        yield partial(setattr, handler, "manner")
+        server.shutdown()
+        thread.join(5)
+
+
+def test_originals_are_fetched_once(serve: Callable[[str], None], small_mnist: Path) -> None:
+    serve("well")
+    found = originals.load("mnist", None, patience=60)
+    assert found[0] == "original files, fetched, sha256 verified"
+    expected = data.read_idx(small_mnist / "mnist" / originals.FILES[2])
+    np.testing.assert_array_equal(found[1]["test_images"][..., 0], expected)
+    serve("another file")  # not asked again
+    assert originals.load("mnist", None)[1].keys() == found[1].keys()
+
+
+@pytest.mark.parametrize(
+    ("manner", "message"),
+    [
+        ("headers drip", "not done within 1 s"),
+        ("body drips", "not done within 1 s"),
+        ("another file", "its sha256 is not the expected one"),
+        ("endless", "larger than 100000 bytes"),
+    ],
+)
+def test_bad_servers(
+    manner: str, message: str, serve: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server holds nobody up beyond the deadline, nor fills memory or disk."""
+    monkeypatch.setattr(originals, "_MOST", 100_000)
+    serve(manner)
+    start = time.monotonic()
+    with pytest.raises(originals.NotFoundError, match=f"could not be fetched from http.*: .*{message}"):
+        originals.load("mnist", None, patience=1.0)
+    assert time.monotonic() - start < 3
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_archives_are_unpacked_to_what_their_header_announces(tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    header = b"\0\0\x08\x01" + struct.pack(">I", 5)
+    path.write_bytes(gzip.compress(header + bytes(2**26)))  # a thousandth of that in the file
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"announces shape \(5,\), but more values follow"):
+            data.read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+        path.write_bytes(gzip.compress(b"\0\0\x08\x02" + struct.pack(">II", 2**20, 2**20)))
+        with pytest.raises(DataError, match=r"announces shape \(1048576, 1048576\), more than"):
+            data.read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    write_idx(path, np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(data.read_idx(path), [[0, 1, 2], [3, 4, 5]])
 
 
 def test_digits() -> None:
@@ -181,18 +283,18 @@ def test_real_originals_are_verified(data_dir: Path, name: str, tmp_path: Path) 
     folder = data_dir / name
     if not folder.is_dir():
         pytest.skip(f"no {name} in {data_dir}")
-    arrays = data._read_originals(name, folder)
+    arrays = originals.read_originals(name, folder)
     assert arrays["train"][0].shape == (60_000, 28, 28)
     assert arrays["test"][1].shape == (10_000,)
     copy = tmp_path / name
     copy.mkdir()
     for file in folder.iterdir():
         shutil.copyfile(file, copy / file.name)
-    first = next(iter(data.ORIGINALS[name].files.values()))[0][0]
+    first = originals.FILES[0]
     with open(copy / first, "ab") as file:
         file.write(b"\0")
     with pytest.raises(DataError, match=first):
-        data._read_originals(name, copy)
+        originals.read_originals(name, copy)
 
 
 def test_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

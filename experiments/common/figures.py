@@ -1,8 +1,9 @@
 """Figures, written as PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import matplotlib
@@ -24,9 +25,54 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
 
 
-def _show(axes: matplotlib.axes.Axes, image: np.ndarray, **options: object) -> None:
-    axes.imshow(image.squeeze(), **options)  # type: ignore[arg-type]
+@contextmanager
+def _panels(
+    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[np.ndarray]:
+    """Axes `[rows, columns]` of a figure that is saved when the block ends."""
+    figure = Figure(size, layout=options.pop("layout", "constrained"))
+    yield figure.subplots(rows, columns, squeeze=False, **options)
+    _save(figure, path)
+
+
+@contextmanager
+def _axes(
+    path: Path, size: tuple[float, float] = (4.5, 3), *, layout: str | None = "constrained", **labels: Any
+) -> Iterator[matplotlib.axes.Axes]:
+    """Axes alone in a figure that is saved when the block ends; with a legend where there is a choice."""
+    with _panels(path, size, layout=layout) as panels:
+        axes = panels[0, 0]
+        axes.set(**labels)
+        yield axes
+        if axes.get_legend() is None and len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(frameon=False)
+
+
+def _show(axes: matplotlib.axes.Axes, image: np.ndarray, **options: Any) -> None:
+    axes.imshow(image.squeeze(), **options)
     axes.set_axis_off()
+
+
+def _show_signed(axes: matplotlib.axes.Axes, values: np.ndarray) -> None:
+    """A matrix in red and blue, zero in white."""
+    limit = max(float(np.abs(values).max()), 1e-12)
+    drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.figure.colorbar(drawn, shrink=0.8)
+
+
+def _mosaic(tiles: np.ndarray, columns: int, *, gap: int = 1, empty: float = 1.0) -> np.ndarray:
+    """Tiles `[num, height, width, …]` in rows, with a gap on the right of each and below."""
+    rows = -(-len(tiles) // columns)
+    missing = [(0, rows * columns - len(tiles)), (0, gap), (0, gap)] + [(0, 0)] * (tiles.ndim - 3)
+    whole = np.pad(np.asarray(tiles, np.float64), missing, constant_values=empty)
+    height, width, *channels = whole.shape[1:]
+    grid = whole.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, *channels)
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:
+    """Images of other than three channels are drawn as their mean."""
+    return images if images.shape[-1] == 3 else np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
 
 
 def _log_axis(axes: matplotlib.axes.Axes) -> None:
@@ -43,86 +89,54 @@ def zca_kernel(kernel: np.ndarray, path: Path) -> None:
     centre = shown.shape[0] // 2
     value = shown[centre, centre]
     shown[centre, centre] = 0
-    figure = Figure(figsize=(3.6, 3))
-    axes = figure.add_subplot()
-    limit = max(np.abs(shown).max(), 1e-12)
-    drawn = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    figure.colorbar(drawn, shrink=0.8)
     ratio = float(whitening.dc_ratio(jnp.asarray(kernel)))
-    axes.set_title(f"ConvZCA kernel; centre {value:.2f} left out\nDC ratio {ratio:.3f}")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    _save(figure, path)
+    title = f"ConvZCA kernel; centre {value:.2f} left out\nDC ratio {ratio:.3f}"
+    with _axes(path, (3.6, 3), layout=None, title=title, xticks=[], yticks=[]) as axes:
+        _show_signed(axes, shown)
 
 
 def kernels(bases: np.ndarray, kernel_size: int, channels: int, path: Path) -> None:
     """Figure 3: the first layer's kernels, those of one subspace side by side."""
     num_subspaces, rank = bases.shape[:2]
     images = bases.reshape(num_subspaces, rank, kernel_size, kernel_size, channels).mean(-1)
-    per_row = max(1, 16 // rank)
-    rows = -(-num_subspaces // per_row)
-    gap = 1
-    tile = kernel_size + gap
-    group = rank * tile + 2
-    canvas = np.full((rows * (tile + 2), per_row * group), np.nan)
-    for index, subspace in enumerate(images):
-        top, left = divmod(index, per_row)
-        for place, kernel in enumerate(subspace):
-            y, x = top * (tile + 2), left * group + place * tile
-            canvas[y : y + kernel_size, x : x + kernel_size] = kernel / np.abs(kernel).max()
-    figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1] + 0.4))
-    axes = figure.add_subplot()
-    _show(axes, canvas, cmap="gray", vmin=-1, vmax=1)
-    axes.set_title(f"{num_subspaces} subspaces of rank {rank}, {kernel_size}×{kernel_size} kernels")
-    _save(figure, path)
+    images = images / np.abs(images).max((2, 3), keepdims=True)
+    subspaces = np.stack([_mosaic(subspace, rank, empty=np.nan) for subspace in images])
+    canvas = _mosaic(subspaces, max(1, 16 // rank), gap=2, empty=np.nan)
+    title = f"{num_subspaces} subspaces of rank {rank}, {kernel_size}×{kernel_size} kernels"
+    with _axes(path, (8, 8 * canvas.shape[0] / canvas.shape[1] + 0.4), layout=None, title=title) as axes:
+        _show(axes, canvas, cmap="gray", vmin=-1, vmax=1)
 
 
 def feature_maps(images: np.ndarray, maps: Sequence[np.ndarray], path: Path) -> None:
     """Figure 4: the maps of each layer (a column) for a few images (rows)."""
-    figure = Figure(figsize=(2 + 3 * len(maps), 3 * len(images)))
+    size = (2 + 3 * len(maps), 3 * len(images))
     ratios = [1.0] + [2.0] * len(maps)
-    grid = figure.subplots(len(images), 1 + len(maps), width_ratios=ratios, squeeze=False)
-    for row, image in zip(grid, range(len(images)), strict=True):
-        _show(row[0], images[image].mean(-1), cmap="gray")
-        for axes, layer in zip(row[1:], maps, strict=True):
-            one = layer[image]
-            columns = int(np.ceil(np.sqrt(one.shape[-1])))
-            rows = -(-one.shape[-1] // columns)
-            canvas = np.full((rows * (one.shape[0] + 1), columns * (one.shape[1] + 1)), np.nan)
-            for index in range(one.shape[-1]):
-                y, x = divmod(index, columns)
-                y, x = y * (one.shape[0] + 1), x * (one.shape[1] + 1)
-                canvas[y : y + one.shape[0], x : x + one.shape[1]] = one[..., index]
-            _show(axes, canvas, cmap="magma")
-    for index, axes in enumerate(grid[0][1:], 1):
-        active = float((maps[index - 1] > 0).mean())
-        axes.set_title(f"layer {index}: {active:.0%} active")
-    _save(figure, path)
+    with _panels(path, size, len(images), 1 + len(maps), layout=None, width_ratios=ratios) as grid:
+        for index, row in enumerate(grid):
+            _show(row[0], images[index].mean(-1), cmap="gray")
+            for axes, layer in zip(row[1:], maps, strict=True):
+                columns = int(np.ceil(np.sqrt(layer.shape[-1])))
+                _show(axes, _mosaic(np.moveaxis(layer[index], -1, 0), columns, empty=np.nan), cmap="magma")
+        for index, (axes, layer) in enumerate(zip(grid[0][1:], maps, strict=True), 1):
+            axes.set_title(f"layer {index}: {float((layer > 0).mean()):.0%} active")
 
 
 def energies(curves: Sequence[np.ndarray], path: Path) -> None:
     """Energy of every layer over the steps of its training."""
-    figure = Figure(figsize=(3 * len(curves), 2.4), layout="constrained")
-    for index, (axes, curve) in enumerate(
-        zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True), 1
-    ):
-        axes.plot(curve, color="tab:blue")
-        axes.set(title=f"layer {index}", xlabel="step", ylabel="energy per patch" if index == 1 else "")
-    _save(figure, path)
+    with _panels(path, (3 * len(curves), 2.4), 1, len(curves)) as grid:
+        for index, (axes, curve) in enumerate(zip(grid[0], curves, strict=True), 1):
+            axes.plot(curve, color="tab:blue")
+            axes.set(title=f"layer {index}", xlabel="step", ylabel="energy per patch" if index == 1 else "")
 
 
 def learning_curve(
     train: np.ndarray, steps: np.ndarray, test: np.ndarray, warmup_steps: int, path: Path
 ) -> None:
     """Figure 5: energy of the minibatches and of held-out images."""
-    figure = Figure(figsize=(4.5, 3))
-    axes = figure.add_subplot()
-    axes.plot(train, color="tab:blue", alpha=0.6, label="training minibatch")
-    axes.plot(steps, test, color="tab:orange", marker=".", label="test images")
-    axes.axvline(warmup_steps, color="gray", linestyle=":", label="end of warm-up")
-    axes.set(xlabel="step", ylabel="energy per patch")
-    axes.legend(frameon=False)
-    _save(figure, path)
+    with _axes(path, layout=None, xlabel="step", ylabel="energy per patch") as axes:
+        axes.plot(train, color="tab:blue", alpha=0.6, label="training minibatch")
+        axes.plot(steps, test, color="tab:orange", marker=".", label="test images")
+        axes.axvline(warmup_steps, color="gray", linestyle=":", label="end of warm-up")
 
 
 def gallery(
@@ -144,29 +158,21 @@ def gallery(
             matched[int(cluster)] = int(values[np.argmax(counts)])
     found = sorted((int(c) for c in np.unique(clusters)), key=lambda c: (matched.get(c, 10**9), c))
     generator = np.random.default_rng(0)
-    height, width, channels = images.shape[1:]
-    shown = images if channels == 3 else np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
-    tile_height, tile_width = height + 4, width + 4
-    canvas = np.ones((len(found) * tile_height, per_cluster * tile_width, 3))
+    height, width = images.shape[1:3]
     scale = 255 if images.dtype == np.uint8 else max(float(images.max()), 1e-12)
+    tiles = np.ones((len(found), per_cluster, height + 4, width + 4, 3))
     for row, cluster in enumerate(found):
         members = generator.permutation(np.flatnonzero(clusters == cluster))[:per_cluster]
-        for column, member in enumerate(members):
-            tile = np.ones((tile_height, tile_width, 3))
+        for tile, member in zip(tiles[row], members, strict=False):
             if labels is not None and matched.get(cluster) != labels[member]:
                 tile[1:-1, 1:-1] = (0.9, 0.1, 0.1)
-            tile[2:-2, 2:-2] = np.clip(shown[member] / scale, 0, 1)
-            top, left = row * tile_height, column * tile_width
-            canvas[top : top + tile_height, left : left + tile_width] = tile
-    figure = Figure(figsize=(per_cluster * 0.36, len(found) * 0.4))
-    axes = figure.add_subplot()
-    axes.imshow(canvas)
-    names = [str(matched.get(cluster, "–")) for cluster in found]
-    axes.set_yticks((np.arange(len(found)) + 0.5) * tile_height, names)
-    axes.set_xticks([])
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0)
-    _save(figure, path)
+            tile[2:-2, 2:-2] = np.clip(_rgb(images[member]) / scale, 0, 1)
+    with _axes(path, (per_cluster * 0.36, len(found) * 0.4), layout=None, xticks=[]) as axes:
+        axes.imshow(_mosaic(tiles.reshape(-1, *tiles.shape[2:]), per_cluster, gap=0))
+        names = [str(matched.get(cluster, "–")) for cluster in found]
+        axes.set_yticks((np.arange(len(found)) + 0.5) * (height + 4), names)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
 
 
 def confusion(labels: np.ndarray, clusters: np.ndarray, path: Path) -> None:
@@ -176,19 +182,14 @@ def confusion(labels: np.ndarray, clusters: np.ndarray, path: Path) -> None:
     order = [c for k in classes for c, m in matched.items() if m == k]
     order += [int(c) for c in np.unique(clusters) if int(c) not in matched]
     table = np.array([[np.sum((labels == k) & (clusters == c)) for c in order] for k in classes])
-    figure = Figure(figsize=(5, 4.6))
-    axes = figure.add_subplot()
-    axes.imshow(np.log1p(table), cmap="Blues")
-    for (row, column), count in np.ndenumerate(table):
-        dark = np.log1p(count) > 0.6 * np.log1p(table.max())
-        axes.text(
-            column, row, f"{count}", ha="center", va="center", color="white" if dark else "black",
-            fontsize=7,
-        )  # fmt: skip
-    axes.set_xticks(range(len(order)), [str(matched.get(c, "–")) for c in order])
-    axes.set_yticks(range(len(classes)), [str(k) for k in classes])
-    axes.set(xlabel="cluster, by its matched class", ylabel="class")
-    _save(figure, path)
+    xlabel = "cluster, by its matched class"
+    with _axes(path, (5, 4.6), layout=None, xlabel=xlabel, ylabel="class") as axes:
+        axes.imshow(np.log1p(table), cmap="Blues")
+        for (row, column), count in np.ndenumerate(table):
+            color = "white" if np.log1p(count) > 0.6 * np.log1p(table.max()) else "black"
+            axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=7)
+        axes.set_xticks(range(len(order)), [str(matched.get(c, "–")) for c in order])
+        axes.set_yticks(range(len(classes)), [str(k) for k in classes])
 
 
 def manifolds(
@@ -217,9 +218,8 @@ def manifolds(
         plane = figure.add_subplot(2, len(states), column)
         x, y = points[chosen].T
         plane.scatter(x, y, c=colors, s=2)
-        plane.set_aspect("equal")
+        plane.set(aspect="equal", title=f"step {step}: {np.mean(classes == labels):.1%}")
         plane.set_axis_off()
-        plane.set_title(f"step {step}: {np.mean(classes == labels):.1%}")
         centred = features - features.mean(0)
         axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
         space = figure.add_subplot(2, len(states), len(states) + column, projection="3d")
@@ -232,14 +232,13 @@ def manifolds(
 
 def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> None:
     """Figure A.3: singular values of each cluster's features; how many stand out is its dimension."""
-    figure = Figure(figsize=(4.5, 3))
-    axes = figure.add_subplot()
-    for label in np.unique(labels):
-        values = np.linalg.svd(features[labels == label], compute_uv=False)
-        axes.plot(np.arange(1, len(values) + 1), values / values[0], alpha=0.5, linewidth=0.8)
-    axes.set(xlabel="index", ylabel="singular value, of the largest", yscale="log", ylim=(1e-4, 1.2))
-    axes.set_title(f"{len(np.unique(labels))} clusters")
-    _save(figure, path)
+    found, ylabel = np.unique(labels), "singular value, of the largest"
+    title = f"{len(found)} clusters"
+    with _axes(path, layout=None, title=title, xlabel="index", ylabel=ylabel) as axes:
+        for label in found:
+            values = np.linalg.svd(features[labels == label], compute_uv=False)
+            axes.plot(np.arange(1, len(values) + 1), values / values[0], alpha=0.5, linewidth=0.8)
+        axes.set(yscale="log", ylim=(1e-4, 1.2))
 
 
 def embeddings(codes: Mapping[str, np.ndarray], colours: np.ndarray, path: Path) -> None:
@@ -248,37 +247,32 @@ def embeddings(codes: Mapping[str, np.ndarray], colours: np.ndarray, path: Path)
 
     columns = min(len(codes), 4)
     rows = -(-len(codes) // columns)
-    figure = Figure(figsize=(2.8 * columns, 3 * rows), layout="constrained")
-    every = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in every[len(codes) :]:
-        axes.remove()
-    for axes, (name, values) in zip(every, codes.items(), strict=False):
-        perplexity = min(30.0, (len(values) - 1) / 3)
-        plane = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
-        axes.scatter(*plane.T, c=colours, cmap="tab10", s=2)
-        axes.set_title(name)
-        axes.set_axis_off()
-    _save(figure, path)
+    with _panels(path, (2.8 * columns, 3 * rows), rows, columns) as grid:
+        for axes in grid.flat[len(codes) :]:
+            axes.remove()
+        for axes, (name, values) in zip(grid.flat, codes.items(), strict=False):
+            perplexity = min(30.0, (len(values) - 1) / 3)
+            plane = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
+            axes.scatter(*plane.T, c=colours, cmap="tab10", s=2)
+            axes.set_title(name)
+            axes.set_axis_off()
 
 
 def activity(codes: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray], path: Path) -> None:
     """Mean of every dimension of several representations, largest first, and the norms of their weights."""
-    figure = Figure(figsize=(3.4 * len(codes), 2.4), layout="constrained")
-    for axes, (name, values) in zip(
-        figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True
-    ):
-        means = values.mean(axis=0)
-        order = np.argsort(means)[::-1]
-        axes.bar(np.arange(len(means)), means[order], width=1.0, color="tab:blue")
-        axes.set(title=name, xlabel="dimension")
-        axes.tick_params(axis="y", colors="tab:blue")
-        if name in norms:
-            beside = axes.twinx()
-            beside.plot(norms[name][order], ".", markersize=1, color="tab:orange")
-            beside.set_ylim(bottom=0)
-            beside.set_ylabel("norm of the weights", color="tab:orange")
-            beside.tick_params(axis="y", colors="tab:orange")
-    _save(figure, path)
+    with _panels(path, (3.4 * len(codes), 2.4), 1, len(codes)) as grid:
+        for axes, (name, values) in zip(grid[0], codes.items(), strict=True):
+            means = values.mean(axis=0)
+            order = np.argsort(means)[::-1]
+            axes.bar(np.arange(len(means)), means[order], width=1.0, color="tab:blue")
+            axes.set(title=name, xlabel="dimension")
+            axes.tick_params(axis="y", colors="tab:blue")
+            if name in norms:
+                beside = axes.twinx()
+                beside.plot(norms[name][order], ".", markersize=1, color="tab:orange")
+                beside.set_ylim(bottom=0)
+                beside.set_ylabel("norm of the weights", color="tab:orange")
+                beside.tick_params(axis="y", colors="tab:orange")
 
 
 def example_graphs(
@@ -294,27 +288,20 @@ def example_graphs(
     """
     order = np.argsort(labels, kind="stable")
     borders = np.flatnonzero(np.diff(labels[order])) + 0.5
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    for axes, (name, values) in zip(
-        figure.subplots(1, 2), {"YYᵀ": probabilities, "BBᵀ": activations}.items(), strict=True
-    ):
-        norms = np.linalg.norm(values, axis=1, keepdims=True)
-        unit = (values / np.where(norms > 0, norms, 1))[order]
-        axes.imshow(unit @ unit.T, cmap="magma", vmin=0, vmax=1)
-        axes.set(title=f"{name}, by cosine", xticks=borders, yticks=borders)
-        axes.tick_params(labelbottom=False, labelleft=False)
-    _save(figure, path)
+    with _panels(path, (7, 3.4), 1, 2) as grid:
+        for axes, name, values in zip(grid[0], ("YYᵀ", "BBᵀ"), (probabilities, activations), strict=True):
+            norms = np.linalg.norm(values, axis=1, keepdims=True)
+            unit = (values / np.where(norms > 0, norms, 1))[order]
+            axes.imshow(unit @ unit.T, cmap="magma", vmin=0, vmax=1)
+            axes.set(title=f"{name}, by cosine", xticks=borders, yticks=borders)
+            axes.tick_params(labelbottom=False, labelleft=False)
 
 
 def covariance(features: np.ndarray, path: Path) -> None:
     """Figure A.2: the features' second moments; spread over all directions they are a diagonal."""
-    moments = features.T @ features / len(features)
-    figure = Figure(figsize=(3.8, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    limit = max(float(np.abs(moments).max()), 1e-12)
-    figure.colorbar(axes.imshow(moments, cmap="RdBu_r", vmin=-limit, vmax=limit), shrink=0.8)
-    axes.set(xlabel="feature", ylabel="feature", title="second moments of the features")
-    _save(figure, path)
+    title = "second moments of the features"
+    with _axes(path, (3.8, 3.2), xlabel="feature", ylabel="feature", title=title) as axes:
+        _show_signed(axes, features.T @ features / len(features))
 
 
 def principal_components(
@@ -332,25 +319,22 @@ def principal_components(
     found = np.unique(clusters)
     columns = min(5, len(found))
     rows = -(-len(found) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    height, width, channels = images.shape[1:]
     scale = 255 if images.dtype == np.uint8 else 1
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, cluster in zip(grid, found, strict=False):
-        members = np.flatnonzero(clusters == cluster)
-        directions = np.linalg.svd(features[members], full_matrices=False)[2][:components]
-        canvas = np.ones((len(directions) * (height + 1), components * (width + 1), channels))
-        for row, direction in enumerate(directions):
-            aligned = features[members] @ direction
-            aligned = aligned if aligned.sum() > 0 else -aligned  # a component has no sign
-            for column, member in enumerate(members[np.argsort(-aligned)[:components]]):
-                top, left = row * (height + 1), column * (width + 1)
-                canvas[top : top + height, left : left + width] = images[member] / scale
-        _show(axes, np.clip(canvas, 0, 1), cmap="gray")
-        axes.set_title(f"cluster {cluster}: {len(members)} images")
-    _save(figure, path)
+    with _panels(path, (2.6 * columns, 2.8 * rows), rows, columns) as grid:
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, cluster in zip(grid.flat, found, strict=False):
+            members = np.flatnonzero(clusters == cluster)
+            directions = np.linalg.svd(features[members], full_matrices=False)[2][:components]
+            tiles = np.ones((len(directions), components, *images.shape[1:]))
+            for row, direction in zip(tiles, directions, strict=True):
+                aligned = features[members] @ direction
+                aligned = aligned if aligned.sum() > 0 else -aligned  # a component has no sign
+                chosen = members[np.argsort(-aligned)[:components]]
+                row[: len(chosen)] = images[chosen] / scale
+            canvas = _mosaic(tiles.reshape(-1, *images.shape[1:]), components)
+            _show(axes, np.clip(canvas, 0, 1), cmap="gray")
+            axes.set_title(f"cluster {cluster}: {len(members)} images")
 
 
 def accuracies(
@@ -364,40 +348,31 @@ def accuracies(
       path: of the PNG.
       log: whether positions are on a logarithmic axis.
     """
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
-    axes = figure.add_subplot()
-    for name, (positions, values) in curves.items():
-        several = np.asarray(values)
-        spreads = np.std(several, axis=1, ddof=1) if several.shape[1] > 1 else np.zeros(len(several))
-        axes.errorbar(np.asarray(positions), several.mean(axis=1), spreads, marker=".", capsize=2, label=name)
-    axes.set(xlabel=xlabel, ylabel="accuracy, %")
-    if log:
-        _log_axis(axes)
-    if len(curves) > 1:
-        axes.legend(frameon=False)
-    _save(figure, path)
+    with _axes(path, xlabel=xlabel, ylabel="accuracy, %") as axes:
+        for name, (positions, values) in curves.items():
+            several = np.asarray(values)
+            means = several.mean(axis=1)
+            spreads = np.std(several, axis=1, ddof=1) if several.shape[1] > 1 else np.zeros(len(several))
+            axes.errorbar(np.asarray(positions), means, spreads, marker=".", capsize=2, label=name)
+        if log:
+            _log_axis(axes)
 
 
 def distributions(values: Mapping[str, np.ndarray], xlabel: str, ylabel: str, path: Path) -> None:
     """Figure 6: how values spread, a violin with its median for each of several settings."""
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.violinplot([*values.values()], showmedians=True)
-    axes.set_xticks(range(1, len(values) + 1), [*values])
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _save(figure, path)
+    with _axes(path, xlabel=xlabel, ylabel=ylabel) as axes:
+        axes.violinplot([*values.values()], showmedians=True)
+        axes.set_xticks(range(1, len(values) + 1), [*values])
 
 
 def alignment_and_accuracy(pairs: Mapping[str, np.ndarray], path: Path) -> None:
     """Figure 3: initial alignment against accuracy in percent, `[networks, 2]` by name."""
-    figure = Figure(figsize=(4.5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in pairs.items():
-        axes.plot(*np.asarray(points).T, "o", markersize=4, label=name)
-    axes.set(xlabel="initial alignment", ylabel="accuracy of the linear probe, %")
-    if len(pairs) > 1:
-        axes.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    named = {"xlabel": "initial alignment", "ylabel": "accuracy of the linear probe, %"}
+    with _axes(path, (4.5, 3.2), **named) as axes:
+        for name, points in pairs.items():
+            axes.plot(*np.asarray(points).T, "o", markersize=4, label=name)
+        if len(pairs) > 1:
+            axes.legend(frameon=False, fontsize="small")
 
 
 class Course(NamedTuple):
@@ -424,60 +399,47 @@ def cycles(courses: Sequence[Course], halt: int | None, path: Path) -> None:
       halt: cycle from which on the clusters stayed.
       path: of the PNG.
     """
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
     several = len(courses) > 1
-    for index, course in enumerate(courses):
-        numbers = np.arange(len(course.history))  # a cycle clusters before it trains
-        agreement = np.array(course.history[:, :2])
-        if halt is not None:
-            agreement[halt:, 0] = np.nan  # the same by construction
-        for column, name in enumerate(("with the cycle before", "with the classes")):
-            left.plot(
-                numbers,
-                agreement[:, column],
-                marker="." if len(numbers) < 40 else None,
-                color=f"C{column}",
-                alpha=0.6 if several else 1,
-                label=None if index else name,
-            )
-        colour = f"C{index % 10}"
-        if course.probes:
-            name = f"seed {course.seed}" if several else "DeepCluster"
-            right.plot([*course.probes], [*course.probes.values()], marker="o", color=colour, label=name)
-        if course.untrained is not None:
-            last = index == len(courses) - 1
-            name = "untrained networks" if several else "untrained network"
-            colour = colour if several else "gray"
-            right.axhline(course.untrained, color=colour, linestyle="--", label=name if last else None)
-    left.set(xlabel="cycles of training", ylabel="normalised mutual information")
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False)
-    right.set(
-        xlabel="cycles of training",
-        ylabel="accuracy of the linear probe, %",
-        xlim=(0, len(courses[0].history) * 1.05),
-    )
-    if right.get_legend_handles_labels()[1]:
-        right.legend(frameon=False)
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (left, right) if halt is not None else ():
-        axes.axvline(halt, color="gray", linestyle=":")
-    _save(figure, path)
+    with _panels(path, (8, 2.8), 1, 2) as ((left, right),):
+        for index, course in enumerate(courses):
+            numbers = np.arange(len(course.history))  # a cycle clusters before it trains
+            agreement = np.array(course.history[:, :2])
+            if halt is not None:
+                agreement[halt:, 0] = np.nan  # the same by construction
+            style = {"marker": "." if len(numbers) < 40 else None, "alpha": 0.6 if several else 1}
+            for column, name in enumerate(("with the cycle before", "with the classes")):
+                label = None if index else name
+                left.plot(numbers, agreement[:, column], color=f"C{column}", label=label, **style)
+            colour = f"C{index % 10}"
+            if course.probes:
+                name = f"seed {course.seed}" if several else "DeepCluster"
+                right.plot([*course.probes], [*course.probes.values()], "o-", color=colour, label=name)
+            if course.untrained is not None:
+                last = index == len(courses) - 1
+                name = "untrained networks" if several else "untrained network"
+                colour = colour if several else "gray"
+                right.axhline(course.untrained, color=colour, linestyle="--", label=name if last else None)
+        left.set(ylabel="normalised mutual information")
+        left.set_ylim(bottom=0)
+        right.set(ylabel="accuracy of the linear probe, %", xlim=(0, len(courses[0].history) * 1.05))
+        for axes in (left, right):
+            axes.set_xlabel("cycles of training")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(frameon=False)
+            if halt is not None:
+                axes.axvline(halt, color="gray", linestyle=":")
 
 
 def alignments(values: np.ndarray, title: str, paper: Sequence[float], path: Path) -> None:
     """Figure 6: the distribution of the initial alignment over untrained networks."""
-    figure = Figure(figsize=(4.5, 2.8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.hist(values, bins=min(20, max(5, len(values) // 4)), color="tab:blue", alpha=0.7)
-    axes.axvline(float(values.mean()), color="tab:blue", label=f"mean {values.mean():.3f}")
-    for bound in sorted(set(paper)):
-        axes.axvline(bound, color="black", linestyle="--", label=f"paper {bound:.3f}")
-    axes.set(xlabel="normalised mutual information with the classes", ylabel="networks", title=title)
-    axes.legend(framealpha=0.9, edgecolor="none")  # it may lie over a line
-    _save(figure, path)
+    named = {"xlabel": "normalised mutual information with the classes", "ylabel": "networks", "title": title}
+    with _axes(path, (4.5, 2.8), **named) as axes:
+        axes.hist(values, bins=min(20, max(5, len(values) // 4)), color="tab:blue", alpha=0.7)
+        axes.axvline(float(values.mean()), color="tab:blue", label=f"mean {values.mean():.3f}")
+        for bound in sorted(set(paper)):
+            axes.axvline(bound, color="black", linestyle="--", label=f"paper {bound:.3f}")
+        axes.legend(framealpha=0.9, edgecolor="none")  # it may lie over a line
 
 
 def filters(weights: np.ndarray, channels: int, path: Path) -> None:
@@ -493,52 +455,31 @@ def filters(weights: np.ndarray, channels: int, path: Path) -> None:
     unit = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
     order = leaves_list(linkage(unit, "average", optimal_ordering=len(unit) <= 500))
     size = round((weights.shape[1] / channels) ** 0.5)
-    tiles = weights[order].reshape(-1, size, size, channels)
-    if channels != 3:
-        tiles = np.repeat(tiles.mean(axis=3, keepdims=True), 3, axis=3)
-    largest = np.maximum(tiles.max(axis=(1, 2, 3), keepdims=True), 1e-12)
-    tiles = np.clip(tiles / largest, 0, 1)
-    across = int(np.ceil((1.6 * len(tiles)) ** 0.5))
-    down = -(-len(tiles) // across)
-    gap = 1
-    canvas = np.ones((down * (size + gap) + gap, across * (size + gap) + gap, 3))
-    for index, tile in enumerate(tiles):
-        top, left = (gap + place * (size + gap) for place in divmod(index, across))
-        canvas[top : top + size, left : left + size] = tile
-    figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1]))
-    axes = figure.add_subplot()
-    axes.imshow(canvas, interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(f"{len(tiles)} filters of {size}×{size} pixels, similar ones near each other")
-    _save(figure, path)
+    tiles = _rgb(weights[order].reshape(-1, size, size, channels))
+    tiles = np.clip(tiles / np.maximum(tiles.max(axis=(1, 2, 3), keepdims=True), 1e-12), 0, 1)
+    canvas = _mosaic(tiles, int(np.ceil((1.6 * len(tiles)) ** 0.5)))
+    canvas = np.pad(canvas, ((1, 0), (1, 0), (0, 0)), constant_values=1)
+    title = f"{len(tiles)} filters of {size}×{size} pixels, similar ones near each other"
+    with _axes(path, (8, 8 * canvas.shape[0] / canvas.shape[1]), layout=None, title=title) as axes:
+        _show(axes, canvas, interpolation="nearest")
 
 
 def separation(shares: np.ndarray, path: Path) -> None:
     """Section 5: units of gray gratings on the left, of even colours on the right."""
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.hist(shares, bins=[index / 40 for index in range(41)], color="tab:blue")
-    axes.set(
-        xlabel="share of colour in the filter's pattern (0 orientation, 1 colour)",
-        ylabel="units",
-        title=f"{np.mean(shares < 0.2):.0%} orientation, {np.mean(shares > 0.8):.0%} colour",
-    )
-    _save(figure, path)
+    title = f"{np.mean(shares < 0.2):.0%} orientation, {np.mean(shares > 0.8):.0%} colour"
+    xlabel = "share of colour in the filter's pattern (0 orientation, 1 colour)"
+    with _axes(path, xlabel=xlabel, ylabel="units", title=title) as axes:
+        axes.hist(shares, bins=[index / 40 for index in range(41)], color="tab:blue")
 
 
 def errors(runs: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Figures 2 and 6: test errors in percent against the time of supervised training, by run and curve."""
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for style, (run, curves) in zip(("-", ":"), runs.items(), strict=False):
-        for index, name in enumerate(name for name in curves if name != "seconds"):
-            axes.plot(
-                curves["seconds"], curves[name], style, color=f"C{index}", marker=".",
-                label=f"{run}{name}: {curves[name][-1]:.1f} %",
-            )  # fmt: skip
-    axes.set(xlabel="supervised training, s", ylabel="error, %")
-    axes.legend(frameon=False)
-    _save(figure, path)
+    with _axes(path, (5, 3.2), xlabel="supervised training, s", ylabel="error, %") as axes:
+        for style, (run, curves) in zip(("-", ":"), runs.items(), strict=False):
+            for index, name in enumerate(name for name in curves if name != "seconds"):
+                label = f"{run}{name}: {curves[name][-1]:.1f} %"
+                axes.plot(curves["seconds"], curves[name], f"{style}.", color=f"C{index}", label=label)
+        axes.legend(frameon=False)
 
 
 def rows_of_images(rows: Sequence[np.ndarray], path: Path) -> None:
@@ -561,14 +502,10 @@ def of_axes(axes: matplotlib.axes.Axes, path: Path) -> None:
 
 def error_against_cost(mflop: Sequence[float], errors: Sequence[float], path: Path) -> None:
     """Trials of a search, and those that no cheaper one equals."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.scatter(mflop, errors, s=14, alpha=0.6, label="trials")
-    order = np.argsort(mflop, kind="stable")
-    cost, lowest = np.asarray(mflop)[order], np.minimum.accumulate(np.asarray(errors)[order])
-    axes.step(cost, lowest, where="post", color="C1", label="best up to this cost")
-    _log_axis(axes)
-    axes.set_xlabel("million operations an image")
-    axes.set_ylabel("clustering error in %")
-    axes.legend(frameon=False)
-    _save(figure, path)
+    named = {"xlabel": "million operations an image", "ylabel": "clustering error in %"}
+    with _axes(path, (5, 3.5), **named) as axes:
+        axes.scatter(mflop, errors, s=14, alpha=0.6, label="trials")
+        order = np.argsort(mflop, kind="stable")
+        cost, lowest = np.asarray(mflop)[order], np.minimum.accumulate(np.asarray(errors)[order])
+        axes.step(cost, lowest, where="post", color="C1", label="best up to this cost")
+        _log_axis(axes)

@@ -1,0 +1,163 @@
+"""Data sets that are bundled with scikit-learn, in files of their own, prepared by tfds, or the user's."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.originals import (
+    Arrays,
+    DataError,
+    Found,
+    NotFoundError,
+    decoded,
+    fingerprint,
+    imported,
+    prepared_in,
+    read_prepared,
+)
+from sul_jax.cli import images as user_images
+from sul_jax.cli.arrays import check_images, read_arrays
+
+# Columbia's object images, gray, 64×64: all of them serve as training and as test images.
+COIL = {"coil20": "coil20_64.npz", "coil100": "coil100_gray64.npz"}
+# CIFAR-10 in its original order, as losslessly compressed strips of 500 images and arrays of labels.
+CIFAR10 = {"train": 50_000, "test": 10_000}
+# Read from tfds's prepared data: tfds's name and the feature that is the label.
+PREPARED = {
+    "cifar10": ("cifar10", "label"),
+    "cifar20": ("cifar100", "coarse_label"),
+    "stl10": ("stl10", "label"),
+    "svhn_cropped": ("svhn_cropped", "label"),
+    "imagenet32": ("imagenet_resized/32x32", "label"),
+}
+
+
+def both_splits(images: np.ndarray, labels: np.ndarray | None) -> Arrays:
+    """All of them to train on and all of them to test on."""
+    return {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+
+
+def digits() -> Found:
+    """Scikit-learn's bundled digits."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(i).resize((28, 28), Image.Resampling.BICUBIC)) for i in small]
+    source = "scikit-learn's bundled 8×8 digits, bicubic to 28×28; all of them for training and test"
+    return source, both_splits(np.stack(large)[..., None], digits.target.astype(np.int32))
+
+
+def photographs() -> Found:
+    """Scikit-learn's bundled photographs."""
+    from sklearn.datasets import load_sample_images
+
+    tiles = []
+    for photograph in load_sample_images().images:
+        height, width = (side // 32 for side in photograph.shape[:2])
+        cut = photograph[: 32 * height, : 32 * width].reshape(height, 32, width, 32, 3)
+        tiles.append(cut.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3))
+    source = "scikit-learn's two sample photographs, cut into tiles of 32×32 pixels"
+    return source, both_splits(np.concatenate(tiles).astype(np.uint8), None)
+
+
+BUNDLED: dict[str, Callable[[], Found]] = {"digits": digits, "photographs": photographs}
+
+
+def coil(name: str, directory: Path | None) -> Found:
+    """COIL, arrays in one file."""
+    path = _in_directory(name, COIL[name], directory, "with arrays images [num, 64, 64] and labels [num]")
+    return COIL[name], both_splits(*read_arrays(path))
+
+
+def usps(name: str, directory: Path | None) -> Found:
+    """USPS's digits, in HDF5."""
+    groups = "with groups train and test of data [num, 256] and target [num]"
+    path = _in_directory(name, "usps.h5", directory, groups)
+    h5py = imported("h5py")
+    arrays: Arrays = {}
+    try:
+        with h5py.File(path) as file:
+            for split in ("train", "test"):
+                images, labels = (np.asarray(file[split][name]) for name in ("data", "target"))
+                arrays[f"{split}_images"] = check_images(images.reshape(-1, 16, 16), str(path))
+                arrays[f"{split}_labels"] = labels.astype(np.int32)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a readable USPS file ({error})") from None
+    return "usps.h5", arrays
+
+
+def prepared(name: str, directory: Path | None) -> Found:
+    """Data that tfds has prepared, or CIFAR-10's strips."""
+    theirs, label = PREPARED[name]
+    version = prepared_in(theirs, directory)
+    if version is not None:
+        key = fingerprint(sorted(version.iterdir()))
+        return "prepared tfds data", decoded(f"{name}-{key}", lambda: read_prepared(theirs, version, label))
+    if name == "cifar10" and directory is not None:
+        folder = directory / name
+        files = sorted([*folder.glob("*.webp"), *folder.glob("*_labels.npy")])
+        if files:
+            lossy = sum(len(np.load(path)) for path in folder.glob("*_lossy_indices.npy"))
+            source = "strips of 500 images" + (f", {lossy} images not exact (JPEG)" if lossy else "")
+            return source, decoded(f"{name}-{fingerprint(files)}", lambda: _cifar10_strips(folder))
+    or_strips = ", or train_00000.webp … with train_labels.npy there" if name == "cifar10" else ""
+    raise _not_found(name, f"tfds's prepared array_record data in {theirs}/{or_strips}")
+
+
+def folder_of_images(folder: Path, size: int | None) -> Found:
+    """Pictures of a folder or of its sub-folders, the classes: shorter side to `size`, the middle square."""
+    if not folder.is_dir():
+        raise DataError(f"dataset {str(folder)!r} is not a folder")
+    if size is None:
+        raise DataError(
+            f"dataset {str(folder)!r} is a folder: nmce_images takes it with --image-size, "
+            "sul-jax cluster as it is; the other experiments take FILE.npz"
+        )
+    found = user_images.read(folder, size, colour=True)
+    if len({file.parent == folder for file in found.files}) == 2:
+        raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")
+    print("\n".join(user_images.summary(found)))
+    return f"a folder, the middle {size}×{size}", both_splits(found.pixels, found.labels)
+
+
+def _in_directory(name: str, file: str, directory: Path | None, content: str) -> Path:
+    """A file of the data directory."""
+    path = None if directory is None else directory / name / file
+    if path is None or not path.exists():
+        raise _not_found(name, f"{name}/{file} {content}")
+    return path
+
+
+def _not_found(name: str, missing: str) -> NotFoundError:
+    where = "the data directory (--data-dir or SUL_JAX_DATA)"
+    return NotFoundError(f"{name} is not in {where}, which would hold {missing}")
+
+
+def _cifar10_strips(folder: Path) -> Arrays:
+    arrays: Arrays = {}
+    for split, number in CIFAR10.items():
+        strips = [_strip(path) for path in sorted(folder.glob(f"{split}_*.webp"))]
+        labels = folder / f"{split}_labels.npy"
+        found = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
+        images = sum(map(len, strips))
+        if (images, found.shape) != (number, (number,)):
+            raise DataError(
+                f"{folder} holds {images} {split} images and {len(found)} labels, not {number} of each"
+            )
+        arrays |= {f"{split}_images": np.concatenate(strips), f"{split}_labels": found}
+    return arrays
+
+
+def _strip(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.width != 32:
+                raise ValueError(f"its width is {image.width}")
+            return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(f"{path} is not a readable strip of 32×32 images ({error})") from None
