@@ -8,7 +8,9 @@ Each row is run by its own command, which records what it gives; the tables are 
 command goes on where an earlier one was stopped. What a row costs is an estimate for two cores.
 """
 
+import contextlib
 import functools
+import io
 import os
 import re
 import shlex
@@ -125,7 +127,8 @@ def _missing(dataset: str) -> str:
     """Why a data set cannot be read; empty if it can, or if none is needed."""
     try:
         if dataset:
-            data.load(dataset)
+            with contextlib.redirect_stdout(io.StringIO()):  # of data that are prepared
+                data.load(dataset)
     except (ValueError, OSError) as error:
         return str(error)
     return ""

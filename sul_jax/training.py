@@ -106,7 +106,7 @@ def shuffled(
     total = (used // batch_size if num_steps is None else num_steps) * batch_size
     generator = np.random.default_rng(entropy)
     passes = [generator.permutation(num_examples)[:used] for _ in range(-(-total // used))]
-    return np.concatenate(passes)[:total].reshape(-1, batch_size)
+    return np.concatenate([np.zeros(0, np.int64), *passes])[:total].reshape(-1, batch_size)
 
 
 class Minibatch(NamedTuple):

@@ -329,7 +329,7 @@ def test_bad_options(config: Config, change: dict, message: str) -> None:
 
 def test_parents_of_any_labels() -> None:
     split = acol_pseudo.Split(jnp.zeros((4, 8, 8, 1)), np.array([40, 10, 30, 20]))
-    parents = acol_pseudo._parents(Config(supervision="parents"), split)
+    parents = acol_pseudo._parents(split)
     assert parents.tolist() == [1, 0, 1, 0]
 
 

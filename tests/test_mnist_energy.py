@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -127,7 +125,7 @@ def test_killed_and_resumed(config: Config) -> None:
     workdir = config.workdir.with_name("killed")
     code = (
         "from pathlib import Path; from experiments import mnist_energy as m\n"
-        "m.training.CHECKPOINT_SECONDS = 0.0\n"
+        "from experiments.common import training; training.CHECKPOINT_SECONDS = 0.0\n"
         f"m.run(m.Config(dataset='digits', workdir=Path({str(workdir)!r}), architecture='1layer',"
         "num_train=256, num_test=200, batch_size=64, passes=10, warmup_steps=2,"
         "num_train_evaluated=200, evaluate_layers=False, learning_curve=False))"
@@ -141,7 +139,7 @@ def test_killed_and_resumed(config: Config) -> None:
         if checkpoints.exists() and any(p.name >= "000001-000005" for p in checkpoints.iterdir()):
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (workdir / "results.json").exists()
     (resumed,) = mnist_energy.run(replace(config, passes=10, workdir=workdir, resume=True))

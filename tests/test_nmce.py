@@ -380,7 +380,7 @@ def test_the_sparsest_graph_that_is_whole_enough() -> None:
 
 def test_coefficients_are_those_of_the_support_they_were_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted subspaces are found too when the rounds run out before every violation is mended."""
-    monkeypatch.setattr(evaluation, "_ACTIVE_SET_ROUNDS", 1)
+    monkeypatch.setattr(subspace_clustering, "_ACTIVE_SET_ROUNDS", 1)
     test_subspace_clustering_finds_planted_subspaces(1.0)
 
 
