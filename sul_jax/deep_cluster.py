@@ -51,6 +51,7 @@ def rule(
       A `LearningRule` with a `GradientState` of an `nn.Classifier`.
 
     Example:
+      >>> import functools
       >>> import jax
       >>> from sul_jax import deep_cluster, nn, training
       >>> rule = deep_cluster.rule(lambda rngs: nn.LeNet5(rngs=rngs), num_clusters=3)
@@ -62,9 +63,8 @@ def rule(
       >>> state = deep_cluster.new_head(keys[2], state)
       >>> order = deep_cluster.balanced_indices(keys[3], labels, num_clusters=3, num_samples=20)
       >>> order = order.reshape(2, 10)
-      >>> state, infos = training.scan_updates(
-      ...     rule.update, state, images, order, key=keys[4:6], labels=labels[order]
-      ... )
+      >>> scan = jax.jit(functools.partial(training.scan_updates, rule.update))
+      >>> state, infos = scan(state, images, order, key=keys[4:6], labels=labels[order])
       >>> infos.loss.shape
       (2,)
     """

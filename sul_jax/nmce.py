@@ -75,7 +75,7 @@ def rule(
       >>> rule = nmce.rule(build, views=views, eps_squared=0.01)
       >>> points = jax.random.normal(jax.random.key(0), (50, 2))
       >>> state = rule.init(jax.random.key(1), points)
-      >>> state, info = rule.update(state, points, key=jax.random.key(2))
+      >>> state, info = jax.jit(rule.update)(state, points, key=jax.random.key(2))
       >>> rule.encode(state, points).shape
       (50, 6)
     """

@@ -36,8 +36,10 @@ _NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: parallel workers then end together."""
     longest = (
-        "estimators",
         "contract",
+        "cli",
+        "estimators",
+        "training",
         "notebooks",
         "nmce",
         "mnist_energy",

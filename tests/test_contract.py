@@ -118,16 +118,15 @@ CASES = {
         images, None, ("weight", 1.0, 0.5),
     ),
     "acol": Case(
-        acol.rule((8, 8, 2), num_features=10, num_filters=3, nodes_per_parent=3, optimizer=optax.sgd(0.1)),
+        acol.rule(
+            (8, 8, 2), transformations=augment.FLIPS_AND_ROTATIONS[3:5], nodes_per_parent=3, num_features=10,
+            num_filters=3, optimizer=optax.sgd(0.1),
+        ),
         images, None, None, True,
     ),
     "nmce": Case(
         nmce.rule(manifolds, views=views, optimizer=optax.sgd(0.1)),
         images, None, ("compression_weight", 1.0, 0.5), True,
-    ),
-    "nmce, features alone": Case(
-        nmce.rule(manifolds, views=views, optimizer=optax.sgd(0.1), clusters=False, average_views=False),
-        images, None, None, True,
     ),
     "deep_cluster": Case(
         deep_cluster.rule(
@@ -244,8 +243,9 @@ def test_scan(case: Case) -> None:
     chex.assert_trees_all_close(invariant(scanned), invariant(state), rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.usefixtures("optimized")  # a near tie falls out otherwise in other programs
-def test_vmap_over_keys(case: Case) -> None:
+def test_vmap_over_keys(case: Case, request: pytest.FixtureRequest) -> None:
+    if case.traced == WARMUP:  # subspaces: a near tie falls out otherwise in other programs
+        request.getfixturevalue("optimized")
     inputs = case.inputs()
     keys = jax.random.split(jax.random.key(3), 3)
     states = jax.jit(jax.vmap(lambda key: case.rule.init(key, inputs)))(keys)

@@ -6,6 +6,7 @@ commit learned: bit for bit on a machine like the one that wrote the numbers (se
 the mean and the standard deviation of the weights. K-Subspaces, where a rounding error moves a patch to
 another subspace, are only compared bit for bit.
 
+`python -m pytest -m guard` runs them, which takes minutes; without it they are left out.
 `python tests/test_guards.py --write` writes the numbers anew; `--write -k NAME` only some of them. Do that
 where results are meant to change, and name the change in the commit; never to make a refactoring pass.
 """
@@ -139,6 +140,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_has_changed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (energy, mnist_energy):  # an installed package would guard nothing
@@ -273,5 +275,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] != ["--write"]:
         raise SystemExit(__doc__)
     # As the tests run: conftest.py sets up jax before it starts, and the packages are this checkout's.
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-n", "0", *sys.argv[2:]]
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "-n", "0", "-m", "guard", *sys.argv[2:]]
     raise SystemExit(subprocess.call(command, cwd=ROOT, env={**os.environ, _WRITE: "1"}))

@@ -136,7 +136,7 @@ def test_killed_and_resumed(config: Config) -> None:
     deadline = time.monotonic() + 120
     checkpoints = workdir / "checkpoints-0-0"
     while time.monotonic() < deadline and process.poll() is None:
-        if checkpoints.exists() and any(p.name >= "000001-000005" for p in checkpoints.iterdir()):
+        if checkpoints.exists() and any(p.name >= "000000-000005" for p in checkpoints.iterdir()):
             break
         time.sleep(0.02)
     process.kill()
