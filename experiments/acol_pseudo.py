@@ -144,7 +144,7 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
     if config.sweep is not None:
         return _sweep(replace(config, sweep=None), config.sweep)
     dataset, train, test = _load(config)
-    filled = _filled(config, dataset, train, test)
+    filled = fill_in(config, dataset, train, test)
     evaluation_only = ("representation", "num_clusters", "num_test")
     told_apart = identity(dataset.train_images[: config.num_train])
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
@@ -302,7 +302,9 @@ def _evaluate(config: Filled, seed: int, network: ACOL, test: Split) -> tuple[di
     )
     if test.labels is None:
         return {}, found.labels
-    judged = evaluation.scores(test.labels, found.labels) | evaluation.agreement(test.labels, found.labels)
+    judged = evaluation.scores(test.labels, found.labels) | evaluation.against_labels(
+        test.labels, found.labels
+    )
     names = ("clustering_accuracy", "purity", "normalized_mutual_info")
     return {name: round(judged[name], 3) for name in names}, found.labels
 
@@ -400,7 +402,7 @@ def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, 
     return Split(values, None if labels is None else labels[:number])
 
 
-def _filled(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Filled:
+def fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Filled:
     """The defaults that depend on the data, and checks of what depends on them."""
     number = len(train.images)
     classes = None if train.labels is None else len(np.unique(train.labels))

@@ -86,7 +86,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
         return _sweep(config, dataset, train)
     if config.sweep_values is not None:
         raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or components")
-    filled = _fill_in(config, dataset)
+    filled = fill_in(config, dataset)
     common.check_network(filled, train)
     paper = _paper(filled, dataset)
     told_apart = identity(dataset.train_images[: config.num_train])
@@ -104,13 +104,13 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
         return run_seeds(workdir, learn, dataset, num_train=len(train.raw), num_test=0, paper=paper)
 
 
-def _fill_in(config: Config, dataset: data.Dataset) -> Filled:
+def fill_in(config: Config, dataset: data.Dataset) -> Filled:
     return Filled(**{**vars(config), **common.network_defaults(config, dataset)})
 
 
 def _paper(config: Filled, dataset: data.Dataset) -> Mapping[str, float]:
     """The paper's bounds of the mean, where they are for these options."""
-    default, bounds = _fill_in(Config(), dataset), PAPER.get(dataset.name)
+    default, bounds = fill_in(Config(), dataset), PAPER.get(dataset.name)
     published = ("num_clusters", "architecture", "num_components", "kmeans", "sobel", "num_train")
     if bounds is None or any(getattr(config, name) != getattr(default, name) for name in published):
         return {}
@@ -167,7 +167,7 @@ def _sweep(config: Config, dataset: data.Dataset, train: common.Images) -> list[
     shared = replace(config, sweep=None, sweep_values=None)
     settings: dict[str, dict[str, Any]] = {f"{option}-{value}": {option: value} for value in values}
     for changes in settings.values():  # before the first of them takes its minutes
-        common.check_network(_fill_in(replace(shared, **changes), dataset), train)
+        common.check_network(fill_in(replace(shared, **changes), dataset), train)
     found = sweep(run, shared, settings)
     networks = [np.concatenate([one.network for one in results]) for results in found]
     spread = {f"{value}": of for value, of in zip(values, networks, strict=True)}

@@ -173,7 +173,7 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
         searched = int(named.study["searched"]) if same else 0
     labels = None if dataset.test_labels is None else dataset.test_labels[searched:]
     test = _first(Split(dataset.test_images[searched:], labels), config.num_test)
-    filled = _filled(config, dataset.name, train, test, named.options)
+    filled = fill_in(config, dataset.name, train, test, named.options)
     told_apart = identity(train.images) | {"sizes": architecture_of(filled).to_dict()}
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=EVALUATION) as workdir:
         number = len(test.images)
@@ -503,7 +503,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"devices={config.devices} is not accepted: there are {available}{hint}")
 
 
-def _filled(config: Config, name: str, train: Split, test: Split, options: Mapping[str, Any]) -> Filled:
+def fill_in(config: Config, name: str, train: Split, test: Split, options: Mapping[str, Any]) -> Filled:
     """The defaults that depend on the data and on the network, and the data set's own name."""
     number = len(train.images)
     small = number < 10_000

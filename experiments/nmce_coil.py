@@ -142,7 +142,7 @@ def _judge(
         groups = found.labels if labels is None else labels
         figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
         figures.gallery(images, found.labels, labels, config.workdir / "clusters.png")
-    judged = {} if labels is None else evaluation.agreement(labels, found.labels)
+    judged = {} if labels is None else evaluation.against_labels(labels, found.labels)
     own = {"num_clusters": config.num_clusters, "gamma": found.gamma, "graph_parts": found.num_parts}
     return judged | own
 

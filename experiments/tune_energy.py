@@ -522,7 +522,7 @@ class Learner:
         for seed, codes in zip(seeds, every, strict=True):
             key, side_by_side = jax.random.key(seed), codes.swapaxes(0, 1)
             found = evaluation.cluster(key, side_by_side, None, num_clusters=search.num_clusters)
-            errors.append(evaluation.agreement(labels, found.labels[: len(labels)])["clustering_error"])
+            errors.append(evaluation.against_labels(labels, found.labels[: len(labels)])["clustering_error"])
         return errors
 
     def _codes(self, keys: Array, num_batches: int) -> Array:

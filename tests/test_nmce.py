@@ -364,7 +364,7 @@ def test_subspace_clustering_finds_planted_subspaces(l1_ratio: float) -> None:
     features = np.concatenate(points)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     found = subspace_clustering.fit(features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20)
-    assert evaluation.agreement(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
+    assert evaluation.against_labels(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
 
 
 def test_the_sparsest_graph_that_is_whole_enough() -> None:
@@ -375,7 +375,7 @@ def test_the_sparsest_graph_that_is_whole_enough() -> None:
     gammas = (50, 1.001, 3, 1.5)
     found = subspace_clustering.fit(np.asarray(features), num_clusters=3, gamma=gammas)
     assert (found.gamma, found.num_parts) == (3, 3)
-    assert evaluation.agreement(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
+    assert evaluation.against_labels(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
 
 
 def test_coefficients_are_those_of_the_support_they_were_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:

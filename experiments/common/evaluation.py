@@ -98,10 +98,10 @@ def cluster(
     found = np.asarray(result.labels)
     if labels_true is None:
         return Clustering(found, result.centroids, None, None, None, None)
-    return Clustering(found, result.centroids, **agreement(labels_true, found))
+    return Clustering(found, result.centroids, **against_labels(labels_true, found))
 
 
-def agreement(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def against_labels(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """Clustering error, purity, NMI and ARI in percent.
 
     Args:
@@ -111,7 +111,7 @@ def agreement(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
     Example:
       >>> import numpy as np
       >>> from experiments.common import evaluation
-      >>> evaluation.agreement(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_error"]
+      >>> evaluation.against_labels(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_error"]
       25.0
     """
     return {
@@ -135,7 +135,7 @@ def scores(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
       >>> evaluation.scores(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_accuracy"]
       75.0
     """
-    judged = agreement(labels_true, found)
+    judged = against_labels(labels_true, found)
     return {
         "clustering_accuracy": 100 - judged["clustering_error"],
         "normalized_mutual_info": judged["normalized_mutual_info"],

@@ -148,15 +148,9 @@ def run_steps(
             log(step=done, **values)
 
     with tqdm(total=steps, initial=done, desc=title, unit=unit) as bar:
+        plan: dict[str, Any] = {"num_steps": steps, "start": done, "stride": stride, "stops": snapshot_at}
         state = training.train(
-            lambda state, span: advance(state, *span),
-            state,
-            lambda first, end: (first, end),
-            num_steps=steps,
-            start=done,
-            stride=stride,
-            stops=snapshot_at,
-            callback=look,
+            lambda state, span: advance(state, *span), state, lambda *span: span, callback=look, **plan
         )
     return Trained(state, snapshots, timer.seconds())
 
