@@ -193,12 +193,12 @@ _PAPER_003 = (
     _accuracy("double spiral, **accuracy**", "–", 4, "nmce_spiral"),
     _accuracy("two random manifolds¹, identifiable, **accuracy**", "100.0", 2, "nmce_manifolds"),
     Row(
-        "… mean |cosine| within a cluster¹", "0.503", "nmce_manifolds", 2, "cosine_within_cluster", "",
+        "… absolute cosine within a cluster¹", "0.503", "nmce_manifolds", 2, "cosine_within_cluster", "",
         decimals=3,
     ),
     _accuracy("… not identifiable, **accuracy**", "69.8", 2, "nmce_manifolds --no-biases"),
     Row(
-        "… mean |cosine| within a cluster", "0.770", "nmce_manifolds --no-biases", 2, "cosine_within_cluster",
+        "… absolute cosine within a cluster", "0.770", "nmce_manifolds --no-biases", 2, "cosine_within_cluster",
         "", decimals=3,
     ),
     _coil("COIL-20, error at the paper's size", "0.0", ACCELERATOR, ""),
