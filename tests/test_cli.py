@@ -327,7 +327,13 @@ def test_interrupted_and_resumed(folder: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     process = subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # Where tests run in the background of a shell, children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 180
     while not (tmp_path / "network-seed1-3").exists() and time.monotonic() < deadline:

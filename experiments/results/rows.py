@@ -198,8 +198,8 @@ _PAPER_003 = (
     ),
     _accuracy("… not identifiable, **accuracy**", "69.8", 2, "nmce_manifolds --no-biases"),
     Row(
-        "… absolute cosine within a cluster", "0.770", "nmce_manifolds --no-biases", 2, "cosine_within_cluster",
-        "", decimals=3,
+        "… absolute cosine within a cluster", "0.770", "nmce_manifolds --no-biases", 2,
+        "cosine_within_cluster", "", decimals=3,
     ),
     _coil("COIL-20, error at the paper's size", "0.0", ACCELERATOR, ""),
     _coil("… of a ResNet-10 at 32×32 pixels, 300 steps", "–", 9, f"{_SMALL_COIL} 300"),

@@ -18,6 +18,7 @@ from sul_jax.estimators._base import ImageClustering
 from sul_jax.estimators._images import Images
 from sul_jax.learning_rule import LearningRule
 from sul_jax.nn import NMCE, ResNet
+from sul_jax.nn.backbones import RESNET_BLOCKS
 
 
 class NMCEClustering(ImageClustering):
@@ -98,6 +99,7 @@ class NMCEClustering(ImageClustering):
             self.eps_squared,
             self.invariance_weight,
             clusters,
+            RESNET_BLOCKS[10],
         )
 
     def _template(self) -> Any:
@@ -151,7 +153,9 @@ def _rule(
     eps_squared: float,
     invariance_weight: float,
     clusters: bool,
+    blocks: tuple[int, ...],
 ) -> LearningRule:
+    del blocks  # they tell networks of other depths apart
     return nmce.rule(
         partial(_build, channels, num_filters, num_features, num_clusters),
         views=_views,
