@@ -6,8 +6,8 @@
 
 ConvZCA, then energy layers trained one after the other by minibatch K-Subspaces in one pass over the
 training images, 2×2 average pooling, k-means on the test codes. The paper reports 2.1 % clustering
-error on MNIST for its three-layer network, the best of 2,000 searched configurations; README.md lists
-what ours gives, with seeds, device and time.
+error on MNIST for its three-layer network, the best of 2,000 searched configurations; what ours
+gives, with seeds, device and time, is in experiments/results/README.md.
 """
 
 import time
