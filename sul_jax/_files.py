@@ -71,3 +71,28 @@ def write_json(path: Path, content: Any) -> None:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         # Names on disk are not always UTF-8; what Python makes of them is escaped.
         temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ValueError: it is not JSON, such as one that is cut off.
+      OSError: the file cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from sul_jax._files import read_json, write_json
+      >>> file = Path(tempfile.mkdtemp()) / "numbers.json"
+      >>> write_json(file, {"seeds": 3})
+      >>> read_json(file)
+      {'seeds': 3}
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged or not JSON: {error}") from None

@@ -1,5 +1,6 @@
 """Training that shows its progress, keeps checkpoints and goes on from them."""
 
+import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -8,40 +9,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from experiments.common.options import ConfigError
-from sul_jax import training
+from sul_jax import _checkpoint, training
 
 # Time between two checkpoints of a training run.
 CHECKPOINT_SECONDS = 20.0
 
 
 class Checkpoints:
-    """Orbax checkpoints of a training run; a new one is complete before the old one goes."""
+    """Checkpoints of a training run; a new one is complete before the old one goes."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
 
     def newest(self) -> tuple[tuple[int, ...], Any] | None:
         """Position and tree of the last complete checkpoint, as nested dicts and lists of arrays."""
-        for path in self._complete():
-            return tuple(int(part) for part in path.name.split("-")), ocp.load(path)
-        return None
+        stored = self.folder.iterdir() if self.folder.exists() else ()
+        complete = [p for p in stored if _checkpoint.is_complete(p) and not p.name.startswith(".")]
+        if not complete:
+            return None
+        path = max(complete)
+        return tuple(int(part) for part in path.name.split("-")), _checkpoint.load(path)
 
     def save(self, position: tuple[int, ...], tree: Any) -> None:
         """Writes a tree of arrays under a position that grows, such as (layer, step)."""
-        old = self._complete()
-        ocp.save(self.folder / "-".join(f"{number:06d}" for number in position), tree)
-        for obsolete in old:
-            ocp.delete(obsolete)
-
-    def _complete(self) -> list[Path]:
-        if not self.folder.exists():
-            return []
-        found = [p for p in self.folder.iterdir() if ocp.is_orbax_checkpoint(p)]
-        return sorted((p for p in found if "tmp" not in p.name), reverse=True)
+        new = self.folder / "-".join(f"{number:06d}" for number in position)
+        _checkpoint.save(new, tree)
+        for path in self.folder.iterdir():  # what a killed run was writing goes too
+            if path != new:
+                shutil.rmtree(path)
 
 
 class Timer:

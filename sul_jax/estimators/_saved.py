@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sul_jax import energy
-from sul_jax.nn import _checkpoint
+from sul_jax.nn import _saved
 
 # What an estimator knows of the images it was fitted to.
 OF_IMAGES = ("n_features_in_", "feature_names_in_", "image_shape_", "is_uint8_", "scale_")
@@ -20,7 +20,7 @@ def save(model: Any, path: str | Path) -> None:
     about = {name: _plain(getattr(model, name)) for name in OF_IMAGES if hasattr(model, name)}
     options = {name: _plain(value) for name, value in model.get_params().items()}
     written = {"options": options, "images": about, "seed": model.seed_}
-    _checkpoint.write(path, type(model).__name__, arrays, written)
+    _saved.write(path, type(model).__name__, arrays, written)
 
 
 def load(path: str | Path) -> Any:
@@ -30,7 +30,7 @@ def load(path: str | Path) -> Any:
       path: the folder.
 
     Raises:
-      ValueError: no folder of an estimator.
+      ValueError: no folder of an estimator, or not as it was written.
 
     Example:
       >>> import tempfile
@@ -46,17 +46,15 @@ def load(path: str | Path) -> Any:
     """
     from sul_jax import estimators
 
-    folder = Path(path).absolute()
-    kinds = [name for name in estimators.__all__ if name.endswith("Clustering")]
-    stored, about = _checkpoint.metadata(folder, *kinds)
+    about, stored = _saved.read(path, *(n for n in estimators.__all__ if n.endswith("Clustering")))
     options = {name: _from_plain(value) for name, value in about["options"].items()}
     model = getattr(estimators, about["module"])(**options)
     for name, value in about["images"].items():
         setattr(model, name, np.array(value, object) if name == "feature_names_in_" else _from_plain(value))
     model.seed_ = about["seed"]
-    arrays = {name: np.asarray(value) for name, value in _checkpoint.arrays(folder, stored).items()}
+    arrays = {name: np.asarray(value) for name, value in stored.items()}
     model.cluster_centers_, model.labels_ = arrays.pop("centers"), arrays.pop("labels")
-    model.learned_ = _tree(model, arrays, folder)
+    model.learned_ = _tree(model, arrays, path)
     return model
 
 
@@ -64,7 +62,7 @@ def keep(model: Any, folder: Path, rows: np.ndarray) -> None:
     """Writes what an estimator has learned before it has clustered."""
     # Orbax stores no empty trees, and pixels are all that there is to learn of them.
     arrays = _leaves(model) | {"seed": np.array(model.seed_)}
-    _checkpoint.write(folder, _kind(model), arrays, _identity(model, rows))
+    _saved.write(folder, _kind(model), arrays, _identity(model, rows))
 
 
 def kept(model: Any, folder: Path, rows: np.ndarray) -> Any:
@@ -73,14 +71,14 @@ def kept(model: Any, folder: Path, rows: np.ndarray) -> Any:
     Raises:
       ValueError: it was another estimator, or learned from other images.
     """
-    stored, about = _checkpoint.metadata(folder, _kind(model))
+    about, stored = _saved.read(folder, _kind(model))
     for name, value in _identity(model, rows).items():
         if about.get(name) != value:
             raise ValueError(
                 f"keep={str(folder)!r} holds what was learned with {name}={about.get(name)!r}, not "
                 f"{value!r}; remove it or name another folder"
             )
-    arrays = {name: np.asarray(value) for name, value in _checkpoint.arrays(folder, stored).items()}
+    arrays = {name: np.asarray(value) for name, value in stored.items()}
     del arrays["seed"]
     return _tree(model, arrays, folder)
 
@@ -101,10 +99,10 @@ def _leaves(model: Any) -> dict[str, Any]:
     return {f"{place:04d}": leaf for place, leaf in enumerate(jax.tree.leaves(model.learned_))}
 
 
-def _tree(model: Any, arrays: dict[str, np.ndarray], folder: Path) -> Any:
+def _tree(model: Any, arrays: dict[str, np.ndarray], path: str | Path) -> Any:
     places, structure = jax.tree.flatten(model._template())
     if len(places) != len(arrays):
-        raise ValueError(f"path={str(folder)!r} was written by another version: its arrays differ")
+        raise ValueError(f"path={str(path)!r} was written by another version: its arrays differ")
     return jax.tree.unflatten(structure, [arrays[name] for name in sorted(arrays)])
 
 

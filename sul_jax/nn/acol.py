@@ -8,7 +8,7 @@ from jax import Array
 
 from sul_jax import gar
 from sul_jax._check import check_images, check_integer
-from sul_jax.nn._checkpoint import Saved
+from sul_jax.nn._saved import Saved
 from sul_jax.nn.backbones import dropout
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 

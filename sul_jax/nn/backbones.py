@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax._parallel import drawn
-from sul_jax.nn._checkpoint import Saved
+from sul_jax.nn._saved import Saved
 from sul_jax.nn.convolution import conv_general_dilated
 
 # Blocks in each of the four stages.

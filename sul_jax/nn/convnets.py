@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax._check import check_images
-from sul_jax.nn._checkpoint import Saved
+from sul_jax.nn._saved import Saved
 from sul_jax.nn.backbones import dropout
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 

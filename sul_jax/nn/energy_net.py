@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -15,7 +14,7 @@ from sul_jax import energy, k_means
 from sul_jax._check import check_finite
 from sul_jax.k_subspaces import KSubspacesState
 from sul_jax.learning_rule import stack
-from sul_jax.nn import _checkpoint
+from sul_jax.nn import _saved
 from sul_jax.whitening import ConvZCAState, PCAState, normalize, pca_whiten
 
 
@@ -163,7 +162,7 @@ class EnergyNet(nnx.Module):
             "rescale": self.rescale,
             "code_power": self.code_power,
         }
-        _checkpoint.write(path, "EnergyNet", arrays, sizes)
+        _saved.write(path, "EnergyNet", arrays, sizes)
 
     @classmethod
     def load(
@@ -179,24 +178,22 @@ class EnergyNet(nnx.Module):
           architecture: if given, the sizes that the checkpoint must have.
 
         Raises:
-          ValueError: no such checkpoint, or one of another module or architecture.
+          ValueError: no such checkpoint, one of another module or architecture, or not as it was written.
         """
-        folder = Path(path).absolute()
-        stored, metadata = _checkpoint.metadata(folder, "EnergyNet")
-        found = energy.EnergyArchitecture.from_dict(metadata["architecture"])
-        if architecture is not None and found != architecture:
+        sizes, arrays = _saved.read(path, "EnergyNet")
+        stored = energy.EnergyArchitecture.from_dict(sizes["architecture"])
+        if architecture is not None and stored != architecture:
             raise ValueError(
-                f"path={str(folder)!r} holds another architecture: {found}, expected {architecture}"
+                f"path={os.fspath(path)!r} holds another architecture: {stored}, expected {architecture}"
             )
-        arrays = _checkpoint.arrays(folder, stored)
         networks = [
             (ConvZCAState(one["kernel"]), *map(KSubspacesState, one["bases"])) for one in arrays["networks"]
         ]
         return cls(
             networks,
-            found,
-            rescale=metadata["rescale"],
-            code_power=metadata["code_power"],
+            stored,
+            rescale=sizes["rescale"],
+            code_power=sizes["code_power"],
             whitening=PCAState(**arrays["whitening"]) if "whitening" in arrays else None,
             centroids=arrays.get("centroids"),
         )

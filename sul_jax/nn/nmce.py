@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import whitening
-from sul_jax.nn._checkpoint import Saved
+from sul_jax.nn._saved import Saved
 from sul_jax.nn.backbones import MLP, ResNet, linear
 
 _BACKBONES: dict[str, type[MLP] | type[ResNet]] = {"MLP": MLP, "ResNet": ResNet}

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import hebbian
-from sul_jax.nn._checkpoint import Saved
+from sul_jax.nn._saved import Saved
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
 Response = Literal["nnl", "relu"]

@@ -1,0 +1,152 @@
+"""Orbax folders of arrays: written whole or not at all, and read only as they were written."""
+
+import glob
+import os
+import shutil
+import signal
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from sul_jax._files import read_json, write_json
+
+_CHECKSUMS = "checksums.json"
+# What Orbax needs beside the arrays themselves.
+_SPARE_BYTES = 2**20
+_NO_SPACE = "No space left on device"
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+    """The folder that a path names, behind links.
+
+    Raises:
+      ValueError: it is on no local disk.
+    """
+    if "://" in os.fspath(path):
+        raise ValueError(f"path={os.fspath(path)!r} is not accepted: name a folder on a local disk")
+    return Path(path).resolve()
+
+
+def save(folder: Path, tree: Any, about: dict[str, Any] | None = None) -> None:
+    """Writes a tree of arrays; whatever is in the folder is replaced.
+
+    An interruption is raised when all is written: Orbax's threads would go on, and fail, without us.
+
+    Args:
+      folder: absolute; it appears when it is complete.
+      tree: nested dicts and lists of arrays.
+      about: what JSON can hold, stored beside them.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    with _uninterrupted():
+        _save(folder, tree, about)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keeps Ctrl-C until the block has ended."""
+    earlier = signal.getsignal(signal.SIGINT)
+    # Elsewhere Python raises none, and a handler of another language cannot be put back.
+    if threading.current_thread() is not threading.main_thread() or earlier is None:
+        yield
+        return
+    pending: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+        if pending:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _save(folder: Path, tree: Any, about: dict[str, Any] | None) -> None:
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear(new)  # of a process that was killed
+        # Numbers become arrays, which Orbax reads back as what they were.
+        tree = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), tree)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + _SPARE_BYTES
+        # Orbax's own words for a full disk are hundreds of lines, some of them printed at exit.
+        if (free := shutil.disk_usage(folder.parent).free) < needed:
+            raise OSError(f"{needed / 2**20:.0f} MiB are needed, the disk has {free / 2**20:.0f} left")
+        ocp.save(new, tree, custom_metadata=about)
+        write_json(new / _CHECKSUMS, _checksums(new))
+    except Exception as error:  # of Orbax and TensorStore, of several types
+        _clear(new)
+        raise OSError(f"{str(folder)!r} cannot be written: {_in_a_line(error)}") from None
+    # There is a whole checkpoint on disk at every moment.
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear(new: Path) -> None:
+    """Removes what was being written, under our name or Orbax's."""
+    for part in new.parent.glob(glob.escape(new.name) + "*"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `save` has written it."""
+    return (folder / _CHECKSUMS).is_file()
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What was stored beside the arrays.
+
+    Raises:
+      ValueError: no checkpoint, or not as it was written.
+    """
+    return dict(_metadata(folder).custom_metadata or {})
+
+
+def load(folder: Path) -> Any:
+    """The tree of arrays, on the first device.
+
+    Raises:
+      ValueError: no checkpoint, or not as it was written.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        _metadata(folder).metadata,
+    )
+    return ocp.load(folder, like)
+
+
+def _metadata(folder: Path) -> Any:
+    """Orbax's description; it is asked of no folder that is not whole, where it fails in many ways."""
+    if not folder.is_dir():
+        raise ValueError(f"path={str(folder)!r} is not a folder")
+    if not is_complete(folder):
+        raise ValueError(f"path={str(folder)!r} is not a checkpoint: it has no {_CHECKSUMS}")
+    written, there = read_json(folder / _CHECKSUMS), _checksums(folder)
+    if damaged := sorted(name for name in written if written[name] != there.get(name)):
+        raise ValueError(
+            f"path={str(folder)!r} is damaged: {damaged[0]!r} is not what was written; remove the folder"
+        )
+    return ocp.metadata(folder)
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
+    return {path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes()) for path in files}
+
+
+def _in_a_line(error: Exception) -> str:
+    if _NO_SPACE in str(error):  # at the end of a line of paths
+        return _NO_SPACE
+    return (str(error).splitlines() or [type(error).__name__])[0]
