@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from experiments.common.options import ConfigError, RunOptions, check_options, c
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
 from sul_jax import acol, augment, gar, training
+from sul_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.learning_rule import GradientState, LearningRule
 from sul_jax.nn import ACOL
 from sul_jax.seeds import of_seed, over_seeds, stacked
@@ -73,40 +74,40 @@ class Config(RunOptions):
     transformations: tuple[int, ...] | Other = _ALL
     """Of eq. 15: 1 none, 2 to 4 turned by 90, 180 and 270 degrees, 5 to 8 the same mirrored. Or eight of one
     other kind, by its name; section 4.6 finds no classes by them and gives no sizes, which are ours."""
-    nodes_per_parent: int = 20
+    nodes_per_parent: Annotated[int, Range(2)] = 20
     """Softmax nodes of each class that is taught."""
-    num_features: int = 2048
+    num_features: PositiveInt = 2048
     """Width of F, the layer below the nodes."""
-    num_filters: int | None = None
+    num_filters: PositiveInt | None = None
     """Of the first pair of convolutions, by default 32, 16 for small data; the second has twice as many."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Passes over the images; by default 400 (on MNIST the better part of a day on two cores), 85 for small
     data, which the accuracies on the bundled digits decided."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images in a minibatch; by default 400, 50 for small data."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Adam's learning rate."""
-    decay_epochs: int = 0
+    decay_epochs: NonNegativeInt = 0
     """The last epochs, over which the learning rate falls linearly to 0; none in the paper."""
-    affinity_weight: float = 0.1
+    affinity_weight: NonNegativeFloat = 0.1
     """c_α."""
-    balance_weight: float = 1.0
+    balance_weight: NonNegativeFloat = 1.0
     """c_β."""
-    frobenius_weight: float = 1e-6
+    frobenius_weight: NonNegativeFloat = 1e-6
     """c_F."""
     frobenius: Literal["squared", "norm"] = "squared"
     """The term of c_F: the authors' code's ΣZ², or ‖B‖_F as printed."""
     representation: Literal["features", "logits", "probabilities"] = "features"
     """What k-means sees: F, Z or softmax(Z)."""
-    num_clusters: int | None = None
+    num_clusters: PositiveInt | None = None
     """Clusters; by default the number of classes."""
     sweep: Literal["width", "transformations"] | None = None
     """Train once for each of several widths of F (figure 4, right) or sets of transformations (figure 8)."""
-    num_train: int | None = None
+    num_train: PositiveInt | None = None
     """Use only the first training images."""
-    num_test: int | None = None
+    num_test: PositiveInt | None = None
     """Use only the first test images."""
-    seeds_together: int | None = None
+    seeds_together: PositiveInt | None = None
     """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
 
 
@@ -451,15 +452,7 @@ def _num_parents(config: Config) -> int:
 
 
 def _check(config: Config) -> None:
-    check_options(
-        config,
-        at_least={
-            "nodes_per_parent": 2, "num_features": 1, "num_filters": 1, "epochs": 1, "decay_epochs": 0,
-            "batch_size": 1, "affinity_weight": 0, "balance_weight": 0, "frobenius_weight": 0,
-            "num_clusters": 1, "num_train": 1, "num_test": 1, "seed": 0, "seeds": 1, "seeds_together": 1,
-        },
-        above={"learning_rate": 0},
-    )  # fmt: skip
+    check_options(config)
     numbers = config.transformations
     if config.sweep is not None:
         option, _ = _SWEEPS[config.sweep]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from sul_jax import (
     patches,
     whitening,
 )
+from sul_jax.cli.ranges import PositiveInt, Range
 from sul_jax.cli.tables import format_table
 from sul_jax.energy import EnergyArchitecture, EnergyLayer
 from sul_jax.estimators import EnergyClustering
@@ -62,15 +63,15 @@ class Config:
     """Data of the k-means rows."""
     data_dir: Path | None = None
     """Folder of data sets; by default $SUL_JAX_DATA."""
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     """Images in a minibatch of the energy network."""
-    repetitions: int = 3
+    repetitions: PositiveInt = 3
     """Of each measurement; the smallest counts."""
-    features: int = 60_000
+    features: PositiveInt = 60_000
     """Vectors of 256 features that paper 004's clustering is given."""
-    acol_batch: int = 400
+    acol_batch: PositiveInt = 400
     """28×28 images in a step of paper 002."""
-    image_batch: int | None = None
+    image_batch: Annotated[int, Range(2)] | None = None
     """Images in a ResNet-18 step of paper 003, two views of each; by default 16, on an accelerator 1,024."""
     tables: tuple[Table, ...] = get_args(Table)
     """What to measure."""
@@ -80,9 +81,7 @@ class Config:
 
 def run(config: Config) -> str:
     """Measures and prints; returns the tables."""
-    check_options(
-        config, at_least={"batch_size": 1, "repetitions": 1, "features": 1, "image_batch": 2, "acol_batch": 1}
-    )
+    check_options(config)
     if not config.tables:
         raise ConfigError(f"tables is empty; accepted: {', '.join(get_args(Table))}")
     timed = partial(seconds, repetitions=config.repetitions)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from experiments.common.runs import Outcome, peak_gib, record, write_json
 from experiments.common.tables import comparison
 from sul_jax import metrics, probes
 from sul_jax.cli.networks import METHODS
+from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
 
 EXPERIMENT = "compare"
 UMAP = "umap"
@@ -44,14 +45,14 @@ class Config:
     """Folder of data sets; by default $SUL_JAX_DATA."""
     methods: tuple[str, ...] = ()
     """energy, acol, nmce, deepcluster, pixels, umap; by default all that can run."""
-    num_clusters: tuple[int, ...] = ()
+    num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
     """Further numbers of clusters than that of the classes, for the rank correlation of the seeds' agreement
     and the accuracy: of methods that learn without a number of clusters."""
-    num_images: int | None = None
+    num_images: Annotated[int, Range(20)] | None = None
     """Use only the first images."""
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """Number of seeds: seed, seed + 1, …; from two on also how well they agree."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """First seed."""
     workdir: Path = Path("runs/compare")
     """Where the table is written."""
@@ -69,9 +70,7 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     Raises:
       ValueError: options or data that cannot be used.
     """
-    check_options(config, at_least={"num_images": 20, "seeds": 1, "seed": 0})
-    if any(number < 2 for number in config.num_clusters):
-        raise ConfigError(f"num_clusters={config.num_clusters} is not accepted: each must be at least 2")
+    check_options(config)
     available = [*METHODS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
     for method in config.methods:
         if method not in available:

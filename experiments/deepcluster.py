@@ -35,6 +35,7 @@ from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
 from sul_jax import augment, deep_cluster, metrics, probes, training
+from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from sul_jax.cli.tables import format_table
 from sul_jax.learning_rule import GradientState
 from sul_jax.nn import AlexNet, LeNet5
@@ -58,9 +59,9 @@ class Config(common.NetworkOptions):
 
     workdir: Path = Path("runs/deepcluster")
     """Where everything is written; an earlier run there is set aside, not lost."""
-    cycles: int | None = None
+    cycles: PositiveInt | None = None
     """Cycles of clustering and training; by default 50 for lenet5, 100 for alexnet, 15 on small data."""
-    halt: int | None = None
+    halt: PositiveInt | None = None
     """Cycle from which on the clusters stay as they are; 1 clusters only once."""
     fresh_head: bool = True
     """A new top layer in every cycle, as in the authors' code; --no-fresh-head keeps it once clustering has
@@ -69,22 +70,22 @@ class Config(common.NetworkOptions):
     """Of training images: one random crop for the whole minibatch (the authors' code, in most of its jobs),
     one for each image (its jobs on MNIST, and those on Fashion-MNIST that vary the number of clusters), or a
     horizontal flip of each (their text)."""
-    learning_rate: float = 0.1
+    learning_rate: PositiveFloat = 0.1
     """Of stochastic gradient descent."""
-    momentum: float | None = None
+    momentum: NonNegativeFloat | None = None
     """By default 0.9 for alexnet (0.5 on SVHN), 0.1 for lenet5."""
-    weight_decay: float = 1e-3
+    weight_decay: NonNegativeFloat = 1e-3
     """L2 penalty added to the gradients."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images in a minibatch; by default 64 for alexnet, else 128."""
     probe_layer: str | None = None
     """What the linear classifier sees, conv_1 … before and relu_1 … after normalisation; by default relu_5 of
     alexnet and conv_2 of lenet5."""
     every_layer: bool = False
     """Also judge every other layer by a linear classifier, of the untrained network and at the end."""
-    probe_epochs: int = 20
+    probe_epochs: PositiveInt = 20
     """Passes of the linear classifier over the training images."""
-    probe_every: int | None = None
+    probe_every: PositiveInt | None = None
     """Cycles between two linear classifiers while learning, whose accuracies become
     probe_accuracy_after_… of the results; by default only the last cycle is judged."""
     sweep: Literal["clusters", "halt"] | None = None
@@ -94,9 +95,9 @@ class Config(common.NetworkOptions):
     """Those numbers; by default the paper's for the data set. `halt` at the number of cycles never halts.
     (The authors' jobs that vary the number of clusters take `--augmentation crops` on Fashion-MNIST, and
     `--num-components 64 --batch-size 256` on CIFAR-10.)"""
-    num_test: int | None = None
+    num_test: PositiveInt | None = None
     """Use only the first test images."""
-    seeds_together: int | None = None
+    seeds_together: PositiveInt | None = None
     """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
 
 
@@ -174,15 +175,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     Raises:
       ValueError: options or data that cannot be used.
     """
-    check_options(
-        config,
-        at_least={
-            "num_clusters": 1, "num_components": 0, "cycles": 1, "halt": 1, "batch_size": 1, "seeds": 1,
-            "seed": 0, "seeds_together": 1, "probe_epochs": 1, "probe_every": 1, "num_train": 1,
-            "num_test": 1, "momentum": 0, "weight_decay": 0,
-        },
-        above={"learning_rate": 0},
-    )  # fmt: skip
+    check_options(config)
     dataset = data.load(config.dataset, config.data_dir)
     train = common.prepare(dataset.train_images, dataset.train_labels, config.num_train)
     test = common.prepare(dataset.test_images, dataset.test_labels, config.num_test, train.scale)

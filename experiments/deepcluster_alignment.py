@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps
 from sul_jax import deep_cluster
+from sul_jax.cli.ranges import Range
 
 EXPERIMENT = "deepcluster_alignment"
 _DRAWN = 2000  # images in figure 2
@@ -43,7 +44,7 @@ class Config(common.NetworkOptions):
 
     workdir: Path = Path("runs/deepcluster_alignment")
     """Where everything is written; an earlier run there is set aside, not lost."""
-    num_networks: int = 100
+    num_networks: Annotated[int, Range(2)] = 100
     """Networks, each with its own random weights; those of seed s are numbered from s · num_networks on."""
     kmeans: Literal["scikit-learn", "faiss"] = "scikit-learn"
     """Whose k-means, as in `experiments.deepcluster`, but scikit-learn's for every network."""
@@ -72,12 +73,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
     Raises:
       ValueError: options or data that cannot be used.
     """
-    check_options(
-        config,
-        at_least={
-            "num_networks": 2, "num_clusters": 1, "num_components": 0, "num_train": 1, "seed": 0, "seeds": 1,
-        },
-    )  # fmt: skip
+    check_options(config)
     dataset = data.load(config.dataset, config.data_dir)
     train = common.prepare(dataset.train_images, dataset.train_labels, config.num_train)
     if train.labels is None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from experiments.common.options import ConfigError, RunOptions, check_options, c
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, peak_gib, run_seeds
 from experiments.common.training import Checkpoints, Timer
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, training, whitening
+from sul_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import EnergyNet
 from sul_jax.seeds import of_seed
 
@@ -72,36 +73,36 @@ class Config(RunOptions):
     """Ablation: one-dimensional subspaces."""
     random_subspaces: bool = False
     """Ablation: random orthonormal subspaces, nothing is learned."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images in a minibatch; by default the paper's 512, on small data sets 128."""
-    passes: int | None = None
+    passes: PositiveInt | None = None
     """Passes over the training images for each layer; by default 1, on small data sets 3."""
-    warmup_steps: int = 10
+    warmup_steps: NonNegativeInt = 10
     """First steps of each layer, in which vectors are assigned by one direction of each subspace."""
-    networks: int | None = None
+    networks: PositiveInt | None = None
     """Networks trained independently, each in passes of its own, whose codes are put side by side; by default
     as many as the architecture was found with, else 1. A run resumed with more trains those that are
     missing."""
-    code_power: float | None = None
+    code_power: PositiveFloat | None = None
     """Power of the pooled codes before clustering; 0.5 takes the square root. By default that with which the
     architecture was found, else 1."""
-    code_whitening: float = 0.0
+    code_whitening: Annotated[float, Range(0, 0.5)] = 0.0
     """If positive, codes are normalised and their 20 leading principal components divided by their
     variance to this power before clustering; 0.5 would be full whitening."""
-    num_train: int | None = None
+    num_train: PositiveInt | None = None
     """Use only the first training images."""
-    num_test: int | None = None
+    num_test: PositiveInt | None = None
     """Use only the first test images."""
-    num_train_evaluated: int = 10_000
+    num_train_evaluated: NonNegativeInt = 10_000
     """Training images whose codes are clustered for the training error."""
     evaluate_layers: bool = True
     """Also cluster the pixels and, of a single network, every layer's codes (table 2)."""
-    num_clusters: int | None = None
+    num_clusters: PositiveInt | None = None
     """Clusters; by default the number of classes, or 10 without labels."""
-    seeds_together: int | None = None
+    seeds_together: PositiveInt | None = None
     """Networks trained at the same time by vmap; by default as many as an accelerator's memory holds,
     and 1 on a CPU, where one keeps all cores busy."""
-    devices: int = 1
+    devices: PositiveInt = 1
     """Devices over which each minibatch is split."""
     learning_curve: bool | None = None
     """Draw the learning curve of figure 5 (60 steps of the paper's 234 of a layer of its own, with its own
@@ -486,17 +487,7 @@ def paper_numbers(config: Filled) -> dict[str, float]:
 
 
 def _check(config: Config) -> None:
-    check_options(
-        config,
-        at_least={
-            "batch_size": 1, "passes": 1, "warmup_steps": 0, "num_train": 1, "num_test": 1,
-            "num_train_evaluated": 0, "num_clusters": 1, "seeds": 1, "seeds_together": 1, "devices": 1,
-            "networks": 1, "seed": 0, "code_whitening": 0,
-        },
-        above={"code_power": 0},
-    )  # fmt: skip
-    if config.code_whitening > 0.5:
-        raise ConfigError(f"code_whitening={config.code_whitening} is not accepted: it must be 0 to 0.5")
+    check_options(config)
     available = jax.device_count()
     if config.devices > available:
         hint = "; set JAX_NUM_CPU_DEVICES for more on a CPU" if jax.default_backend() == "cpu" else ""

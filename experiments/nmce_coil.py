@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from experiments.common import embeddings, evaluation, figures
 from experiments.common.options import ConfigError, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds
 from sul_jax import augment, nmce, subspace_clustering
+from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_coil"
@@ -50,22 +52,22 @@ class Config(embeddings.Config):
     """Of the ResNet's first stage."""
     num_features: int = 40
     """Dimensions of the embedding."""
-    steps: int = 2000
+    steps: PositiveInt = 2000
     """Training steps, each on all images."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Adam's learning rate at the start, annealed to 0 by a cosine."""
-    weight_decay: float = 1e-6
+    weight_decay: NonNegativeFloat = 1e-6
     """L2 penalty added to the gradients."""
     eps_squared: float = 0.01
     """Squared distortion of the coding rate."""
-    invariance_weight: float = 20.0
+    invariance_weight: NonNegativeFloat = 20.0
     """Weight λ of the views' similarity."""
-    gamma: float = 400.0
+    gamma: Annotated[float, Range(1, open=True)] = 400.0
     """Self-expression: the larger, the closer the fit and the more neighbours."""
-    gammas: tuple[float, ...] = ()
+    gammas: tuple[Annotated[float, Range(1, open=True)], ...] = ()
     """Candidates for gamma instead: the smallest is taken whose graph has at most as many connected parts as
     there are clusters."""
-    l1_ratio: float = 1.0
+    l1_ratio: Annotated[float, Range(0, 1, open=True)] = 1.0
     """Self-expression: 1 is the lasso, less an elastic net."""
 
 
@@ -101,7 +103,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     Raises:
       ValueError: options or data that cannot be used.
     """
-    _check(config)
+    embeddings.check(config)
     dataset = data.load(config.dataset, config.data_dir)
     labels = None if dataset.train_labels is None else dataset.train_labels[: config.num_images]
     data.check_unit_range(dataset.train_images)
@@ -200,15 +202,6 @@ def _paper(config: Filled) -> dict[str, float]:
     """The paper's error, for the paper's own setting."""
     errors = [error for error, own in PAPER if recorded(config) == recorded(own)]
     return {"clustering_error": errors[0]} if errors else {}
-
-
-def _check(config: Config) -> None:
-    at_least = {"steps": 1, "weight_decay": 0, "invariance_weight": 0}
-    embeddings.check(config, at_least=at_least, above={"learning_rate": 0, "gamma": 1, "l1_ratio": 0})
-    if any(not 1 < value < float("inf") for value in config.gammas):
-        raise ConfigError(f"gammas={config.gammas} is not accepted: each must be above 1 and finite")
-    if config.l1_ratio > 1:
-        raise ConfigError(f"l1_ratio={config.l1_ratio} is not accepted: it must be in (0, 1]")
 
 
 def main() -> None:

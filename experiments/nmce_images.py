@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from experiments.common.options import ConfigError, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds, sweep
 from experiments.common.training import Trained
 from sul_jax import LearningRule, augment, nmce, training
+from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_images"
@@ -68,6 +69,7 @@ class Schedule(NamedTuple):
     invariance_weights: tuple[float, float, float]
 
 
+_OfStages = tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
 _SMALL_RATES, _LARGE_RATES = (1.0, 0.5, 0.003), (1.0, 0.5, 0.0005)
 _SCHEDULES = {
     ("cifar10", 18): Schedule((600, 100, 100), _SMALL_RATES, (1e-6, 0.005, 0.005), (50.0, 50.0, 50.0)),
@@ -90,9 +92,9 @@ class Config(embeddings.Config):
     """Where everything is written; an earlier run there is set aside, not lost."""
     image_size: int | None = None
     """Side to which the images of a folder are resized."""
-    num_test: int | None = None
+    num_test: PositiveInt | None = None
     """Use only the first test images."""
-    stage: int = 3
+    stage: Annotated[int, Range(1, 3)] = 3
     """Last stage: 1 features, 2 clusters on fixed features, 3 all together. With --resume, those done
     before are not run again."""
     stem: Literal["3x3", "5x5"] | None = None
@@ -105,31 +107,31 @@ class Config(embeddings.Config):
     """Of the ResNet's first stage."""
     num_features: int = 128
     """Dimensions of the embedding."""
-    batch_size: int = 1024
+    batch_size: Annotated[int, Range(2)] = 1024
     """Images in a step, two views of each."""
-    epochs: tuple[int, int, int] | None = None
+    epochs: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Passes over the images in each stage."""
-    learning_rates: tuple[float, float, float] | None = None
+    learning_rates: _OfStages | None = None
     """Of each stage, by LARS with a cosine to 0."""
-    cluster_learning_rate: float = 0.5
+    cluster_learning_rate: PositiveFloat = 0.5
     """Of the cluster head in stages 2 and 3, constant and without LARS."""
-    weight_decays: tuple[float, float, float] | None = None
+    weight_decays: _OfStages | None = None
     """Of each stage, for weights but not for biases and normalisation."""
-    trust_coefficient: float = 0.02
+    trust_coefficient: PositiveFloat = 0.02
     """LARS's η."""
     eps_squared: float = 0.2
     """Squared distortion of the coding rates."""
-    invariance_weights: tuple[float, float, float] | None = None
+    invariance_weights: _OfStages | None = None
     """Weights λ of the views' similarity, of each stage."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Temperature of the Gumbel softmax."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network; losses and parameters are float32."""
     judge_features: bool = False
     """After stage 1, judge its features by labels: table 2 and figure A.1. Takes minutes."""
-    num_views: int = 16
+    num_views: PositiveInt = 16
     """Random views whose features are averaged there."""
-    sweep: tuple[float, ...] = ()
+    sweep: tuple[NonNegativeFloat, ...] = ()
     """Weights λ with which stage 1 is run one after the other, each in a folder of its own (table A.3)."""
 
 
@@ -494,21 +496,11 @@ def _splits(dataset: data.Dataset, config: Config) -> Splits:
 
 
 def _check(config: Config) -> None:
-    above = ("trust_coefficient", "temperature", "cluster_learning_rate")
-    at_least = {"stage": 1, "num_test": 1, "batch_size": 2, "num_views": 1}
-    embeddings.check(config, at_least=at_least, above=dict.fromkeys(above, 0))
+    embeddings.check(config)
     if config.features_from is not None and (config.stage == 1 or config.sweep or config.judge_features):
         raise ConfigError("features_from has no part in stage 1, which sweep and judge_features are about")
-    if config.stage > 3:
-        raise ConfigError(f"stage={config.stage} is not accepted: it must be 1, 2 or 3")
-    lows = {"epochs": 1, "learning_rates": 0, "weight_decays": 0, "invariance_weights": 0}
-    for name, low in lows.items():
-        if not all(low <= value < np.inf for value in getattr(config, name) or ()):
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: each must be at least {low}")
     if len(set(config.sweep)) < len(config.sweep):
         raise ConfigError(f"sweep={config.sweep} is not accepted: different weights")
-    if not all(0 <= weight < np.inf for weight in config.sweep):
-        raise ConfigError(f"sweep={config.sweep} is not accepted: each must be at least 0")
 
 
 def main() -> None:

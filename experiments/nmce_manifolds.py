@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from experiments.common import generated
-from experiments.common.options import check_options, command_line
+from experiments.common.options import command_line
 from experiments.common.runs import SeedResult
+from sul_jax.cli.ranges import PositiveInt
 from sul_jax.nn import NMCE
 
 EXPERIMENT = "nmce_manifolds"
@@ -38,9 +39,9 @@ class Config(generated.Config):
     biases: bool = True
     """Random biases in the networks that make the data: the manifolds are then far apart and
     identifiable."""
-    num_dimensions: int = 40
+    num_dimensions: PositiveInt = 40
     """Dimensions of the space."""
-    num_data_layers: int = 3
+    num_data_layers: PositiveInt = 3
     """Layers of the networks that make the data. Each layer shrinks its points: without biases two layers
     leave manifolds far enough from the origin to be told apart, four put most points within the noise."""
     steps: int = 3000
@@ -130,8 +131,6 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     Raises:
       ValueError: options that cannot be used.
     """
-    check_options(config, at_least={"num_dimensions": 1, "num_data_layers": 1})
-
     points = partial(
         manifolds,
         num_dimensions=config.num_dimensions,

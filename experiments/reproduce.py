@@ -28,6 +28,7 @@ from experiments.common.options import check_options, command_line
 from experiments.results import records
 from experiments.results.render import duration, write_pages
 from experiments.results.rows import ACCELERATOR, TABLES, Row
+from sul_jax.cli.ranges import PositiveFloat
 from sul_jax.cli.tables import format_table
 
 
@@ -37,7 +38,7 @@ class Config:
 
     paper: Literal["000", "001", "002", "003", "004"] | None = None
     """Only the rows of this paper."""
-    hours: float | None = None
+    hours: PositiveFloat | None = None
     """Begin no run that would end later than this, by the stated costs."""
     list: bool = False
     """Print the plan and run nothing."""
@@ -75,7 +76,7 @@ def run(config: Config) -> list[Task]:
     Raises:
       ValueError: options that cannot be used.
     """
-    check_options(config, above={"hours": 0})
+    check_options(config)
     if config.data_dir is not None:
         os.environ["SUL_JAX_DATA"] = str(config.data_dir.resolve())  # of the runs too
     tasks = plan(config.paper)

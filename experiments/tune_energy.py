@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from experiments.common.options import CommandOptions, ConfigError, check_option
 from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
 from sul_jax import energy, patches, training, whitening
 from sul_jax._check import check_integer
+from sul_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.energy import EnergyArchitecture
 from sul_jax.seeds import over_seeds
 
@@ -79,40 +80,40 @@ class Config(CommandOptions):
     digits, and of a file, only the first half is used."""
     workdir: Path = Path("runs/tune_energy")
     """Where the study, its plots and the best architecture are written."""
-    num_layers: int = 3
+    num_layers: Annotated[int, Range(1, 4)] = 3
     """Energy layers, 1 to 4."""
     preset: Literal["full", "no_zca", "no_rescale", "neither", "rank_one", "random_subspaces"] = "full"
     """What to search: the whole space, or one of the ablations of table 5."""
-    trials: int = 50
+    trials: PositiveInt = 50
     """Trials of the study in all, those of other workers and of earlier runs included; each worker may finish
     one more. Proposals that are too large to be begun do not count."""
-    num_images: int | None = None
+    num_images: PositiveInt | None = None
     """Training images of a trial; by default 5,000 on a CPU and all on an accelerator."""
-    num_labels: int | None = None
+    num_labels: PositiveInt | None = None
     """Labelled images, as many of each class where they go round: the error to be minimised is theirs, in
     clusters of all images. By default all images of a trial."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images in a minibatch; by default the paper's 512, below 10,000 images 128."""
-    passes: int | None = None
+    passes: PositiveInt | None = None
     """Passes over the images for each layer; by default 1, below 2,500 images 3."""
-    code_power: float = 1.0
+    code_power: PositiveFloat = 1.0
     """Power of the pooled codes before clustering; 0.5 takes the square root."""
-    networks: int = 1
+    networks: PositiveInt = 1
     """Networks whose codes are put side by side, as in mnist_energy."""
-    seeds_per_trial: int = 1
+    seeds_per_trial: PositiveInt = 1
     """Repetitions of a trial, trained together; the error is their mean."""
-    first_share: float = 0.25
+    first_share: Annotated[float, Range(0, 1, open=True)] = 0.25
     """Share of a trial's images after which it is judged a first time; 1 to never stop early."""
-    finalists: int = 3
+    finalists: PositiveInt = 3
     """Best trials that are learned again from fresh seeds at the end."""
-    finalist_seeds: int = 3
+    finalist_seeds: NonNegativeInt = 3
     """Fresh seeds of each of them."""
     start_from: str | None = None
     """Begin with this architecture of `num_layers` layers: a name that mnist_energy takes, or FILE.json."""
-    max_mflop: float = 400.0
+    max_mflop: PositiveFloat = 400.0
     """Million floating-point operations for the codes of one image; a proposal beyond it is not begun. The
     paper's networks of 1 to 4 layers take 17, 633, 393 and 1,680."""
-    memory_gib: float | None = None
+    memory_gib: PositiveFloat | None = None
     """Memory for a trial's codes; a proposal beyond it is not begun. By default 4, on an accelerator half of
     what it has."""
     storage: str | None = None
@@ -648,15 +649,7 @@ def draw(study: optuna.Study, folder: Path) -> None:
 
 
 def _check(config: Config) -> None:
-    ones = (
-        "num_layers", "trials", "num_images", "num_labels", "batch_size", "passes", "seeds_per_trial",
-        "networks", "finalists",
-    )  # fmt: skip
-    above = dict.fromkeys(("first_share", "code_power", "max_mflop", "memory_gib"), 0.0)
-    check_options(config, at_least={**dict.fromkeys(ones, 1), "finalist_seeds": 0, "seed": 0}, above=above)
-    for name, high in {"num_layers": 4, "first_share": 1}.items():
-        if getattr(config, name) > high:
-            raise ConfigError(f"{name}={getattr(config, name)} is not accepted: it must be at most {high}")
+    check_options(config)
     if config.preset not in _PRESETS:
         raise ConfigError(f"preset={config.preset!r} is unknown; accepted: {', '.join(_PRESETS)}")
     if config.save_as is not None:

@@ -128,7 +128,7 @@ def test_shadow_and_colour() -> None:
     [
         ({"rank": 1}, "rank=1 is not accepted: it must be at least 2"),
         ({"rank": 17}, "rank=17 is not accepted"),
-        ({"powers": (-1.0,)}, "powers are positive"),
+        ({"powers": (-1.0,)}, "each must be above 0"),
         ({"powers": (3.0,), "response": "relu"}, "no part in plain responses"),
         ({"powers": (3.0, 4.0), "num_validation": 500}, "num_validation=500 is not accepted"),
         ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),

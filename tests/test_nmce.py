@@ -344,7 +344,7 @@ def test_defaults_are_the_papers_for_the_data_set_and_the_depth() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stage": 4}, "stage=4 is not accepted: it must be 1, 2 or 3"),
+        ({"stage": 4}, "stage=4 is not accepted: it must be between 1 and 3"),
         ({"epochs": (1, 0, 1)}, "epochs=\\(1, 0, 1\\) is not accepted"),
         ({"batch_size": 10**6}, "batch_size=1000000 exceeds the 1797 images"),
         ({"depth": 11}, "depth=11 is not accepted"),

@@ -13,6 +13,7 @@ from jax import Array
 from experiments.common import evaluation
 from experiments.common.options import ConfigError, RunOptions
 from experiments.data import Dataset
+from sul_jax.cli.ranges import NonNegativeInt, PositiveInt
 from sul_jax.nn import AlexNet, LeNet5
 
 SIZE = 32  # side of the images that the networks see
@@ -34,10 +35,10 @@ class NetworkOptions(RunOptions):
     bundled digits."""
     architecture: Literal["lenet5", "alexnet"] | None = None
     """The network; by default alexnet (the paper's small one) for colour images, else lenet5."""
-    num_clusters: int | None = None
+    num_clusters: PositiveInt | None = None
     """Clusters; by default 9 on MNIST and the digits, 5 on Fashion-MNIST, 200 on SVHN, 1,000 on CIFAR-10,
     else the number of classes, or 10."""
-    num_components: int | None = None
+    num_components: NonNegativeInt | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
     kmeans: Literal["scikit-learn", "faiss"] | None = None
     """Whose k-means: scikit-learn's begins by k-means++, and an empty cluster takes the farthest image;
@@ -47,7 +48,7 @@ class NetworkOptions(RunOptions):
     """Filters of 3×3 pixels below the network that do not learn: True for Sobel's, random for random ones,
     drawn with the network, which the authors' code has in effect. By default random with alexnet, else
     False."""
-    num_train: int | None = None
+    num_train: PositiveInt | None = None
     """Use only the first training images."""
 
 

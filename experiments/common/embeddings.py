@@ -1,9 +1,8 @@
 """A ResNet with an embedding and clusters, learned from a data set of images by coding rates (paper 003)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from experiments.common import evaluation
 from experiments.common.options import ConfigError, RunOptions, check_options
 from experiments.common.training import Trained, run_steps
 from sul_jax import training
+from sul_jax.cli.ranges import PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE, ResNet
 from sul_jax.nn.backbones import RESNET_BLOCKS
 
@@ -26,21 +26,21 @@ class Config(RunOptions):
 
     dataset: str
     """Name, FILE.npz or ./FOLDER."""
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     """Side to which images are resized."""
-    num_images: int | None = None
+    num_images: Annotated[int, Range(2)] | None = None
     """Use only the first training images."""
     depth: int = 18
     """Of the ResNet: 10, 18 or 34."""
-    num_filters: int
+    num_filters: PositiveInt
     """Of the ResNet's first stage."""
-    num_pre_features: int = 4096
+    num_pre_features: PositiveInt = 4096
     """Units below the embedding."""
-    num_features: int
+    num_features: PositiveInt
     """Dimensions of the embedding."""
-    eps_squared: float
+    eps_squared: PositiveFloat
     """Squared distortion of the coding rates."""
-    num_clusters: int | None = None
+    num_clusters: PositiveInt | None = None
     """Clusters; by default the number of classes."""
 
 
@@ -103,10 +103,8 @@ def _outputs(graph: Any, state: Any, batch: Array) -> tuple[Array, Array]:
     return nnx.merge(graph, state)(evaluation.to_float(batch))
 
 
-def check(config: Config, *, at_least: Mapping[str, float], above: Mapping[str, float]) -> None:
-    """Raises `ConfigError` for an option out of range, the common ones and those given."""
-    ones = ("num_filters", "num_pre_features", "num_features", "num_clusters", "image_size", "seeds")
-    common: dict[str, float] = {**dict.fromkeys(ones, 1), "num_images": 2, "seed": 0}
-    check_options(config, at_least={**common, **at_least}, above={"eps_squared": 0, **above})
+def check(config: Config) -> None:
+    """Raises `ConfigError` for an option out of range."""
+    check_options(config)
     if config.depth not in RESNET_BLOCKS:
         raise ConfigError(f"depth={config.depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")

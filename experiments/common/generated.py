@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from experiments.common.runs import Learned, SeedResult, Workdir, run_seeds
 from experiments.common.training import Trained, run_steps
 from experiments.data import Dataset
 from sul_jax import LearningRule, metrics, nmce, training
+from sul_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import MLP, NMCE
 
 _STRIDE = 50  # steps in one compiled call
@@ -26,33 +27,33 @@ _STRIDE = 50  # steps in one compiled call
 class Config(RunOptions):
     """Options that the experiments have in common; each says its own defaults."""
 
-    steps: int
+    steps: PositiveInt
     """Training steps."""
-    batch_size: int
+    batch_size: Annotated[int, Range(2)]
     """Points in a step, half of them on each manifold; the paper's 4096."""
-    learning_rate: float
+    learning_rate: PositiveFloat
     """Adam's learning rate, annealed to 0 over the last fifth of the steps."""
-    weight_decay: float = 1e-6
+    weight_decay: NonNegativeFloat = 1e-6
     """Decoupled weight decay."""
-    noise: float
+    noise: NonNegativeFloat
     """Standard deviation of the points around the manifolds."""
-    augmentation_noise: float
+    augmentation_noise: NonNegativeFloat
     """Standard deviation of the noise that makes a view."""
-    num_features: int
+    num_features: PositiveInt
     """Dimensions of the embedding."""
-    hidden_size: int = 128
+    hidden_size: PositiveInt = 128
     """Units of each hidden layer."""
-    num_layers: int = 5
+    num_layers: PositiveInt = 5
     """Hidden layers."""
-    eps_squared: float = 0.01
+    eps_squared: PositiveFloat = 0.01
     """Squared distortion of the coding rates."""
-    invariance_weight: float
+    invariance_weight: NonNegativeFloat
     """Weight λ of the views' similarity."""
-    temperature: float = 0.2
+    temperature: PositiveFloat = 0.2
     """Temperature of the Gumbel softmax."""
-    tcr_steps: int = 0
+    tcr_steps: NonNegativeInt = 0
     """First steps, with the total coding rate alone (eq. 5): features before clusters."""
-    num_test: int = 4000
+    num_test: Annotated[int, Range(2)] = 4000
     """Points for evaluation."""
 
 
@@ -221,14 +222,6 @@ def evaluate(found: Found, labels: np.ndarray) -> dict[str, float]:
 
 
 def _check(config: Config) -> None:
-    check_options(
-        config,
-        at_least={
-            "tcr_steps": 0, "steps": 1, "batch_size": 2, "num_test": 2, "seeds": 1, "seed": 0,
-            "num_layers": 1, "hidden_size": 1, "num_features": 1, "noise": 0, "augmentation_noise": 0,
-            "weight_decay": 0, "invariance_weight": 0,
-        },
-        above={"learning_rate": 0, "eps_squared": 0, "temperature": 0},
-    )  # fmt: skip
+    check_options(config)
     if config.tcr_steps >= config.steps:
         raise ConfigError(f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps to clusters")

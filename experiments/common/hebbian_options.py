@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from experiments.common.options import ConfigError, RunOptions, check_options
 from experiments.common.runs import recorded
+from sul_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NNLBlock
 
 
@@ -83,48 +84,48 @@ class Config(RunOptions):
     response: Literal["nnl", "relu"] = "nnl"
     """nnl: Hebbian filters, which stay as they are, and steep responses; relu: the twin, trained end
     to end."""
-    num_units: int | None = None
+    num_units: Annotated[int, Range(2)] | None = None
     """Filters of each block."""
-    powers: tuple[float, ...] = ()
+    powers: tuple[PositiveFloat, ...] = ()
     """Candidates for the power of all blocks; the best on num_validation random training images is taken, and
     the classifier then learned from all of them. One alone is taken as it is."""
     num_validation: int = 5_000
     """Training images held out to choose among powers."""
     filters_from: Path | None = None
     """Network of another run whose filters are taken instead of learning them (transfer)."""
-    filter_steps: int = 10_000
+    filter_steps: NonNegativeInt = 10_000
     """Minibatches of patches; 0 leaves the filters as they start, which shows what their learning adds."""
-    filter_learning_rate: float = 4e-3
+    filter_learning_rate: PositiveFloat = 4e-3
     """ε at the first minibatch; it falls linearly to 0."""
     filter_start: Literal["patches", "normal"] = "patches"
     """What filters start from: patches of unit norm, drawn one after the other and rather far from each
     other, so that every unit has something to learn from the first step on; or a normal distribution, as in
     the paper, which takes millions of minibatches."""
-    patch_batch: int = 1_000
+    patch_batch: PositiveInt = 1_000
     """Patches in a minibatch."""
-    anti_hebbian: float | None = None
+    anti_hebbian: NonNegativeFloat | None = None
     """Δ of all blocks."""
-    rank: int = 2
+    rank: Annotated[int, Range(2)] = 2
     """m: the unit that learns away from an input."""
     normalize_update: bool = True
     """Divide an update by its largest entry, as the authors' code does."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Of the classifier; by default the architecture's: 70, of imagenet32 48 (its twin 5)."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images in a minibatch of the classifier; by default the architecture's: 300, of imagenet32 200."""
-    learning_rate: float | None = None
+    learning_rate: PositiveFloat | None = None
     """Adam's, at first; by default 1e-4 for the twin, as in the paper, and for steep responses, which are
     small, the architecture's: 6e-4, of full 0.1."""
     schedule: Literal["drops", "linear", "constant"] | None = None
     """How it falls: in four drops to a tenth (eq. 4 and 5), linearly to 0, or not at all. By default linearly
     for steep responses, in drops for the twin, that of imagenet32 not at all."""
-    probe_every: int = 5
+    probe_every: PositiveInt = 5
     """Epochs between two looks at the test error."""
-    cache_gib: float = 8.0
+    cache_gib: PositiveFloat = 8.0
     """Largest cache of features in GiB; where they would take more, they are computed anew in every epoch."""
-    num_train: int | None = None
+    num_train: PositiveInt | None = None
     """Use only the first training images."""
-    num_test: int | None = None
+    num_test: PositiveInt | None = None
     """Use only the first test images."""
     beside: Path | None = None
     """Workdir of another run, such as the twin's, whose errors are drawn in the same picture."""
@@ -193,17 +194,7 @@ def learning_rates(config: Filled, steps: int) -> optax.Schedule:
 
 def check(config: Config) -> None:
     """Raises `ConfigError` for options that do not go together or are out of range."""
-    check_options(
-        config,
-        at_least={
-            "num_units": 2, "filter_steps": 0, "patch_batch": 1, "anti_hebbian": 0, "rank": 2, "epochs": 1,
-            "batch_size": 1, "probe_every": 1, "num_train": 1, "num_test": 1, "seed": 0, "seeds": 1,
-        },
-        above={"filter_learning_rate": 0, "learning_rate": 0, "cache_gib": 0},
-    )  # fmt: skip
-    for power in config.powers:
-        if not 0 < power < float("inf"):
-            raise ConfigError(f"powers={config.powers} is not accepted: powers are positive")
+    check_options(config)
     if config.powers and config.response == "relu":
         raise ConfigError("powers have no part in plain responses (response='relu')")
     if config.filters_from is not None and config.response == "relu":

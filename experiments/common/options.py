@@ -6,6 +6,7 @@ from pathlib import Path
 from sul_jax.cli.options import ConfigError as ConfigError
 from sul_jax.cli.options import check_options as check_options
 from sul_jax.cli.options import command_line as command_line
+from sul_jax.cli.ranges import NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class CommandOptions:
     """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs")
     """Where everything is written; an earlier run there is set aside, not lost."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of all that is random; the first one where there are several."""
     resume: bool = False
     """Continue the run in the workdir."""
@@ -28,5 +29,5 @@ class CommandOptions:
 class RunOptions(CommandOptions):
     """Options of an experiment that is run with several seeds."""
 
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """Number of seeds: seed, seed + 1, …"""

@@ -29,6 +29,7 @@ from sul_jax.cli.images import Images, read, readable, summary
 from sul_jax.cli.listing import write_clusters
 from sul_jax.cli.networks import Fit, Networks, estimator
 from sul_jax.cli.options import ConfigError, check_options
+from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
 from sul_jax.cli.tables import format_table
 from sul_jax.cli.workdir import Workdir, identity, make_workdir
 from sul_jax.estimators import PixelClustering
@@ -44,19 +45,19 @@ class Config:
     images: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
     """Folder of pictures (sub-folders are their classes), or an .npz file with `images` and perhaps
     `labels`."""
-    num_clusters: tuple[int, ...] = ()
+    num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
     """Clusters; of several numbers the one on which the seeds agree best is taken, which is the most stable,
     not always that of the kinds of images. By default the number of classes, where there are labels."""
     method: Literal["energy", "acol", "nmce", "deepcluster", "pixels"] = "energy"
     """How to learn; pixels is plain k-means."""
-    image_size: int | None = None
+    image_size: Annotated[int, Range(4)] | None = None
     """Side of the square to which pictures are resized (the shorter side, then the middle); by default what
     the method's network is made for: 28, for acol 16, for deepcluster 32."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Networks learned from different seeds."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """The first of them."""
-    seeds_together: int | None = None
+    seeds_together: PositiveInt | None = None
     """Networks that learn at once, by vmap; by default four on an accelerator and one on a CPU, where one
     keeps all cores busy."""
     workdir: Path = Path("runs/cluster")
@@ -143,10 +144,7 @@ def _checked(config: Config) -> Config:
         workdir=Path(config.workdir),
         num_clusters=tuple(int(number) for number in np.atleast_1d(config.num_clusters)),
     )
-    check_options(config, at_least={"image_size": 4, "seeds": 1, "seed": 0, "seeds_together": 1})
-    for number in config.num_clusters:
-        if number < 2:
-            raise ConfigError(f"num_clusters={number} is not accepted: it must be at least 2")
+    check_options(config)
     if config.workdir.resolve() == config.images.resolve():
         raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of images; give another")
     return config

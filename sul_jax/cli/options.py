@@ -5,43 +5,45 @@ import ctypes
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
+
+from sul_jax.cli.ranges import ranges
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run, said in one line."""
 
 
-def check_options(
-    config: Any, *, at_least: Mapping[str, float] = {}, above: Mapping[str, float] = {}
-) -> None:
-    """Checks the range of options; one that is None is not given.
+def check_options(config: Any) -> None:
+    """Checks options against the `Range` of their annotations; one that is None is not given.
 
     Args:
-      config: a dataclass. Its `seed` and `seeds`, where it has them, are checked too.
-      at_least: the least value that is accepted, by the option's name.
-      above: what an option must exceed, by its name.
+      config: a dataclass; of a tuple each value is checked. Its `seed` and `seeds`, where it has them, are
+        checked together too.
 
     Raises:
       ConfigError: an option out of range or infinite.
 
     Example:
-      >>> from types import SimpleNamespace
+      >>> from dataclasses import dataclass
       >>> from sul_jax.cli.options import check_options
-      >>> check_options(SimpleNamespace(seeds=0), at_least={"seeds": 1})
+      >>> from sul_jax.cli.ranges import PositiveInt
+      >>> @dataclass
+      ... class Config:
+      ...     epochs: PositiveInt | None = None
+      >>> check_options(Config(0))
       Traceback (most recent call last):
-      sul_jax.cli.options.ConfigError: seeds=0 is not accepted: it must be at least 1
+      sul_jax.cli.options.ConfigError: epochs=0 is not accepted: it must be at least 1
     """
-    for bounds, words in ((at_least, "at least"), (above, "above")):
-        for name, low in bounds.items():
-            value = getattr(config, name)
-            if value is None:
-                continue
-            if not (low <= value if words == "at least" else low < value) or value == float("inf"):
-                raise ConfigError(f"{name}={value} is not accepted: it must be {words} {low}")
+    for name, accepted in ranges(type(config)).items():
+        value = getattr(config, name)
+        several = isinstance(value, tuple)
+        if any(one not in accepted for one in (value if several else (value,)) if one is not None):
+            must_be = "each must be" if several else "it must be"
+            raise ConfigError(f"{name}={value} is not accepted: {must_be} {accepted}")
     last = getattr(config, "seed", 0) + getattr(config, "seeds", 1) - 1
     if last >= 2**32:  # jax.random.key takes 32 bits: larger seeds are smaller ones again
         raise ConfigError(f"seed={config.seed} is not accepted: the last seed, {last}, is beyond 2³² − 1")

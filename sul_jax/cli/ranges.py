@@ -1,0 +1,58 @@
+"""Ranges of options, said in their annotations."""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+
+
+@dataclass(frozen=True)
+class Range:
+    """What values an option may have, said in its annotation: `Annotated[int, Range(1)]`.
+
+    Attributes:
+      low: the least value.
+      high: the largest value.
+      open: the least value itself is not accepted.
+    """
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low < value if self.open else self.low <= value
+        return above and value <= self.high and not math.isinf(value)
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"{'above' if self.open else 'at least'} {self.low}"
+        return f"above {self.low}, up to {self.high}" if self.open else f"between {self.low} and {self.high}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, open=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+
+
+def ranges(kind: type) -> dict[str, Range]:
+    """By the option's name, those of a class and the classes below; declared anew, an option keeps its range.
+
+    Example:
+      >>> from dataclasses import dataclass
+      >>> from sul_jax.cli.ranges import PositiveInt, ranges
+      >>> @dataclass
+      ... class Config:
+      ...     epochs: PositiveInt | None = None
+      >>> ranges(Config)
+      {'epochs': Range(low=1, high=inf, open=False)}
+    """
+    hints = [hint for base in kind.__mro__[::-1] for hint in inspect.get_annotations(base).items()]
+    return {name: own for name, hint in hints if (own := _range(hint)) is not None}
+
+
+def _range(hint: Any) -> Range | None:
+    """The first in an annotation, which may be a union or a tuple."""
+    own = [data for data in getattr(hint, "__metadata__", ()) if isinstance(data, Range)]
+    return next((range_ for range_ in [*own, *map(_range, get_args(hint))] if range_ is not None), None)
