@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from experiments.common import evaluation, figures
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
+from experiments.data import Split
 from sul_jax import acol, augment, gar, training
 from sul_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.learning_rule import GradientState, LearningRule
@@ -120,13 +121,6 @@ class Filled(Config):
     batch_size: int
     num_clusters: int
     seeds_together: int
-
-
-class Split(NamedTuple):
-    """Images on the device, floating, and their labels."""
-
-    images: Array
-    labels: np.ndarray | None
 
 
 def run(config: Config) -> list[SeedResult[ACOL]]:
@@ -298,39 +292,32 @@ def _network(config: Filled, params: Any, index: int, image_shape: tuple[int, ..
 def _evaluate(config: Filled, seed: int, network: ACOL, test: Split) -> tuple[dict[str, float], np.ndarray]:
     """One-to-one accuracy, purity and mutual information of k-means, in percent; and the clusters."""
     codes = representations(network, test.images)[config.representation]
-    found = evaluation.cluster(
-        jax.random.key(seed), jnp.asarray(codes), test.labels, num_clusters=config.num_clusters
-    )
-    if test.labels is None:
-        return {}, found.labels
-    judged = evaluation.scores(test.labels, found.labels) | evaluation.against_labels(
-        test.labels, found.labels
-    )
-    names = ("clustering_accuracy", "purity", "normalized_mutual_info")
-    return {name: round(judged[name], 3) for name in names}, found.labels
+    key, names = jax.random.key(seed), ("clustering_accuracy", "purity", "normalized_mutual_info")
+    found = evaluation.cluster(key, jnp.asarray(codes), test.labels, num_clusters=config.num_clusters)
+    return {name: round(found.scores[name], 3) for name in names if found.scores}, found.labels
 
 
 def _draw(
     config: Filled, network: ACOL, test: Split, trained: Trained, raw: np.ndarray, clusters: np.ndarray
 ) -> None:
     """The paper's figures, of the first seed."""
-    folder, shown = config.workdir, slice(2000)
-    images, labels = test.images[shown], None if test.labels is None else test.labels[shown]
-    raw, clusters = raw[shown], clusters[shown]
+    folder, shown = config.workdir, test[:2000]
+    images, labels, raw, clusters = shown.images, shown.labels, raw[:2000], clusters[:2000]
     found = representations(network, images)
     colours = clusters if labels is None else labels
     while_learning = {}
     for step, params in trained.snapshots:
         codes = representations(_network(config, params, 0, images.shape[1:]), images)["features"]
-        error = _clustered(codes, labels, len(np.unique(colours))).clustering_error
-        while_learning[f"step {step}" + ("" if error is None else f", {100 - error:.1f} %")] = codes
+        scores = _clustered(codes, labels, len(np.unique(colours))).scores
+        accuracy = f", {scores['clustering_accuracy']:.1f} %" if scores else ""
+        while_learning[f"step {step}{accuracy}"] = codes
     figures.embeddings(while_learning, colours, folder / "figure3_while_learning.png")
     spaces = {"F": found["features"], "Z": found["logits"], "softmax(Z)": found["probabilities"]}
     figures.embeddings(spaces, colours, folder / "figure5_representations.png")
     kernel = np.asarray(network.nodes.kernel[...])
     norms = {"F": np.linalg.norm(kernel, axis=1), "Z": np.linalg.norm(kernel, axis=0)}
     figures.activity(spaces, norms, folder / "figure4_activity.png")
-    _draw_graphs(config, network, Split(images[:500], test.labels), colours[:500])
+    _draw_graphs(config, network, shown[:500], colours[:500])
     figures.gallery(raw, clusters, labels, folder / "figure7_clusters.png")
     for number in (7, 20):
         if number <= len(images):
@@ -346,7 +333,7 @@ def _draw_graphs(config: Filled, network: ACOL, some: Split, colours: np.ndarray
         ways = _ways(config, network.image_shape)[:2]
         images = jnp.where((parents == 0)[:, None, None, None], ways[0](images), ways[-1](images))
     else:
-        parents = _parents(some)[: len(images)]
+        parents = _parents(some)
     seen = representations(network, images)
     pooled = np.asarray(gar.acol_pool(jnp.asarray(seen["probabilities"]), num_parents=network.num_parents))
     groups = parents * (int(colours.max()) + 1) + colours
@@ -387,27 +374,27 @@ def _load(config: Config) -> tuple[data.Dataset, Split, Split]:
     dataset = data.load(config.dataset, config.data_dir)
     if dataset.name == "usps":  # "USPS-full"
         dataset = data.joined(dataset)
-    train = _prepare(dataset.train_images, dataset.train_labels, config.num_train, dataset.name)
-    test = _prepare(dataset.test_images, dataset.test_labels, config.num_test, dataset.name)
+    train = _prepare(dataset.train[: config.num_train], dataset.name)
+    test = _prepare(dataset.test[: config.num_test], dataset.name)
     return dataset, train, test
 
 
-def _prepare(images: np.ndarray, labels: np.ndarray | None, number: int | None, name: str) -> Split:
-    values = evaluation.to_float(jnp.asarray(images[:number]))
+def _prepare(split: Split, name: str) -> Split:
+    """On the device, floating."""
+    values = evaluation.to_float(jnp.asarray(split.images))
     if name == "digits":  # eight pixels wide to begin with: 20 are enough, at half the cost
         values = jax.image.resize(values, (len(values), 20, 20, values.shape[-1]), "linear")
     if name == "svhn_cropped":  # as the authors: each split less its mean image, then each image standardised
         values = values - values.mean(axis=0)
         mean, scale = (f(values, axis=(1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.std))
         values = (values - mean) / (scale + 1e-8)
-    return Split(values, None if labels is None else labels[:number])
+    return Split(values, split.labels)
 
 
 def fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) -> Filled:
     """The defaults that depend on the data, and checks of what depends on them."""
     number = len(train.images)
-    classes = None if train.labels is None else len(np.unique(train.labels))
-    num_clusters = config.num_clusters or classes
+    num_clusters = config.num_clusters or train.num_classes
     if num_clusters is None:
         raise ConfigError("num_clusters is needed for images without labels")
     small = number < _SMALL
@@ -426,7 +413,7 @@ def fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) ->
         raise ConfigError(f"decay_epochs={filled.decay_epochs} exceeds the {filled.epochs} epochs")
     if filled.batch_size > number:
         raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} images")
-    if config.supervision == "parents" and classes is None:
+    if config.supervision == "parents" and train.labels is None:
         raise ConfigError("supervision='parents' needs labels")
     height, width = train.images.shape[1:3]
     turned = config.supervision == "pseudo" and height != width

@@ -23,7 +23,6 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import data
-from experiments.common import evaluation
 from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, peak_gib, record, write_json
 from experiments.common.tables import comparison
@@ -77,10 +76,10 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
             hint = "; umap needs the package umap-learn" if method == UMAP else ""
             raise ConfigError(f"methods: {method!r} is not one of {', '.join(available)}{hint}")
     dataset = data.load(config.dataset, config.data_dir)
-    images, labels = dataset.test_images[: config.num_images], dataset.test_labels
+    test = dataset.test[: config.num_images]
+    images, labels = test.images, test.labels
     if labels is None:
         raise ConfigError(f"dataset={config.dataset!r} has no labels to compare by")
-    labels = labels[: len(images)]
     classes = len(np.unique(labels))
     config = dataclasses.replace(config, dataset=dataset.name, methods=config.methods or tuple(available))
     print(f"{dataset.name}: {len(images)} images ({dataset.source})")
@@ -146,15 +145,11 @@ def judge(
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]
     knn = probes.classifiers(codes[known], labels[known], codes[asked], labels[asked], names=["knn"])
-    values = evaluation.scores(labels, clusters) | {
-        "knn_accuracy": knn["knn"],
-        "seconds": seconds,
-        "peak_gib": peak,
-    }
-    for n, found in others.items():
-        values[_name("clustering_accuracy", n, number)] = evaluation.scores(labels, found)[
-            "clustering_accuracy"
-        ]
+    values = metrics.in_percent(labels, clusters)
+    values |= {"knn_accuracy": knn["knn"], "seconds": seconds, "peak_gib": peak}
+    for n, other in others.items():
+        accuracy = 100 * metrics.clustering_accuracy(labels, other)
+        values[_name("clustering_accuracy", n, number)] = accuracy
     return {name: round(value, 3) for name, value in values.items()}, {number: clusters} | others
 
 

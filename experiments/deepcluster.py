@@ -177,8 +177,8 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     """
     check_options(config)
     dataset = data.load(config.dataset, config.data_dir)
-    train = common.prepare(dataset.train_images, dataset.train_labels, config.num_train)
-    test = common.prepare(dataset.test_images, dataset.test_labels, config.num_test, train.scale)
+    train = common.prepare(dataset.train[: config.num_train])
+    test = common.prepare(dataset.test[: config.num_test], train.scale)
     splits = Splits(dataset, train, test)
     if config.sweep is not None:
         return _sweep(config, splits)

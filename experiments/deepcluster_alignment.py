@@ -75,7 +75,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
     """
     check_options(config)
     dataset = data.load(config.dataset, config.data_dir)
-    train = common.prepare(dataset.train_images, dataset.train_labels, config.num_train)
+    train = common.prepare(dataset.train[: config.num_train])
     if train.labels is None:
         raise ConfigError(f"dataset={config.dataset!r} has no labels to compare with")
     if config.sweep is not None:

@@ -29,6 +29,7 @@ from experiments.common import architectures, evaluation, figures
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, peak_gib, run_seeds
 from experiments.common.training import Checkpoints, Timer
+from experiments.data import Split
 from sul_jax import LearningRule, energy, k_subspaces, patches, stack, training, whitening
 from sul_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import EnergyNet
@@ -129,13 +130,6 @@ EVALUATION = (
 )  # fmt: skip
 
 
-class Split(NamedTuple):
-    """Images, uint8 or floating, and their labels."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-
-
 class Member(NamedTuple):
     """One of the networks of a seed."""
 
@@ -166,14 +160,13 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     _check(config)
     dataset = data.load(config.dataset, config.data_dir)
     named = architectures.get(_architecture_name(config, dataset.name))
-    train = _first(Split(dataset.train_images, dataset.train_labels), config.num_train)
+    train = dataset.train[: config.num_train]
     # The search for a network has seen the labels of the first images.
     searched = 0
-    if dataset.train_images is dataset.test_images and named.study.get("searched"):
+    if dataset.is_one_set and named.study.get("searched"):
         same = named.study["crc32"] == identity(dataset.train_images)["crc32"]
         searched = int(named.study["searched"]) if same else 0
-    labels = None if dataset.test_labels is None else dataset.test_labels[searched:]
-    test = _first(Split(dataset.test_images[searched:], labels), config.num_test)
+    test = dataset.test[searched:][: config.num_test]
     filled = fill_in(config, dataset.name, train, test, named.options)
     told_apart = identity(train.images) | {"sizes": architecture_of(filled).to_dict()}
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=EVALUATION) as workdir:
@@ -189,10 +182,6 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
             paper=paper_numbers(filled),
             together=len(workdir.seeds),
         )
-
-
-def _first(split: Split, number: int | None) -> Split:
-    return Split(split.images[:number], None if split.labels is None else split.labels[:number])
 
 
 def _learned(
@@ -345,6 +334,13 @@ def evaluate(
     key = jax.random.key(seed)
     cluster = partial(evaluation.cluster, key, num_clusters=config.num_clusters)
     metrics: dict[str, float] = {}
+
+    def note(
+        prefix: str, clustering: evaluation.Clustering, names: Sequence[str] = ("clustering_error",)
+    ) -> None:
+        scores = clustering.scores
+        metrics.update({f"{prefix}_{name}": round(scores[name], 4) for name in names if name in scores})
+
     pixels = jax.jit(evaluation.to_float)(jnp.asarray(test.images))
     names = ["zca", *(f"layer{i}" for i in range(1, len(rules)))]
     build = partial(
@@ -353,32 +349,35 @@ def evaluate(
     each_layer = config.evaluate_layers and len(networks) == 1
     with tqdm(total=2 + len(names) * each_layer, desc="clustering the codes", unit="layer") as bar:
         if config.evaluate_layers:
-            _note(metrics, "pixels_clustering_error", cluster(pixels, test.labels).clustering_error)
+            note("pixels", cluster(pixels, test.labels))
         if each_layer:
             codes = pixels
             for name, rule, state in zip(names, rules, networks[0], strict=True):
                 codes = evaluation.map_batches(partial(jax.jit(rule.encode), state), codes)
-                _note(metrics, f"{name}_clustering_error", cluster(codes, test.labels).clustering_error)
+                note(name, cluster(codes, test.labels))
                 bar.update()
             pooled = energy.pooled_codes(codes, power=config.code_power)
             del codes
         else:
             pooled = evaluation.map_batches(build(), pixels)
-        found, whitening_state = cluster_codes(config, key, pooled, test.labels)
-        for name in ("clustering_error", "purity", "normalized_mutual_info", "adjusted_rand_index"):
-            _note(metrics, f"test_{name}", getattr(found, name))
+        clustering, whitening_state = cluster_codes(config, key, pooled, test.labels)
+        note(
+            "test",
+            clustering,
+            ("clustering_error", "purity", "normalized_mutual_info", "adjusted_rand_index"),
+        )
         bar.update()
-        network = build(whitening=whitening_state, centroids=found.centroids)
+        network = build(whitening=whitening_state, centroids=clustering.centroids)
         network.save(config.workdir / f"network-seed{seed}")
-        some = _first(train, config.num_train_evaluated)
-        if some.labels is not None and len(some.images):
+        some = train[: config.num_train_evaluated]
+        if some.labels is not None and len(some):
             plain = build()
             codes = evaluation.map_batches(lambda batch: plain(evaluation.to_float(batch)), some.images)
             on_train, _ = cluster_codes(config, key, codes, some.labels)
-            _note(metrics, "train_clustering_error", on_train.clustering_error)
+            note("train", on_train)
         bar.update()
     metrics["zca_dc_ratio"] = float(whitening.dc_ratio(networks[0][0].kernel))
-    return network, metrics, found
+    return network, metrics, clustering
 
 
 def cluster_codes(
@@ -393,11 +392,6 @@ def cluster_codes(
         state = fit(codes)
         codes = whitening.pca_whiten(codes, state)
     return evaluation.cluster(key, codes, labels, num_clusters=config.num_clusters), state
-
-
-def _note(metrics: dict[str, float], name: str, value: float | None) -> None:
-    if value is not None:
-        metrics[name] = round(value, 4)
 
 
 def draw(
@@ -508,7 +502,7 @@ def fill_in(config: Config, name: str, train: Split, test: Split, options: Mappi
         "networks": config.networks or 1,
         "code_power": config.code_power or 1.0,
         "learning_curve": not small if config.learning_curve is None else config.learning_curve,
-        "num_clusters": config.num_clusters or (10 if test.labels is None else len(np.unique(test.labels))),
+        "num_clusters": config.num_clusters or test.num_classes or 10,
         "seeds_together": config.seeds_together or 1,
     }
     filled = Filled(**{**vars(config), **defaults})

@@ -31,7 +31,7 @@ from experiments import data
 from experiments.common import embeddings, evaluation, figures
 from experiments.common.options import ConfigError, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds
-from sul_jax import augment, nmce, subspace_clustering
+from sul_jax import augment, metrics, nmce, subspace_clustering
 from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE
 
@@ -105,10 +105,10 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     """
     embeddings.check(config)
     dataset = data.load(config.dataset, config.data_dir)
-    labels = None if dataset.train_labels is None else dataset.train_labels[: config.num_images]
+    split = dataset.train[: config.num_images]
     data.check_unit_range(dataset.train_images)
-    images = resized(dataset.train_images[: config.num_images], config.image_size)
-    num_clusters = config.num_clusters or (None if labels is None else len(np.unique(labels)))
+    images, labels = resized(split.images, config.image_size), split.labels
+    num_clusters = config.num_clusters or split.num_classes
     if num_clusters is None:
         raise ConfigError("num_clusters is needed for images without labels")
     if num_clusters > len(images):
@@ -144,7 +144,8 @@ def _judge(
         groups = found.labels if labels is None else labels
         figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
         figures.gallery(images, found.labels, labels, config.workdir / "clusters.png")
-    judged = {} if labels is None else evaluation.against_labels(labels, found.labels)
+    measures = [one for one in evaluation.MEASURES if one is not metrics.clustering_accuracy]
+    judged = {} if labels is None else metrics.in_percent(labels, found.labels, measures)
     own = {"num_clusters": config.num_clusters, "gamma": found.gamma, "graph_parts": found.num_parts}
     return judged | own
 

@@ -39,7 +39,7 @@ from experiments.common import embeddings, evaluation, features, figures
 from experiments.common.options import ConfigError, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds, sweep
 from experiments.common.training import Trained
-from sul_jax import LearningRule, augment, nmce, training
+from sul_jax import LearningRule, augment, metrics, nmce, training
 from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE
 
@@ -442,7 +442,7 @@ def _judge_clusters(config: Filled, seed: int, stage: int, network: NMCE, splits
         figures.principal_components(images, codes, found, config.workdir / "figure2.png")
         figures.gallery(images, found, splits.labels, config.workdir / "clusters.png")
     suffix = "_stage2" if stage == 2 else ""
-    judged = {} if splits.labels is None else evaluation.scores(splits.labels, found)
+    judged = {} if splits.labels is None else metrics.in_percent(splits.labels, found)
     return {name + suffix: round(value, 3) for name, value in judged.items()}
 
 
@@ -478,21 +478,16 @@ def _paper(config: Filled) -> dict[str, float]:
 
 
 def _splits(dataset: data.Dataset, config: Config) -> Splits:
-    images, labels = dataset.train_images[: config.num_images], dataset.train_labels
-    on_device = jnp.asarray(images)
-    asked_labels = dataset.test_labels
-    if labels is None or asked_labels is None:
-        return Splits(on_device, labels, None)
-    labels = labels[: config.num_images]
-    if dataset.test_images is not dataset.train_images:
-        test = features.Labelled(
-            jnp.asarray(dataset.test_images[: config.num_test]), asked_labels[: config.num_test]
-        )
-        return Splits(on_device, labels, features.Judge(features.Labelled(on_device, labels), test))
-    # One set of images: classifiers are asked about every fifth, and know the others.
-    asked = np.arange(len(images)) % 5 == 0
-    parts = (features.Labelled(jnp.asarray(images[chosen]), labels[chosen]) for chosen in (~asked, asked))
-    return Splits(on_device, labels, features.Judge(*parts))
+    train = dataset.train[: config.num_images]
+    on_device = data.Split(jnp.asarray(train.images), train.labels)
+    known, asked = on_device, dataset.test[: config.num_test]
+    if dataset.is_one_set:  # classifiers are asked about every fifth, and know the others
+        fifth = np.arange(len(train)) % 5 == 0
+        known, asked = train[~fifth], train[fifth]
+    if known.labels is None or asked.labels is None:
+        return Splits(on_device.images, train.labels, None)
+    parts = (features.Labelled(jnp.asarray(own.images), np.asarray(own.labels)) for own in (known, asked))
+    return Splits(on_device.images, on_device.labels, features.Judge(*parts))
 
 
 def _check(config: Config) -> None:

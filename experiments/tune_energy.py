@@ -21,7 +21,7 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,28 +37,17 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from experiments import data
-from experiments.common import architectures, evaluation, figures, studies
+from experiments.common import architectures, energy_space, evaluation, figures, studies
+from experiments.common.energy_space import PRESETS, Space
 from experiments.common.options import CommandOptions, ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, device_name, identity, make_workdir, record, recorded, write_json
-from sul_jax import energy, patches, training, whitening
+from sul_jax import energy, metrics, training, whitening
 from sul_jax._check import check_integer
 from sul_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.energy import EnergyArchitecture
 from sul_jax.seeds import over_seeds
 
 EXPERIMENT = "tune_energy"
-Shape = tuple[int, ...]
-_SPACE = 2  # changes with the parameters' names and meaning
-_MAX_SUBSPACES, _MAX_RANK, _MAX_ZCA = 64, 16, 11
-# What each preset changes (table 5).
-_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "full": {},
-    "no_zca": {"zca": False},
-    "no_rescale": {"rescale": False},
-    "neither": {"zca": False, "rescale": False},
-    "rank_one": {"max_rank": 1},
-    "random_subspaces": {"random_subspaces": True},
-}
 # Proposals in a row that are too large.
 _MAX_NOT_BEGUN = 200
 # Trials whose compiled programs are held: each has memory maps, of which a process may have 65,530.
@@ -160,14 +149,27 @@ class Search(NamedTuple):
     num_clusters: int
 
     @property
-    def shape(self) -> Shape:
-        """Of an image."""
-        return self.images.shape[1:]
+    def space(self) -> Space:
+        """Of the proposals."""
+        config = self.config
+        return Space(config.preset, config.num_layers, self.images.shape[1:], config.batch_size)
 
     @property
     def num_batches(self) -> int:
         """Minibatches of a pass over all images."""
         return len(self.images) // self.config.batch_size
+
+    def cost(self, architecture: EnergyArchitecture) -> tuple[float, float]:
+        """Million operations for the codes of an image, and GiB that a trial holds."""
+        config = self.config
+        mflop, gib = energy_space.cost(architecture, self.space.shape, num_images=config.num_images)
+        return mflop, config.seeds_per_trial * config.networks * gib
+
+    def too_large(self, mflop: float, gib: float) -> str:
+        """Why networks of this cost are not begun, if so."""
+        if mflop > self.config.max_mflop:
+            return f"{mflop:.0f} million operations an image"
+        return f"{gib:.1f} GiB of codes" if gib > self.config.memory_gib else ""
 
 
 def run(config: Config) -> Found:
@@ -183,18 +185,10 @@ def run(config: Config) -> Found:
     _share_compiled_programs()
     dataset = data.load(config.dataset, config.data_dir)
     search = _prepare(config, dataset)
-    filled, shape = search.config, search.shape
-    first = None
-    if filled.start_from is not None:
-        begin = architectures.get(filled.start_from).architecture
-        first = _as_parameters(begin, filled, shape)
-        if reason := _too_large(*cost(begin, shape, filled), filled):
-            raise ConfigError(
-                f"start_from={filled.start_from!r} takes {reason}; raise --max-mflop or --memory-gib"
-            )
+    filled, first = search.config, _first(search)
     make_workdir(filled.workdir)
     settings = recorded(filled) | {"seed": filled.seed, "data": identity(np.asarray(search.images))}
-    settings["space"] = _SPACE
+    settings["space"] = energy_space.VERSION
     # Through JSON, so that they compare equal to what is read back.
     settings = json.loads(json.dumps({k: v for k, v in settings.items() if k not in _WORKERS_OWN}))
     study = studies.open_study(filled, settings, first)
@@ -216,6 +210,21 @@ def run(config: Config) -> Found:
     return found
 
 
+def _first(search: Search) -> dict[str, float] | None:
+    """The parameters of the architecture to begin with, if one is given."""
+    given = search.config.start_from
+    if given is None:
+        return None
+    architecture = architectures.get(given).architecture
+    try:
+        parameters = search.space.parameters(architecture)
+    except optuna.TrialPruned as outside:
+        raise ConfigError(f"start_from={given!r} {outside}") from None
+    if reason := search.too_large(*search.cost(architecture)):
+        raise ConfigError(f"start_from={given!r} takes {reason}; raise --max-mflop or --memory-gib")
+    return parameters
+
+
 def _share_compiled_programs() -> None:
     """Between workers, and between a trial and a finalist."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -229,7 +238,7 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
     if dataset.train_labels is None:
         raise ConfigError(f"dataset={config.dataset!r} has no labels, which the search needs for some images")
     available = len(dataset.train_images)
-    if dataset.train_images is dataset.test_images:
+    if dataset.is_one_set:
         available //= 2  # the other half is for the test
     accelerator = jax.default_backend() != "cpu"
     number = config.num_images or (available if accelerator else min(5000, available))
@@ -355,19 +364,19 @@ def _timed(trial: optuna.Trial) -> Iterator[None]:
 def _objective(trial: optuna.Trial, search: Search) -> float:
     """Clustering error of a proposal in percent; raises `TrialPruned` with the reason."""
     config, total = search.config, search.num_batches
-    architecture = propose(trial, config, search.shape)
+    architecture = search.space.propose(trial)
     sizes = json.dumps(architecture.to_dict())
     trial.set_user_attr("architecture", sizes)
     for other in trial.study.get_trials(deepcopy=False):
         same = other.user_attrs.get("architecture") == sizes
         if other.number < trial.number and same and other.state != TrialState.FAIL:
             raise optuna.TrialPruned(f"the same as trial {other.number}")
-    mflop, gib = cost(architecture, search.shape, config)
+    mflop, gib = search.cost(architecture)
     trial.set_user_attr("mflop", round(mflop, 2))
     # Without it refused proposals would be the sampler's model of good ones until some trial has ended.
     trial.set_constraint("mflop", mflop - config.max_mflop)
     trial.set_constraint("gib", gib - config.memory_gib)
-    if reason := _too_large(mflop, gib, config):
+    if reason := search.too_large(mflop, gib):
         raise optuna.TrialPruned(reason)
     learner = Learner(architecture, search)
     seeds = [config.seed + 1000 * trial.number + i for i in range(config.seeds_per_trial)]
@@ -383,117 +392,11 @@ def _objective(trial: optuna.Trial, search: Search) -> float:
     return error
 
 
-def _too_large(mflop: float, gib: float, config: Filled) -> str:
-    """Why networks of this cost are not begun, if so."""
-    if mflop > config.max_mflop:
-        return f"{mflop:.0f} million operations an image"
-    return f"{gib:.1f} GiB of codes" if gib > config.memory_gib else ""
-
-
-def propose(trial: optuna.trial.BaseTrial, config: Config, shape: Shape) -> EnergyArchitecture:
-    """Sizes from the paper's space: whitening, and of every layer k, r, w, kernel and padding.
-
-    Args:
-      trial: what chooses them.
-      config: number of layers and preset.
-      shape: of an image, height, width and channels.
-
-    Raises:
-      optuna.TrialPruned: too little is left of the image to be pooled.
-    """
-    return _sizes(partial(_suggest, trial), config, shape)
-
-
-def _sizes(choose: Callable[[str, int, int], int], config: Config, shape: Shape) -> EnergyArchitecture:
-    """An architecture whose sizes are chosen by name, each from a lowest to a highest value."""
-    preset = _PRESETS[config.preset]
-    side, channels = min(shape[:2]), shape[2]
-    kernel, components = 1, 0
-    if preset.get("zca", True):
-        kernel = choose("zca_kernel_size", 1, min(_MAX_ZCA, side))
-        components = choose("zca_num_components_share", 0, kernel**2 * channels)
-    layers = []
-    for index in range(1, config.num_layers + 1):
-        name = f"layer{index}"
-        num_subspaces = choose(f"{name}_num_subspaces", 2, _MAX_SUBSPACES)
-        winners = choose(f"{name}_num_winners_share", 1, num_subspaces)
-        # The images of the layers above are as large as those below make them.
-        size = choose(f"{name}_kernel_size" if index == 1 else f"{name}_kernel_size_share", 1, side)
-        padding = choose(f"{name}_padding_share", 0, size // 2)
-        rank = min(choose(f"{name}_rank", 1, preset.get("max_rank", _MAX_RANK)), size**2 * channels)
-        layers.append(energy.EnergyLayer(num_subspaces, rank, winners, size, padding))
-        side, channels = patches.output_size(side, kernel_size=size, padding=padding), num_subspaces
-        if side < 2:
-            raise optuna.TrialPruned(f"layer {index} leaves {side}×{side} positions, too few to pool")
-        if config.batch_size is not None and side**2 * config.batch_size < num_subspaces:
-            raise optuna.TrialPruned("more subspaces than patches in a minibatch, too few to pool")
-    return EnergyArchitecture(kernel, components, tuple(layers))
-
-
-def _suggest(trial: optuna.trial.BaseTrial, name: str, low: int, high: int) -> int:
-    """A size; where its range depends on other sizes the search sees its share of the range, in [0, 1].
-
-    Optuna compares values of one fixed range only, in what it proposes as in what it calls important.
-    """
-    if not name.endswith("_share"):
-        return trial.suggest_int(name, low, high)
-    return min(low + int(trial.suggest_float(name, 0, 1) * (high - low + 1)), high)
-
-
-def _as_parameters(architecture: EnergyArchitecture, config: Config, shape: Shape) -> dict[str, float]:
-    """What `propose` would have to be given."""
-    values = architecture._asdict()
-    for index, layer in enumerate(architecture.layers, 1):
-        values |= {f"layer{index}_{name}": value for name, value in layer._asdict().items()}
-    parameters: dict[str, float] = {}
-
-    def note(name: str, low: int, high: int) -> int:
-        size = name.removesuffix("_share")
-        value = values.get(size)  # None of a layer too many
-        if value is None or not low <= value <= high:
-            raise optuna.TrialPruned(f"has {size}={value}, but images of shape {shape} allow {low} to {high}")
-        parameters[name] = value if size == name else (value - low + 0.5) / (high - low + 1)
-        return value
-
-    try:
-        if _sizes(note, config, shape) != architecture:
-            raise optuna.TrialPruned(f"is outside num_layers={config.num_layers}, preset={config.preset}")
-    except optuna.TrialPruned as outside:
-        raise ConfigError(f"start_from={config.start_from!r} {outside}") from None
-    return parameters
-
-
-def cost(architecture: EnergyArchitecture, shape: Shape, config: Filled) -> tuple[float, float]:
-    """Million operations for the codes of an image, and GiB that a trial holds.
-
-    Args:
-      architecture: the sizes.
-      shape: of an image, height, width and channels.
-      config: number of images and of seeds.
-    """
-    height, width, channels = shape
-    operations, held, below = 0, 0, height * width * channels
-    for layer in architecture.layers:
-        window = {"kernel_size": layer.kernel_size, "padding": layer.padding}
-        height, width = (patches.output_size(side, **window) for side in (height, width))
-        patch = layer.kernel_size**2 * channels
-        operations += 2 * height * width * patch * layer.num_subspaces * layer.rank
-        channels = layer.num_subspaces
-        above = height * width * channels
-        # Codes of the layer below and above, bases, their scatter in a few chunks, and patches of chunks.
-        bases = patch * layer.num_subspaces * layer.rank
-        chunk = max(patches.chunk_bytes(), 4 * height * width * (patch + layer.num_subspaces * layer.rank))
-        layer_bytes = 4 * (config.num_images * (below + above) + 10 * bases) + 4 * chunk
-        held, below = max(held, layer_bytes), above
-    total = config.seeds_per_trial * config.networks * held
-    return operations / 1e6, total / 2**30
-
-
 class Learner:
     """Learns networks of one architecture; compiled once for all budgets and seeds."""
 
     def __init__(self, architecture: EnergyArchitecture, search: Search):
-        config, preset = search.config, _PRESETS[search.config.preset]
+        config, preset = search.config, PRESETS[search.config.preset]
         random = preset.get("random_subspaces", False)
         _, *rules = energy.network_rules(
             architecture, rescale=preset.get("rescale", True), random_subspaces=random
@@ -509,7 +412,7 @@ class Learner:
         def pooled(maps: Array) -> Array:
             codes = energy.pooled_codes(maps, power=config.code_power)
             # Features of zeros change no distance, and one compiled k-means serves every trial.
-            return jnp.pad(codes, ((0, 0), (0, 4 * _MAX_SUBSPACES - codes.shape[1])))
+            return jnp.pad(codes, ((0, 0), (0, 4 * energy_space.MAX_SUBSPACES - codes.shape[1])))
 
         self._pooled = jax.jit(jax.vmap(pooled))
 
@@ -522,8 +425,8 @@ class Learner:
         every = jnp.split(self._codes(keys, num_batches), len(seeds))
         for seed, codes in zip(seeds, every, strict=True):
             key, side_by_side = jax.random.key(seed), codes.swapaxes(0, 1)
-            found = evaluation.cluster(key, side_by_side, None, num_clusters=search.num_clusters)
-            errors.append(evaluation.against_labels(labels, found.labels[: len(labels)])["clustering_error"])
+            clustering = evaluation.cluster(key, side_by_side, None, num_clusters=search.num_clusters)
+            errors.append(100 * metrics.clustering_error(labels, clustering.labels[: len(labels)]))
         return errors
 
     def _codes(self, keys: Array, num_batches: int) -> Array:
@@ -585,19 +488,19 @@ def _finish(study: optuna.Study, search: Search) -> Found:
 
 def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyArchitecture]]:
     """Error, number and architecture of the best trials, of those that fit into this machine's memory."""
-    config, shape, found = search.config, search.shape, []
+    config, best = search.config, []
     for trial in sorted(_completed(study), key=lambda trial: (trial.value, trial.number)):
-        architecture = propose(optuna.trial.FixedTrial(trial.params), config, shape)
-        if cost(architecture, shape, config)[1] <= config.memory_gib:
-            found.append((trial.value, trial.number, architecture))
-    if not found:
+        architecture = search.space.propose(optuna.trial.FixedTrial(trial.params))
+        if search.cost(architecture)[1] <= config.memory_gib:
+            best.append((trial.value, trial.number, architecture))
+    if not best:
         raise ConfigError("no trial that fits was finished; raise --trials, --max-mflop or --memory-gib")
-    return found[: config.finalists]
+    return best[: config.finalists]
 
 
 def _named(architecture: EnergyArchitecture, search: Search, **found: float) -> architectures.Named:
     """An architecture with what `mnist_energy` must know of its search."""
-    config, dataset, preset = search.config, search.dataset, _PRESETS[search.config.preset]
+    config, dataset, preset = search.config, search.dataset, PRESETS[search.config.preset]
     options = {name: preset[name] for name in ("rescale", "random_subspaces") if name in preset}
     options |= {"networks": config.networks, "code_power": config.code_power}
     # Of the default for a part of the images, nothing follows for all of them.
@@ -607,7 +510,7 @@ def _named(architecture: EnergyArchitecture, search: Search, **found: float) -> 
     about = {
         "dataset": dataset.name,
         # Of data that come as one set: the first, whose labels the search has seen.
-        "searched": len(dataset.train_images) // 2 if dataset.train_images is dataset.test_images else None,
+        "searched": len(dataset.train_images) // 2 if dataset.is_one_set else None,
         "crc32": identity(dataset.train_images)["crc32"],
         "device": device_name(),
         "jax": jax.__version__,
@@ -650,8 +553,8 @@ def draw(study: optuna.Study, folder: Path) -> None:
 
 def _check(config: Config) -> None:
     check_options(config)
-    if config.preset not in _PRESETS:
-        raise ConfigError(f"preset={config.preset!r} is unknown; accepted: {', '.join(_PRESETS)}")
+    if config.preset not in PRESETS:
+        raise ConfigError(f"preset={config.preset!r} is unknown; accepted: {', '.join(PRESETS)}")
     if config.save_as is not None:
         architectures.check_new_name(config.save_as)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import acol_pseudo
+from experiments import acol_pseudo, data
 from experiments.acol_pseudo import Config
 from sul_jax import acol, augment, gar
 from sul_jax.nn import ACOL
@@ -328,14 +328,14 @@ def test_bad_options(config: Config, change: dict, message: str) -> None:
 
 
 def test_parents_of_any_labels() -> None:
-    split = acol_pseudo.Split(jnp.zeros((4, 8, 8, 1)), np.array([40, 10, 30, 20]))
+    split = data.Split(jnp.zeros((4, 8, 8, 1)), np.array([40, 10, 30, 20]))
     parents = acol_pseudo._parents(split)
     assert parents.tolist() == [1, 0, 1, 0]
 
 
 def test_street_numbers_are_standardised() -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
-    found = np.asarray(acol_pseudo._prepare(images, None, 15, "svhn_cropped").images)
+    found = np.asarray(acol_pseudo._prepare(data.Split(images[:15], None), "svhn_cropped").images)
     assert found.shape == (15, 4, 4, 3)
     np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(found.std(axis=(1, 2, 3)), 1, atol=1e-4)

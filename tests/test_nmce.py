@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from experiments import data, nmce_coil, nmce_images, nmce_manifolds, nmce_spiral
-from experiments.common import evaluation, generated, runs, training
+from experiments.common import generated, runs, training
 from experiments.nmce_spiral import Config
-from sul_jax import coding_rate, gradient_rule, k_subspaces, stack, subspace_clustering, whitening
+from sul_jax import coding_rate, gradient_rule, k_subspaces, metrics, stack, subspace_clustering, whitening
 from sul_jax.nn import MLP, NMCE, ResNet, backbones
 from sul_jax.training import Minibatches
 
@@ -364,7 +364,7 @@ def test_subspace_clustering_finds_planted_subspaces(l1_ratio: float) -> None:
     features = np.concatenate(points)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     found = subspace_clustering.fit(features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20)
-    assert evaluation.against_labels(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
+    assert metrics.clustering_error(np.repeat(np.arange(3), 30), found.labels) == 0
 
 
 def test_the_sparsest_graph_that_is_whole_enough() -> None:
@@ -375,7 +375,7 @@ def test_the_sparsest_graph_that_is_whole_enough() -> None:
     gammas = (50, 1.001, 3, 1.5)
     found = subspace_clustering.fit(np.asarray(features), num_clusters=3, gamma=gammas)
     assert (found.gamma, found.num_parts) == (3, 3)
-    assert evaluation.against_labels(np.repeat(np.arange(3), 30), found.labels)["clustering_error"] == 0
+    assert metrics.clustering_error(np.repeat(np.arange(3), 30), found.labels) == 0
 
 
 def test_coefficients_are_those_of_the_support_they_were_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:

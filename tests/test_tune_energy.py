@@ -15,7 +15,8 @@ import optuna
 import pytest
 
 from experiments import mnist_energy, tune_energy
-from experiments.common import architectures, studies
+from experiments.common import architectures, energy_space, studies
+from experiments.common.energy_space import Space
 from experiments.tune_energy import Config
 from sul_jax import energy
 
@@ -46,7 +47,7 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
     # One pass was asked for; the minibatches of 128 were only right for so few images.
     assert found.named.options == {"networks": 2, "code_power": 1.0, "passes": 1}
     study = study_in(config.workdir)
-    assert study.trials[0].params == tune_energy._as_parameters(first, config, (28, 28, 1))
+    assert study.trials[0].params == Space("full", 1, (28, 28, 1)).parameters(first)
     begun = [t for t in study.trials if "error_first" in t.user_attrs]
     assert len(begun) == 3
     assert 0 <= found.error <= 90
@@ -88,23 +89,22 @@ def test_few_labels_are_of_every_class() -> None:
 
 def test_presets_change_the_space() -> None:
     for number in range(1, 5):
-        known, config = energy.ARCHITECTURES[f"{number}layer"], Config(num_layers=number)
-        trial = optuna.trial.FixedTrial(tune_energy._as_parameters(known, config, (28, 28, 1)))
-        assert tune_energy.propose(trial, config, (28, 28, 1)) == known
+        known, space = energy.ARCHITECTURES[f"{number}layer"], Space("full", number, (28, 28, 1))
+        assert space.propose(optuna.trial.FixedTrial(space.parameters(known))) == known
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for preset, check in {
         "no_zca": lambda a: a.zca_num_components == 0,
         "rank_one": lambda a: all(layer.rank == 1 for layer in a.layers),
     }.items():
-        assert check(tune_energy.propose(study.ask(), Config(preset=preset, num_layers=1), (28, 28, 1)))
+        assert check(Space(preset, 1, (28, 28, 1)).propose(study.ask()))
 
 
 @pytest.mark.parametrize(
     ("name", "mflop"), [("1layer", 17), ("2layer", 633), ("3layer", 393), ("4layer", 1680)]
 )
 def test_cost_is_that_of_the_published_networks(name: str, mflop: float) -> None:
-    found, _ = tune_energy.cost(energy.ARCHITECTURES[name], (28, 28, 1), Config(num_images=1000))
-    assert found == pytest.approx(mflop, rel=0.02)
+    operations, _ = energy_space.cost(energy.ARCHITECTURES[name], (28, 28, 1), num_images=1000)
+    assert operations == pytest.approx(mflop, rel=0.02)
 
 
 @pytest.mark.parametrize("preset", ["neither", "random_subspaces"])

@@ -12,7 +12,7 @@ from jax import Array
 
 from experiments.common import evaluation
 from experiments.common.options import ConfigError, RunOptions
-from experiments.data import Dataset
+from experiments.data import Dataset, Split
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt
 from sul_jax.nn import AlexNet, LeNet5
 
@@ -74,9 +74,7 @@ def network_defaults(config: NetworkOptions, dataset: Dataset) -> dict[str, Any]
     colour = dataset.train_images.shape[-1] == 3
     architecture = config.architecture or ("alexnet" if colour else "lenet5")
     alexnet = architecture == "alexnet"
-    clusters = _CLUSTERS.get(dataset.name)
-    if clusters is None:
-        clusters = 10 if dataset.train_labels is None else len(np.unique(dataset.train_labels))
+    clusters = _CLUSTERS.get(dataset.name) or dataset.train.num_classes or 10
     return {
         "dataset": dataset.name,
         "architecture": architecture,
@@ -131,21 +129,17 @@ class Images(NamedTuple):
     scale: Scale
 
 
-def prepare(
-    images: np.ndarray, labels: np.ndarray | None, number: int | None, scale: Scale | None = None
-) -> Images:
-    """The first images of a split, on the device.
+def prepare(split: Split, scale: Scale | None = None) -> Images:
+    """A split on the device.
 
     Args:
-      images: `[num, height, width, channels]`.
-      labels: `[num]` or None.
-      number: of images to take; None takes all.
+      split: of a data set.
       scale: of the training images; by default that of the images themselves.
     """
-    raw = jnp.asarray(images[:number])
+    raw = jnp.asarray(split.images)
     scale = _scale(raw) if scale is None else scale
-    seen = evaluation.map_batches(_middle, images[:number])
-    return Images(raw, _normalize(seen, scale), None if labels is None else labels[:number], scale)
+    seen = evaluation.map_batches(_middle, split.images)
+    return Images(raw, _normalize(seen, scale), split.labels, scale)
 
 
 def _scale(raw: Array) -> Scale:

@@ -1,6 +1,6 @@
 """Clustering of codes and its agreement with labels: the same for every experiment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,26 +11,29 @@ from jax import Array
 
 from sul_jax import k_means, metrics
 
+MEASURES = (
+    metrics.clustering_error,
+    metrics.clustering_accuracy,
+    metrics.purity,
+    metrics.normalized_mutual_info,
+    metrics.adjusted_rand_index,
+)
 # Compiled once for each shape, however often `cluster` is called.
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
 
 
 class Clustering(NamedTuple):
-    """A k-means clustering of codes, in percent against labels where there are any.
+    """A k-means clustering of codes.
 
     Attributes:
       labels: `[num_examples]`, clusters.
       centroids: `[num_clusters, features]`.
-      clustering_error: 100 less the one-to-one accuracy.
-      purity, normalized_mutual_info, adjusted_rand_index: as in `sul_jax.metrics`, in percent.
+      scores: of `MEASURES` by name, in percent; empty where there is nothing to compare with.
     """
 
     labels: np.ndarray
     centroids: Array
-    clustering_error: float | None
-    purity: float | None
-    normalized_mutual_info: float | None
-    adjusted_rand_index: float | None
+    scores: Mapping[str, float]
 
 
 def to_float(images: Array) -> Array:
@@ -95,49 +98,6 @@ def cluster(
     """
     flat = codes.reshape(codes.shape[0], -1)
     result = _fit(key, flat, num_clusters=num_clusters, num_init=num_init)
-    found = np.asarray(result.labels)
-    if labels_true is None:
-        return Clustering(found, result.centroids, None, None, None, None)
-    return Clustering(found, result.centroids, **against_labels(labels_true, found))
-
-
-def against_labels(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Clustering error, purity, NMI and ARI in percent.
-
-    Args:
-      labels_true: `[num_examples]`.
-      found: `[num_examples]`, clusters.
-
-    Example:
-      >>> import numpy as np
-      >>> from experiments.common import evaluation
-      >>> evaluation.against_labels(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_error"]
-      25.0
-    """
-    return {
-        "clustering_error": 100 * (1 - metrics.clustering_accuracy(labels_true, found)),
-        "purity": 100 * metrics.purity(labels_true, found),
-        "normalized_mutual_info": 100 * metrics.normalized_mutual_info(labels_true, found),
-        "adjusted_rand_index": 100 * metrics.adjusted_rand_index(labels_true, found),
-    }
-
-
-def scores(labels_true: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """One-to-one accuracy, NMI and ARI in percent: what methods are compared by.
-
-    Args:
-      labels_true: `[num_examples]`.
-      found: `[num_examples]`, clusters.
-
-    Example:
-      >>> import numpy as np
-      >>> from experiments.common import evaluation
-      >>> evaluation.scores(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))["clustering_accuracy"]
-      75.0
-    """
-    judged = against_labels(labels_true, found)
-    return {
-        "clustering_accuracy": 100 - judged["clustering_error"],
-        "normalized_mutual_info": judged["normalized_mutual_info"],
-        "adjusted_rand_index": judged["adjusted_rand_index"],
-    }
+    clusters = np.asarray(result.labels)
+    scores = {} if labels_true is None else metrics.in_percent(labels_true, clusters, MEASURES)
+    return Clustering(clusters, result.centroids, scores)

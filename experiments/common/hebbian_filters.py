@@ -7,6 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from experiments.common.hebbian_options import (
 from experiments.common.options import ConfigError
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, write_json
 from experiments.common.training import run_steps
+from experiments.data import Split
 from sul_jax import hebbian, training
 from sul_jax.hebbian import HebbianState
 from sul_jax.learning_rule import GradientState, LearningRule, gradient_rule
@@ -45,18 +47,6 @@ _FEATURE_BATCH = 250  # images of which features are taken at a time
 _PATCHES_OF_A_UNIT = 50  # of which those that filters start from are drawn; and that they compete for
 _CURVES = "errors.json"  # of the first seed, over the time of supervised training
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
-
-
-class Split(NamedTuple):
-    """Images and what is asked of them.
-
-    Attributes:
-      images: uint8 or floating `[num, height, width, channels]`.
-      labels: int32 `[num]`.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
 
 
 class Setting(NamedTuple):
@@ -132,7 +122,7 @@ def run(
                 network.save(config.workdir / f"network-{seed}")
                 yield Learned(network, {name: round(value, 3) for name, value in metrics.items()}, seconds)
 
-        num_test = len(splits["test"].images) if splits else 0
+        num_test = len(splits["test"]) if splits else 0
         return run_seeds(workdir, learn, dataset, num_train=number, num_test=num_test, paper=reported)
 
 
@@ -151,7 +141,7 @@ def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], floa
         power, seconds = _choose_power(setting, seed, filters)
         metrics["power"], spent = power, spent + seconds
     test = splits["test"]
-    tests = {"test": test, "shadowed test": test._replace(images=shadowed(test.images))}
+    tests = {"test": test, "shadowed test": replace(test, images=shadowed(test.images))}
     build = partial(_network, setting, filters, power)
     network, history, seconds = fit(setting, seed, build, splits["train"], tests, "classifier")
     metrics["train_loss"], metrics["classifier_seconds"] = (float(value) for value in history[-1, :2])
@@ -346,7 +336,7 @@ def fit(
       The network, the history, as in `Learner`, and the seconds of all of it.
     """
     began = time.perf_counter()
-    config, number = setting.config, len(train.images)
+    config, number = setting.config, len(train)
     batch_size = min(config.batch_size, number)
     num_steps = number // batch_size
     network = build(nnx.Rngs(seed))
@@ -364,7 +354,7 @@ def fit(
     guess = jax.jit(lambda state, inputs: jnp.argmax(rule.encode(state, inputs), axis=1))
     key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
 
-    def error(state: GradientState, inputs: Array, labels: np.ndarray) -> Any:
+    def error(state: GradientState, inputs: Array, labels: np.ndarray | None) -> Any:
         guesses = map_batches(partial(guess, state), inputs, batch_size=_FEATURE_BATCH)
         return 100 * np.mean(np.asarray(guesses) != labels)
 
@@ -429,7 +419,7 @@ def _features(graph: Any, state: Any, images: Array) -> Array:
 
 def _inputs(config: Filled, network: NNLConv, splits: Mapping[str, Split]) -> list[Array]:
     """What the classifier sees of each split: features where they fit into memory, else images."""
-    examples = sum(len(split.images) for split in splits.values())
+    examples = sum(map(len, splits.values()))
     kept = network.response == "nnl" and 2 * examples * network.num_features <= config.cache_gib * 2**30
     if not kept:
         return [jnp.asarray(split.images) for split in splits.values()]
@@ -457,10 +447,7 @@ def _choose_power(setting: Setting, seed: int, filters: Sequence[Array]) -> tupl
     """The candidate of least error on held-out training images, of the same filters; and the seconds."""
     train, powers = setting.splits["train"], setting.config.powers
     order = np.random.default_rng(seed).permutation(len(train.images))
-    hidden, shown = (
-        Split(train.images[chosen], train.labels[chosen])
-        for chosen in np.split(order, [setting.config.num_validation])
-    )
+    hidden, shown = (train[chosen] for chosen in np.split(order, [setting.config.num_validation]))
     errors, spent = {}, 0.0
     for power in powers:
         build, title = partial(_network, setting, filters, power), f"power {power:g}"
@@ -507,14 +494,12 @@ def _split(dataset: data.Dataset, config: Config) -> tuple[np.ndarray, dict[str,
 
     Of data that come as one set, every fifth is a test image.
     """
-    images, labels = dataset.train_images, dataset.train_labels
-    test_images, test_labels = dataset.test_images, dataset.test_labels
-    if labels is None or test_labels is None:
-        return images[: config.num_train], {}, 1
-    classes = int(max(labels.max(), test_labels.max())) + 1
-    if test_images is images:
-        held = np.arange(len(images)) % 5 == 4
-        images, labels, test_images, test_labels = images[~held], labels[~held], images[held], labels[held]
-    train = Split(images[: config.num_train], labels[: config.num_train])
-    test = Split(test_images[: config.num_test], test_labels[: config.num_test])
+    train, test = dataset.train, dataset.test
+    if train.labels is None or test.labels is None:
+        return train.images[: config.num_train], {}, 1
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    if dataset.is_one_set:
+        held = np.arange(len(train)) % 5 == 4
+        train, test = train[~held], train[held]
+    train, test = train[: config.num_train], test[: config.num_test]
     return train.images, {"train": train, "test": test}, classes

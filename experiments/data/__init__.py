@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,37 @@ from experiments.data.others import BUNDLED, COIL, PREPARED, both_splits
 from sul_jax._files import atomic_path as atomic_path
 from sul_jax.cli.arrays import check_images as check_images
 from sul_jax.cli.arrays import read_arrays
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels; `split[:100]`, `split[mask]` and `split[indices]` are some of them.
+
+    Attributes:
+      images: `[num, height, width, channels]`.
+      labels: int32 `[num]` or None.
+
+    Example:
+      >>> import numpy as np
+      >>> from experiments.data import Split
+      >>> some = Split(np.zeros((5, 4, 4, 1)), np.array([0, 0, 1, 2, 2]))[:3]
+      >>> len(some), some.num_classes
+      (3, 2)
+    """
+
+    images: Any
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: Any) -> "Split":
+        return Split(self.images[chosen], None if self.labels is None else self.labels[chosen])
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of the labels, if there are any."""
+        return None if self.labels is None else len(np.unique(self.labels))
 
 
 @dataclass(frozen=True)
@@ -49,6 +81,21 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray | None
     source: str
+
+    @property
+    def train(self) -> Split:
+        """To learn from."""
+        return Split(self.train_images, self.train_labels)
+
+    @property
+    def test(self) -> Split:
+        """To judge by."""
+        return Split(self.test_images, self.test_labels)
+
+    @property
+    def is_one_set(self) -> bool:
+        """Whether all images are training and test images at once."""
+        return self.train_images is self.test_images
 
 
 _READERS: dict[str, Callable[[str, Path | None], Found]] = {

@@ -208,8 +208,7 @@ def _judge(images: Images, fits: Sequence[Fit]) -> tuple[Report, Fit, np.ndarray
 
 def _scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """Agreement with labels, in percent."""
-    judges = (metrics.clustering_accuracy, metrics.normalized_mutual_info, metrics.adjusted_rand_index)
-    return {judge.__name__: round(100 * judge(labels, clusters), 3) for judge in judges}
+    return {name: round(value, 3) for name, value in metrics.in_percent(labels, clusters).items()}
 
 
 def _baseline(config: Config, images: Images, report: Report) -> dict[str, float]:
