@@ -172,10 +172,18 @@ def _row(what: str, taken: float, limit: float) -> list[str]:
     return [what, f"{taken:.3f}", f"{limit:.3f}", f"{taken / limit:.2f}"]
 
 
-def _compared(title: str, times: list[tuple[str, float]], digits: int = 4) -> str:
-    """A table of times, each over the first."""
-    rows = [[name, f"{taken:.{digits}f}", f"{taken / times[0][1]:.2f}"] for name, taken in times]
-    return format_table([title, "seconds", "ratio"], rows)
+def _compared(title: str, times: list[tuple[Any, ...]], *columns: str, digits: int = 4) -> str:
+    """A table of names and times, each also over the first, and the cells of further columns."""
+    first = times[0][1]
+    rows = [[name, f"{taken:.{digits}f}", f"{taken / first:.2f}", *rest] for name, taken, *rest in times]
+    return format_table([title, "seconds", "ratio", *columns], rows)
+
+
+def _fitted(timed: Timed, fit: Callable[[], float]) -> tuple[float, str]:
+    """Seconds of a k-means that gives its inertia, and the inertia."""
+    inertias: list[float] = []
+    taken = timed(lambda: inertias.append(float(fit())))
+    return taken, f"{inertias[-1]:.6g}"
 
 
 def k_subspaces_table(timed: Timed) -> str:
@@ -193,10 +201,10 @@ def coding_rate_table(timed: Timed) -> str:
     features = whitening.normalize(jax.random.normal(jax.random.key(0), (1024, 128)))
     memberships = jax.nn.softmax(3 * jax.random.normal(jax.random.key(1), (1024, 10)))
     reduction = partial(coding_rate.coding_rate_reduction, eps_squared=0.2)
-    times = [("sul_jax", timed(jax.jit(jax.value_and_grad(reduction, (0, 1))), features, memberships))]
+    ours = timed(jax.jit(jax.value_and_grad(reduction, (0, 1))), features, memberships)
     peer = peers.torch_coding_rate(np.asarray(features), np.asarray(memberships))
-    if peer is not None:
-        times.append(("PyTorch, the published formula", timed(peer)))
+    times = [("sul_jax", ours)]
+    times += [] if peer is None else [("PyTorch, the published formula", timed(peer))]
     return _compared("coding-rate reduction and gradient, 1,024 × 128 features, 10 clusters", times)
 
 
@@ -218,14 +226,13 @@ def resnet_table(config: Config, timed: Timed) -> str:
     features = jax.random.normal(jax.random.key(1), (2, number, 128))
     loss = partial(coding_rate.tcr_loss, eps_squared=0.2, average_views=False)
     share = timed(jax.jit(jax.value_and_grad(loss)), features) / ours
-    rows = [["sul_jax, with its augmentation", f"{ours:.3f}", f"{number / ours:.0f}", "1.00", f"{share:.1%}"]]
+    times = [("sul_jax, with its augmentation", ours, f"{number / ours:.0f}", f"{share:.1%}")]
     step = peers.torch_resnet(number, lower)
     if step is not None:
         peer = timed(step)
-        name, ratio = "PyTorch, without augmentation", f"{peer / ours:.2f}"
-        rows.append([name, f"{peer:.3f}", f"{number / peer:.0f}", ratio, ""])
+        times.append(("PyTorch, without augmentation", peer, f"{number / peer:.0f}", ""))
     title = f"ResNet-18 step on {number} images, two views, {'bfloat16' if lower else 'float32'}"
-    return format_table([title, "seconds", "images/s", "ratio", "loss's share"], rows)
+    return _compared(title, times, "images/s", "loss's share", digits=3)
 
 
 def _resnet(rngs: nnx.Rngs) -> NMCE:
@@ -275,10 +282,8 @@ def acol_table(config: Config, timed: Timed) -> str:
         three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), state)
         several = jax.jit(jax.vmap(lambda state, key: rule.update(state, images, key=key)))
         times.append(("… 3 seeds together", timed(several, three, jax.random.split(key, 3))))
-    for name, whole in (("PyTorch", True), ("… the network alone", False)):
-        step = peers.torch_acol(number, whole=whole)
-        if step is not None:
-            times.append((name, timed(step)))
+    for name, step in zip(("PyTorch", "… the network alone"), peers.torch_acol(number), strict=False):
+        times.append((name, timed(step)))
     return _compared(f"ACOL step on {number} images of 28×28", times, digits=3)
 
 
@@ -289,33 +294,21 @@ def k_means_tables(config: Config, timed: Timed) -> str:
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
     network = EnergyClustering(10, architecture="1layer", max_steps=10, code_whitening=0, random_state=0)
     what = f"of {len(images)} test images of {dataset.name}"
-    tables = [_k_means_table(f"pixels {what}", pixels, config, timed)]
-    tables.append(_k_means_table(f"one layer's codes {what}", network.fit_transform(images), config, timed))
-    return "\n\n".join(tables)
+    tables = {"pixels": pixels, "one layer's codes": network.fit_transform(images)}
+    return "\n\n".join(_k_means_table(f"{name} {what}", x, timed) for name, x in tables.items())
 
 
-def _k_means_table(what: str, x: np.ndarray, config: Config, timed: Timed) -> str:
+def _k_means_table(what: str, x: np.ndarray, timed: Timed) -> str:
     from sklearn.cluster import KMeans
 
-    fit = jax.jit(partial(k_means.fit, num_clusters=10))
-    ours = timed(fit, jax.random.key(0), jnp.asarray(x))
-    inertia = float(fit(jax.random.key(0), jnp.asarray(x)).inertia)
-    rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{inertia:.6g}"]]
-
-    def row(name: str, fitted: Callable[[], float]) -> None:
-        times, found = [], 0.0
-        for _ in range(config.repetitions):
-            start = time.perf_counter()
-            found = fitted()
-            times.append(time.perf_counter() - start)
-        rows.append([name, f"{min(times):.2f}", f"{min(times) / ours:.2f}", f"{found:.6g}"])
-
-    row("scikit-learn", lambda: float(KMeans(10, n_init=10, random_state=0).fit(x).inertia_))
-    with_faiss = peers.faiss_k_means(x, 10, 50, starts=10)
-    if with_faiss is not None:
-        row("faiss, 50 iterations", with_faiss)
-    title = f"k-means on {what}, k = 10, best of 10"
-    return format_table([title, "seconds", "ratio", "inertia"], rows)
+    ours = jax.jit(partial(k_means.fit, num_clusters=10))
+    fits = {
+        "sul_jax": lambda: ours(jax.random.key(0), jnp.asarray(x)).inertia,
+        "scikit-learn": lambda: KMeans(10, n_init=10, random_state=0).fit(x).inertia_,
+        "faiss, 50 iterations": peers.faiss_k_means(x, 10, 50, starts=10),
+    }
+    times = [(name, *_fitted(timed, fit)) for name, fit in fits.items() if fit is not None]
+    return _compared(f"k-means on {what}, k = 10, best of 10", times, "inertia", digits=2)
 
 
 def deep_cluster_table(config: Config, timed: Timed) -> str:
@@ -331,18 +324,17 @@ def deep_cluster_table(config: Config, timed: Timed) -> str:
     noise = jax.random.normal(keys[2], (config.features, 256))
     x = jax.jit(whitening.normalize)(centres[group] + 2 * noise)
     whole = partial(k_means.fit, tolerance=0.0, empty_clusters="split")
-    fit = jax.jit(partial(whole, num_clusters=clusters, max_iterations=iterations))
-    ours = timed(fit, keys[0], x, init=x[:clusters])
-    inertia = float(fit(keys[0], x, init=x[:clusters]).inertia)
+    ours = jax.jit(partial(whole, num_clusters=clusters, max_iterations=iterations))
+    vectors = np.asarray(x)
+    fits = {
+        "sul_jax": lambda: ours(keys[0], x, init=x[:clusters]).inertia,
+        "faiss": peers.faiss_k_means(vectors, clusters, iterations, init=vectors[:clusters]),
+    }
     limit = 2 * (iterations + 1) * config.features * clusters * 256 / matmul_rate(timed)
-    rows = [["sul_jax", f"{ours:.2f}", "1.00", f"{limit / ours:.0%}", f"{inertia:.6g}"]]
-    vectors, found = np.asarray(x), [0.0]
-    with_faiss = peers.faiss_k_means(vectors, clusters, iterations, init=vectors[:clusters])
-    if with_faiss is not None:
-        peer = timed(lambda: found.append(with_faiss()))
-        rows.append(["faiss", f"{peer:.2f}", f"{peer / ours:.2f}", f"{limit / peer:.0%}", f"{found[-1]:.6g}"])
+    fitted = [(name, *_fitted(timed, fit)) for name, fit in fits.items() if fit is not None]
+    times = [(name, taken, f"{limit / taken:.0%}", inertia) for name, taken, inertia in fitted]
     title = f"{iterations} iterations of k-means on {config.features} × 256, k = {clusters}"
-    return format_table([title, "seconds", "ratio", "of matmul's rate", "inertia"], rows)
+    return _compared(title, times, "of matmul's rate", "inertia", digits=2)
 
 
 def convnets_table(timed: Timed) -> str:
@@ -374,9 +366,9 @@ def _network_seconds(network: LeNet5 | AlexNet, batch: int, timed: Timed) -> tup
     images = jax.random.uniform(jax.random.key(0), (400, *network.image_shape))
 
     def loss(network: Any, images: jax.Array, *, key: jax.Array, axis_name: str | None) -> jax.Array:
-        found = network(images, key=key)
-        labels = jnp.arange(batch) % found.shape[1]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(found, labels))
+        logits = network(images, key=key)
+        labels = jnp.arange(batch) % logits.shape[1]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     rule = gradient_rule(lambda rngs: type(network)(rngs=rngs), loss, optax.sgd(0.1, momentum=0.9))
     state, step = rule.init(jax.random.key(0), images), jax.jit(rule.update)

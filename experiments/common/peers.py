@@ -139,11 +139,11 @@ def torch_resnet(number: int, lower: bool) -> Step | None:
     return _descent(descent, loss, after=torch.cuda.synchronize if lower else None)
 
 
-def torch_acol(number: int, *, whole: bool) -> Step | None:
-    """A step of paper 002 on a CPU, or the network's without regularisation and augmentation."""
+def torch_acol(number: int) -> tuple[Step, ...]:
+    """A step of paper 002 on a CPU, and one of the network without regularisation and augmentation."""
     torch = _torch_on_cpu()
     if torch is None:
-        return None
+        return ()
     nn = torch.nn
     layers: list[Any] = []
     for inputs, outputs in ((1, 32), (32, 32), (32, 64), (64, 64)):
@@ -157,12 +157,12 @@ def torch_acol(number: int, *, whole: bool) -> Step | None:
 
     def turned() -> tuple[Any, Any]:
         ways = torch.randint(0, 8, (number,))
-        found = images
+        views = images
         for way in range(1, 8):
             one = torch.rot90(images, way % 4, (2, 3))
             one = one.flip(3) if way >= 4 else one
-            found = torch.where((ways == way)[:, None, None, None], one, found)
-        return found, ways
+            views = torch.where((ways == way)[:, None, None, None], one, views)
+        return views, ways
 
     def regularised() -> Any:
         views, ways = turned()
@@ -182,7 +182,8 @@ def torch_acol(number: int, *, whole: bool) -> Step | None:
     def supervised() -> Any:
         return nn.functional.cross_entropy(network(images), parents)
 
-    return _descent(torch.optim.Adam(network.parameters()), regularised if whole else supervised)
+    losses = (regularised, supervised)
+    return tuple(_descent(torch.optim.Adam(network.parameters()), loss) for loss in losses)
 
 
 def torch_convnet(network: LeNet5 | AlexNet, batch: int) -> tuple[Step, Step] | None:

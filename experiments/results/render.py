@@ -9,7 +9,7 @@ from experiments.common import runs
 from experiments.common.tables import comparison
 from experiments.data import atomic_path
 from experiments.results import records
-from experiments.results.rows import ACCELERATOR, HEADLINES, TABLES, Row
+from experiments.results.rows import ACCELERATOR, TABLES, Row
 from sul_jax.cli.tables import format_table
 
 _ROOT = Path(__file__).parents[2]
@@ -57,10 +57,10 @@ def headline_table() -> str:
     """The rows to see first, and how many of all have been run."""
     rows = [row for table in TABLES.values() for row in table]
     lines = []
-    for label, words in HEADLINES.items():
-        (row,) = (row for row in rows if row.label == label)
-        _, paper, ours, _, seeds, time, _ = _cells(row)
-        lines.append((words, paper, ours, seeds, time))
+    for row in rows:
+        if row.headline:
+            _, paper, ours, _, seeds, time, _ = _cells(row)
+            lines.append((row.headline, paper, ours, seeds, time))
     published = [row for row in rows if row.paper != "–"]
     missing = [row for row in published if not records.recorded(row)]
     run, large = len(published) - len(missing), sum(row.minutes is ACCELERATOR for row in missing)
