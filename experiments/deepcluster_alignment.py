@@ -26,7 +26,7 @@ from experiments import data
 from experiments.common import deep_cluster as common
 from experiments.common import figures
 from experiments.common.options import ConfigError, check_options, command_line
-from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting, sweep
 from experiments.common.training import Trained, run_steps
 from sul_jax import deep_cluster
 from sul_jax.cli.ranges import Range
@@ -107,8 +107,7 @@ def fill_in(config: Config, dataset: data.Dataset) -> Filled:
 def _paper(config: Filled, dataset: data.Dataset) -> Mapping[str, float]:
     """The paper's bounds of the mean, where they are for these options."""
     default, bounds = fill_in(Config(), dataset), PAPER.get(dataset.name)
-    published = ("num_clusters", "architecture", "num_components", "kmeans", "sobel", "num_train")
-    if bounds is None or any(getattr(config, name) != getattr(default, name) for name in published):
+    if bounds is None or not same_setting(config, default, ("num_networks",)):
         return {}
     names = ("initial_alignment_mean_lowest", "initial_alignment_mean_highest")
     return dict(zip(names, bounds, strict=True))

@@ -30,7 +30,7 @@ from jax import Array
 from experiments import data
 from experiments.common import embeddings, evaluation, figures
 from experiments.common.options import ConfigError, command_line
-from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting
 from sul_jax import augment, metrics, nmce, subspace_clustering
 from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE
@@ -201,7 +201,7 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
 
 def _paper(config: Filled) -> dict[str, float]:
     """The paper's error, for the paper's own setting."""
-    errors = [error for error, own in PAPER if recorded(config) == recorded(own)]
+    errors = [error for error, own in PAPER if same_setting(config, own)]
     return {"clustering_error": errors[0]} if errors else {}
 
 

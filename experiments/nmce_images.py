@@ -37,7 +37,7 @@ from jax import Array
 from experiments import data
 from experiments.common import embeddings, evaluation, features, figures
 from experiments.common.options import ConfigError, command_line
-from experiments.common.runs import Learned, SeedResult, Workdir, identity, recorded, run_seeds, sweep
+from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting, sweep
 from experiments.common.training import Trained
 from sul_jax import LearningRule, augment, metrics, nmce, training
 from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
@@ -469,8 +469,7 @@ def _paper(config: Filled) -> dict[str, float]:
     plain = Config(dataset=config.dataset, depth=config.depth)
     default = fill_in(plain, (1, side, side, 3), config.num_clusters)
     may_differ = ("stage", "precision", "judge_features", "num_views", "num_test", "image_size")
-    other = [{**recorded(one), **dict.fromkeys(may_differ)} for one in (config, default)]
-    if config.stage == 1 or other[0] != other[1]:
+    if config.stage == 1 or not same_setting(config, default, may_differ):
         return {}
     last = dict(zip(_NAMES, PAPER.get(where, ()), strict=False)) if config.stage == 3 else {}
     before = zip(_NAMES, PAPER_STAGE_2.get(where, ()), strict=False)

@@ -63,7 +63,6 @@ def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
         tmp_path,
         workdir=tmp_path / "two",
         filters_from=tmp_path / "run" / "network-0",
-        beside=tmp_path / "run",
         cache_gib=1e-6,
     )
     (second,) = cifar10_hebbian.run(borrowed)
@@ -134,7 +133,6 @@ def test_shadow_and_colour() -> None:
         ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),
         ({"filters_from": Path("nowhere"), "response": "relu"}, "filters_from has no part"),
         ({"filters_from": Path("nowhere")}, "path='.*nowhere' is not a folder"),
-        ({"beside": Path("nowhere")}, "beside='nowhere' has no errors.json"),
         ({"filter_learning_rate": 1e30, "normalize_update": False}, "is not finite"),
     ],
 )

@@ -472,13 +472,11 @@ def separation(shares: np.ndarray, path: Path) -> None:
         axes.hist(shares, bins=[index / 40 for index in range(41)], color="tab:blue")
 
 
-def errors(runs: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Figures 2 and 6: test errors in percent against the time of supervised training, by run and curve."""
+def errors(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Figures 2 and 6: test errors in percent against the time of supervised training, `seconds`."""
     with _axes(path, (5, 3.2), xlabel="supervised training, s", ylabel="error, %") as axes:
-        for style, (run, curves) in zip(("-", ":"), runs.items(), strict=False):
-            for index, name in enumerate(name for name in curves if name != "seconds"):
-                label = f"{run}{name}: {curves[name][-1]:.1f} %"
-                axes.plot(curves["seconds"], curves[name], f"{style}.", color=f"C{index}", label=label)
+        for name in (name for name in curves if name != "seconds"):
+            axes.plot(curves["seconds"], curves[name], ".-", label=f"{name}: {curves[name][-1]:.1f} %")
         axes.legend(frameon=False)
 
 

@@ -3,7 +3,6 @@
 What `cifar10_hebbian`, `imagenet32_hebbian` and `mnist_hebbian` share: their defaults differ.
 """
 
-import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,16 +24,24 @@ from experiments.common import figures
 from experiments.common.evaluation import map_batches, to_float
 from experiments.common.hebbian_options import (
     ARCHITECTURES,
+    INCIDENTAL,
     Config,
     Filled,
     blocks_of,
     check,
-    computed,
     fill_in,
     learning_rates,
 )
 from experiments.common.options import ConfigError
-from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, write_json
+from experiments.common.runs import (
+    Learned,
+    SeedResult,
+    Workdir,
+    identity,
+    run_seeds,
+    same_setting,
+    write_json,
+)
 from experiments.common.training import run_steps
 from experiments.data import Split
 from sul_jax import hebbian, training
@@ -45,7 +52,6 @@ from sul_jax.nn import NNLBlock, NNLConv
 _SHADOW = 25, 0.3  # columns of figure 6's shadow, and what is left of the light there
 _FEATURE_BATCH = 250  # images of which features are taken at a time
 _PATCHES_OF_A_UNIT = 50  # of which those that filters start from are drawn; and that they compete for
-_CURVES = "errors.json"  # of the first seed, over the time of supervised training
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
 
 
@@ -59,7 +65,6 @@ class Setting(NamedTuple):
       splits: `train` and `test`; none where there are no labels.
       num_classes: of all labels of the data set.
       borrowed: filters of another run, by block; none to learn them.
-      beside: curves of another run, by its name.
       workdir: of the run.
     """
 
@@ -69,7 +74,6 @@ class Setting(NamedTuple):
     splits: Mapping[str, Split]
     num_classes: int
     borrowed: Sequence[Array]
-    beside: Mapping[str, Mapping[str, Sequence[float]]]
     workdir: Workdir
 
 
@@ -103,18 +107,17 @@ def run(
     filled = fill_in(config, dataset.name, number)
     published = type(config)(architecture=config.architecture, response=config.response)
     # The paper's number stands beside runs of its own setting alone.
-    same = computed(filled) == computed(fill_in(published, auto[0], number))
+    same = same_setting(filled, fill_in(published, auto[0], number), INCIDENTAL)
     error = paper.get((config.architecture, config.response))
     reported = {"test_error": error} if same and error is not None else {}
     blocks = blocks_of(config, shape)
     nnx.eval_shape(lambda: NNLConv(shape, blocks, num_classes=1, rngs=nnx.Rngs(0)))  # do they fit?
-    beside = {} if config.beside is None else {f"{config.beside.name}: ": _curves(config.beside)}
     borrowed = [] if config.filters_from is None else _borrowed(config.filters_from, blocks, shape[-1])
     told_apart = identity(images)
     if borrowed:
         told_apart["filters"] = zlib.crc32(b"".join(np.asarray(w).tobytes() for w in borrowed))
     with Workdir(experiment, filled, data=told_apart) as workdir:
-        setting = Setting(filled, blocks, images, splits, num_classes, borrowed, beside, workdir)
+        setting = Setting(filled, blocks, images, splits, num_classes, borrowed, workdir)
 
         def learn(seeds: range) -> Iterator[Learned[NNLConv]]:
             for seed in seeds:
@@ -151,8 +154,8 @@ def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], floa
         looked = history[np.isfinite(history[:, 2])]
         columns = zip(("seconds", *tests), looked[:, 1:].T, strict=True)
         curves = {name: column.tolist() for name, column in columns}
-        write_json(config.workdir / _CURVES, curves)
-        figures.errors({"": curves, **setting.beside}, config.workdir / "figure2_errors.png")
+        write_json(config.workdir / "errors.json", curves)
+        figures.errors(curves, config.workdir / "figure2_errors.png")
         shown = [np.asarray(to_float(jnp.asarray(test.images[:16]))), tests["shadowed test"].images[:16]]
         figures.rows_of_images(shown, config.workdir / "figure6_shadows.png")
     return network, metrics, spent + seconds
@@ -456,19 +459,6 @@ def _choose_power(setting: Setting, seed: int, filters: Sequence[Array]) -> tupl
         setting.workdir.log(seed=seed, power=power, validation_error=errors[power])
         print(f"{title}: validation error {errors[power]:.2f} %")
     return min(errors, key=lambda power: errors[power]), spent
-
-
-def _curves(path: Path) -> dict[str, list[float]]:
-    """What another run wrote to its workdir."""
-    try:
-        found: dict[str, list[float]] = json.loads((path / _CURVES).read_text())
-        if len({len(values) for values in found.values()} | {len(found["seconds"])}) > 1:
-            raise ValueError("curves of different lengths")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"beside={str(path)!r} has no {_CURVES} of a run with test images ({error})"
-        ) from None
-    return found
 
 
 def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[Array]:

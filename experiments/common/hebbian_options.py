@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common.options import ConfigError, RunOptions, check_options
-from experiments.common.runs import recorded
 from sul_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NNLBlock
 
@@ -68,7 +67,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 # Of eq. 4 and 5: the learning rate before, between and after the drops, in units of the first.
 _RATES = (1.0, 0.8, 0.5, 0.2, 0.1)
 # Options that change no result, besides those that are not recorded.
-_INCIDENTAL = ("probe_every", "cache_gib", "num_validation")
+INCIDENTAL = ("probe_every", "cache_gib", "num_validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +126,6 @@ class Config(RunOptions):
     """Use only the first training images."""
     num_test: PositiveInt | None = None
     """Use only the first test images."""
-    beside: Path | None = None
-    """Workdir of another run, such as the twin's, whose errors are drawn in the same picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +151,6 @@ def fill_in(config: Config, dataset: str, num_train: int) -> Filled:
         "schedule": config.schedule or ("constant" if short else "drops" if twin else "linear"),
     }
     return Filled(**{**vars(config), **filled})
-
-
-def computed(config: Filled) -> dict[str, Any]:
-    """The options that a result depends on."""
-    return {name: value for name, value in recorded(config).items() if name not in _INCIDENTAL}
 
 
 def blocks_of(config: Config, image_shape: tuple[int, ...]) -> tuple[NNLBlock, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,7 +22,6 @@ RESULTS = Path(__file__).parents[1] / "results"
 # Fields of a config that say where and how a run was made, not what it computed.
 _NOT_RECORDED = (
     "workdir", "data_dir", "resume", "record", "seeds", "seed", "storage", "study", "save_as",
-    "beside",
 )  # fmt: skip
 
 Network = TypeVar("Network")
@@ -128,6 +127,12 @@ def recorded(config: Any) -> dict[str, Any]:
     """The options that say what a run computes, not where and how."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items() if k not in _NOT_RECORDED}
+
+
+def same_setting(one: Any, other: Any, may_differ: Collection[str] = ()) -> bool:
+    """Whether two configs, but for some options, compute the same: a run and the paper's, for instance."""
+    wanted = recorded(other)
+    return all(value == wanted[name] for name, value in recorded(one).items() if name not in may_differ)
 
 
 def record(experiment: str, config: Any, seed: int, outcome: Outcome) -> None:
