@@ -459,9 +459,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"transformations={numbers} is not accepted: different numbers from 1 to 8")
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -394,9 +394,7 @@ def growth_table(rate: float, timed: Timed) -> str:
     return format_table([*header, "batch 1024", "4096", "16384"], rows)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ about 28 % (over 50 %). experiments/results/README.md lists what ours gives, wit
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from experiments.common import hebbian_filters, hebbian_options
@@ -37,9 +38,7 @@ def run(config: Config) -> list[SeedResult[NNLConv]]:
     return hebbian_filters.run(config, experiment=EXPERIMENT, paper=PAPER)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

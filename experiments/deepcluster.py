@@ -456,9 +456,7 @@ def _show_sweep(
             print(f"rank correlation of alignment and probe, {len(pair)} networks, {name}: {rank:.2f}")
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

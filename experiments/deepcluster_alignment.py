@@ -172,9 +172,7 @@ def _sweep(config: Config, dataset: data.Dataset, train: common.Images) -> list[
     return [one for results in found for one in results]
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

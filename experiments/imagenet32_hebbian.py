@@ -9,6 +9,7 @@ it, filters are learned from scikit-learn's two photographs and drawn.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,9 +43,7 @@ def run(config: Config) -> list[SeedResult[NNLConv]]:
     return hebbian_filters.run(config, experiment=EXPERIMENT, auto=("imagenet32", "photographs"), paper=PAPER)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -556,9 +556,7 @@ def _networks_that_fit(config: Filled, train: Split) -> int:
     return max(1, int(0.6 * limit) // (3 * codes + 8 * patches.chunk_bytes()))
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ better: on held-out training images 150, 500 and 3,000 gave errors of 2.4, 2.1 a
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,9 +43,7 @@ def run(config: Config) -> list[SeedResult[NNLConv]]:
     return hebbian_filters.run(config, experiment=EXPERIMENT, auto=data.GRAY)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

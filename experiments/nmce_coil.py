@@ -205,9 +205,7 @@ def _paper(config: Filled) -> dict[str, float]:
     return {"clustering_error": errors[0]} if errors else {}
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -300,7 +300,10 @@ def optimizer(config: Filled, stage: int, steps_per_epoch: int) -> optax.Gradien
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     lars = optax.chain(
-        optax.masked(clipped_trust(schedule, config.trust_coefficient, decay), weights),
+        optax.masked(
+            nmce.clipped_trust(schedule, trust_coefficient=config.trust_coefficient, weight_decay=decay),
+            weights,
+        ),
         optax.sgd(schedule, momentum=0.9),
     )
     plain = optax.chain(
@@ -312,35 +315,6 @@ def optimizer(config: Filled, stage: int, steps_per_epoch: int) -> optax.Gradien
         return jax.tree_util.tree_map_with_path(lambda path, _: name(path[0].key, "lars"), params)
 
     return optax.multi_transform({"lars": lars, "plain": plain}, labels)
-
-
-def clipped_trust(
-    schedule: optax.Schedule, trust_coefficient: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """LARS's scaling with the clip of the authors' code, before a descent at the rate η_t of `schedule`.
-
-    (g + d·w) · min(1, η ‖w‖ / (‖g‖ + d ‖w‖) / η_t): no tensor moves faster than by plain descent. Without
-    the clip (`optax.lars`) a tensor's step does not depend on the size of its gradient.
-    """
-
-    def init(params: Any) -> optax.ScaleByScheduleState:
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
-
-    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        rate = jnp.maximum(schedule(state.count), 1e-12)
-
-        def scaled(gradient: Array, weight: Array) -> Array:
-            size = jnp.linalg.norm(weight)
-            slope = jnp.linalg.norm(gradient) + weight_decay * size
-            usable = (size > 0) & (slope > 0)
-            trust = trust_coefficient * size / jnp.where(usable, slope, 1) / rate
-            return (gradient + weight_decay * weight) * jnp.where(usable, jnp.minimum(trust, 1), 1)
-
-        changed = jax.tree.map(scaled, gradients, params)
-        return changed, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
-
-    return optax.GradientTransformation(init, update)
 
 
 def learning_rule(config: Filled, stage: int, network: NMCE, num_images: int) -> LearningRule:
@@ -497,9 +471,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"sweep={config.sweep} is not accepted: different weights")
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -148,9 +148,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     return generated.run(config, EXPERIMENT, source, paper=paper)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

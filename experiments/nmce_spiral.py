@@ -12,6 +12,7 @@ experiments/results/README.md lists what it gives, with seeds, device and time.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -100,9 +101,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     return generated.run(config, EXPERIMENT, generated.Source("spiral", 2, sample), draw=draw)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -559,9 +559,7 @@ def _check(config: Config) -> None:
         architectures.check_new_name(config.save_as)
 
 
-def main() -> None:
-    """The command line."""
-    command_line(run, Config, description=__doc__)
+main = partial(command_line, run, Config, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,16 @@ from flax import nnx
 from experiments import data, nmce_coil, nmce_images, nmce_manifolds, nmce_spiral
 from experiments.common import generated, runs, training
 from experiments.nmce_spiral import Config
-from sul_jax import coding_rate, gradient_rule, k_subspaces, metrics, stack, subspace_clustering, whitening
+from sul_jax import (
+    coding_rate,
+    gradient_rule,
+    k_subspaces,
+    metrics,
+    nmce,
+    stack,
+    subspace_clustering,
+    whitening,
+)
 from sul_jax.nn import MLP, NMCE, ResNet, backbones
 from sul_jax.training import Minibatches
 
@@ -293,7 +302,7 @@ def test_clipped_trust_against_plain_numpy() -> None:
     """Of a steep tensor the trust ratio counts, of a flat one the plain gradient."""
     weights = {"steep": jnp.array([[3.0, 4.0]]), "flat": jnp.array([[3.0, 4.0]])}
     gradients = {"steep": jnp.array([[60.0, 80.0]]), "flat": jnp.array([[0.0, 1e-3]])}
-    change = nmce_images.clipped_trust(lambda _: 0.5, 0.02, 0.1)
+    change = nmce.clipped_trust(lambda _: 0.5, trust_coefficient=0.02, weight_decay=0.1)
     found, _ = change.update(gradients, change.init(weights), weights)
     for name, clip in (("steep", 0.02 * 5 / (100 + 0.1 * 5) / 0.5), ("flat", 0.02 * 5 / (1e-3 + 0.5) / 0.5)):
         expected = (np.asarray(gradients[name]) + 0.1 * np.asarray(weights[name])) * min(1, clip)

@@ -21,17 +21,9 @@ from tqdm import tqdm
 
 from experiments import data
 from experiments.common import figures
+from experiments.common import hebbian_options as options
 from experiments.common.evaluation import map_batches, to_float
-from experiments.common.hebbian_options import (
-    ARCHITECTURES,
-    INCIDENTAL,
-    Config,
-    Filled,
-    blocks_of,
-    check,
-    fill_in,
-    learning_rates,
-)
+from experiments.common.hebbian_options import Config, Filled
 from experiments.common.options import ConfigError
 from experiments.common.runs import (
     Learned,
@@ -95,7 +87,7 @@ def run(
     Raises:
       ValueError: options or data that cannot be used.
     """
-    check(config)
+    options.check(config)
     dataset = data.load(config.dataset, config.data_dir, auto=auto)
     images, splits, num_classes = _split(dataset, config)
     number, shape = len(images), images.shape[1:]
@@ -104,13 +96,13 @@ def run(
             f"num_validation={config.num_validation} is not accepted: powers are chosen on some of the "
             f"{number} training images, by their labels"
         )
-    filled = fill_in(config, dataset.name, number)
+    filled = options.fill_in(config, dataset.name, number)
     published = type(config)(architecture=config.architecture, response=config.response)
     # The paper's number stands beside runs of its own setting alone.
-    same = same_setting(filled, fill_in(published, auto[0], number), INCIDENTAL)
+    same = same_setting(filled, options.fill_in(published, auto[0], number), options.INCIDENTAL)
     error = paper.get((config.architecture, config.response))
     reported = {"test_error": error} if same and error is not None else {}
-    blocks = blocks_of(config, shape)
+    blocks = options.blocks_of(config, shape)
     nnx.eval_shape(lambda: NNLConv(shape, blocks, num_classes=1, rngs=nnx.Rngs(0)))  # do they fit?
     borrowed = [] if config.filters_from is None else _borrowed(config.filters_from, blocks, shape[-1])
     told_apart = identity(images)
@@ -218,7 +210,7 @@ class Filters(NamedTuple):
 def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Filters:
     """Filters of a block from random patches, cut out minibatch by minibatch."""
     config, block = setting.config, setting.blocks[index]
-    designed = ARCHITECTURES[config.architecture].anti_hebbian[index]
+    designed = options.ARCHITECTURES[config.architecture].anti_hebbian[index]
     rule = hebbian.rule(
         num_units=block.num_units,
         anti_hebbian=designed if config.anti_hebbian is None else config.anti_hebbian,
@@ -343,7 +335,7 @@ def fit(
     batch_size = min(config.batch_size, number)
     num_steps = number // batch_size
     network = build(nnx.Rngs(seed))
-    rule = _rule(network, build, optax.adam(learning_rates(config, num_steps)))
+    rule = _rule(network, build, optax.adam(options.learning_rates(config, num_steps)))
     seen, *judged = _inputs(config, network, {"": train, **tests})
     labels = jnp.asarray(train.labels)
 

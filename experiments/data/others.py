@@ -1,21 +1,13 @@
 """Data sets that are bundled with scikit-learn, in files of their own, prepared by tfds, or the user's."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from experiments.data.originals import (
-    Arrays,
-    DataError,
-    Found,
-    NotFoundError,
-    decoded,
-    fingerprint,
-    imported,
-    prepared_in,
-    read_prepared,
-)
+from experiments.data import originals
+from experiments.data.originals import Arrays, DataError, Found, NotFoundError
 from sul_jax.cli import images as user_images
 from sul_jax.cli.arrays import check_images, read_arrays
 
@@ -76,7 +68,7 @@ def usps(name: str, directory: Path | None) -> Found:
     """USPS's digits, in HDF5."""
     groups = "with groups train and test of data [num, 256] and target [num]"
     path = _in_directory(name, "usps.h5", directory, groups)
-    h5py = imported("h5py")
+    h5py = originals.imported("h5py")
     arrays: Arrays = {}
     try:
         with h5py.File(path) as file:
@@ -92,17 +84,19 @@ def usps(name: str, directory: Path | None) -> Found:
 def prepared(name: str, directory: Path | None) -> Found:
     """Data that tfds has prepared, or CIFAR-10's strips."""
     theirs, label = PREPARED[name]
-    version = prepared_in(theirs, directory)
+    version = originals.prepared_in(theirs, directory)
     if version is not None:
-        key = fingerprint(sorted(version.iterdir()))
-        return "prepared tfds data", decoded(f"{name}-{key}", lambda: read_prepared(theirs, version, label))
+        key = originals.fingerprint(sorted(version.iterdir()))
+        read = partial(originals.read_prepared, theirs, version, label)
+        return "prepared tfds data", originals.decoded(f"{name}-{key}", read)
     if name == "cifar10" and directory is not None:
         folder = directory / name
         files = sorted([*folder.glob("*.webp"), *folder.glob("*_labels.npy")])
         if files:
             lossy = sum(len(np.load(path)) for path in folder.glob("*_lossy_indices.npy"))
             source = "strips of 500 images" + (f", {lossy} images not exact (JPEG)" if lossy else "")
-            return source, decoded(f"{name}-{fingerprint(files)}", lambda: _cifar10_strips(folder))
+            key = originals.fingerprint(files)
+            return source, originals.decoded(f"{name}-{key}", lambda: _cifar10_strips(folder))
     or_strips = ", or train_00000.webp … with train_labels.npy there" if name == "cifar10" else ""
     raise _not_found(name, f"tfds's prepared array_record data in {theirs}/{or_strips}")
 
