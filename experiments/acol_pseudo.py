@@ -212,17 +212,19 @@ def train_seeds(config: Filled, seeds: range, train: Split, workdir: Workdir) ->
 
     keys = [jax.random.key(seed) for seed in seeds]
     batches = training.Minibatches(jnp.stack(keys), number, config.batch_size, fill_last=True)
-    stepping = training.compiled(over_seeds(one, (0, 0, None, None)), scan=training.scans_convolutions())
     parents = jnp.asarray(_parents(train)) if taught else jnp.zeros(number, jnp.int32)
-    steps, names = config.epochs * batches.per_epoch, seeds_name(seeds)
+    steps, names, scan = config.epochs * batches.per_epoch, seeds_name(seeds), training.scans_convolutions()
     return run_steps(
-        lambda state, first, end: stepping(state, batches(first, end), train.images, parents),
+        training.compiled(over_seeds(one, (0, 0, None, None)), scan=scan),
         stacked([rule.init(key, None) for key in keys]),
-        steps=steps,
-        stride=200 if training.scans_convolutions() else 1,
-        folder=config.workdir / f"checkpoints-{names}",
-        title=f"seed {names}",
-        log=partial(workdir.log, seeds=names),
+        batches,
+        train.images,
+        parents,
+        num_steps=steps,
+        workdir=workdir,
+        name=names,
+        stride=200 if scan else 1,
+        about={"seeds": names},
         snapshot_at={round(share * steps) for share in _SHARES},
         snapshot=lambda state: jax.tree.map(lambda leaf: leaf[:1], state.params),
     )

@@ -261,17 +261,16 @@ class Cycles:
         self._cluster = jax.jit(partial(deep_cluster.feature_clusters, **config.clustering))
         self._draw = jax.jit(self._minibatches)
 
-    def learn(self, seeds: range) -> Trained:
+    def learn(self, seeds: range, workdir: Workdir) -> Trained:
         """All cycles of some seeds, with snapshots of the networks where they are to be judged."""
         cycles = self._config.cycles
         every = self._config.probe_every or cycles
         return run_steps(
             partial(self._cycle, seeds),
             stacked([self._begin(seed) for seed in seeds]),
-            steps=cycles,
-            stride=1,
-            folder=self._config.workdir / f"checkpoints-{seeds_name(seeds)}",
-            title=f"seed {seeds_name(seeds)}",
+            num_steps=cycles,
+            workdir=workdir,
+            name=seeds_name(seeds),
             unit="cycle",
             snapshot_at={*range(every, cycles, every), cycles},
             snapshot=lambda learner: _of_network(learner.state),
@@ -284,7 +283,7 @@ class Cycles:
             history=jnp.full((self._config.cycles, len(_HISTORY)), jnp.nan),
         )
 
-    def _cycle(self, seeds: range, learner: Learner, cycle: int, _: int) -> tuple[Learner, Array]:
+    def _cycle(self, seeds: range, learner: Learner, cycle: int) -> tuple[Learner, Array]:
         ready = [self._prepare(seed, of_seed(learner, place), cycle) for place, seed in enumerate(seeds)]
         learner, batches = (stacked(part) for part in zip(*ready, strict=True))
         # Minibatches first, then seeds.
@@ -354,7 +353,7 @@ def _learned(
     networks = [common.build(config, splits.train, nnx.Rngs(seed)) for seed in seeds]
     untrained = [judge.accuracies(*of, layers) for of in zip(seeds, networks, strict=True)]
     before = time.perf_counter() - began
-    trained = cycles.learn(seeds)
+    trained = cycles.learn(seeds, workdir)
     for place, (seed, network) in enumerate(zip(seeds, networks, strict=True)):
         began = time.perf_counter()
         learner: Learner = of_seed(trained.state, place)

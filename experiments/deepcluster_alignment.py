@@ -117,7 +117,7 @@ def _measure(config: Filled, seed: int, train: common.Images, workdir: Workdir) 
     """The alignments of a seed's networks."""
     labels = np.asarray(train.labels)
 
-    def advance(alignments: Array, index: int, _: int) -> tuple[Array, Array]:
+    def measure(alignments: Array, index: int) -> tuple[Array, Array]:
         number = seed * config.num_networks + index
         network = common.build(config, train, nnx.Rngs(number))
         key, features = jax.random.key(number), common.features(network, train.seen)
@@ -125,15 +125,14 @@ def _measure(config: Filled, seed: int, train: common.Images, workdir: Workdir) 
         return alignments.at[index].set(value), jnp.asarray(value)
 
     return run_steps(
-        advance,
+        measure,
         jnp.zeros(config.num_networks),
-        steps=config.num_networks,
-        stride=1,
-        folder=config.workdir / f"checkpoints-{seed}",
-        title=f"seed {seed}",
+        num_steps=config.num_networks,
+        workdir=workdir,
+        name=f"{seed}",
         unit="network",
         value_name="alignment",
-        log=partial(workdir.log, seed=seed),
+        about={"seed": seed},
     )
 
 

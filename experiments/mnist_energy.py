@@ -159,7 +159,9 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     """
     _check(config)
     dataset = data.load(config.dataset, config.data_dir)
-    named = architectures.get(_architecture_name(config, dataset.name))
+    if config.architecture == "auto":
+        config = replace(config, architecture="digits" if dataset.name == "digits" else "3layer")
+    named = architectures.get(config.architecture)
     train = dataset.train[: config.num_train]
     # The search for a network has seen the labels of the first images.
     searched = 0
@@ -434,7 +436,7 @@ def learning_curve(
         energy.EnergyArchitecture(11, 16, (energy.EnergyLayer(64, 5, 1, 9, 0),))
     )
     images, batch_size = jnp.asarray(train), min(256, len(train))
-    order = training.shuffled((config.seed, 0), len(train), batch_size, num_steps=_CURVE_STEPS)[:, None]
+    order = training.shuffled((config.seed, 0), len(train), batch_size, num_steps=_CURVE_STEPS)
     zca = jax.jit(lambda images: whiten.init(jax.random.key(0), evaluation.to_float(images)))(images)
 
     def see(images: Array, zca: Any) -> Array:
@@ -443,27 +445,28 @@ def learning_curve(
     held_out = jax.jit(see)(jnp.asarray(test[:1000]), zca)
     measure = jax.jit(lambda state, warmup: layer.update(state, held_out, warmup=warmup)[1].energy)
     looks = {*range(0, len(order), max(1, len(order) // 16)), config.warmup_steps, len(order) - 1}
-    found: list[float] = []
+    energies: list[float] = []
     measured: dict[int, float] = {}
 
-    def look(place: int, done: int, states: tuple[Any, ...], infos: Any) -> None:
-        found.append(float(infos.energy[0, 0]))
-        if done in looks:
-            measured[done] = float(measure(of_seed(states[0], 0), done < config.warmup_steps))
+    def step(state: Any, own: tuple[Array, Array], images: Array, zca: Any) -> tuple[Any, Any]:
+        chosen, warmup = own
+        return layer.update(state, see(images[chosen], zca), warmup=warmup)
 
-    training.train_layers(
-        [layer],
-        (),
-        lambda _: training.LayerTraining(
-            lambda first, end: order[first:end], len(order), jax.random.key(config.seed)[None]
-        ),
+    def look(done: int, state: Any, infos: Any) -> None:
+        energies.append(float(infos.energy[-1]))
+        if done in looks:
+            measured[done] = float(measure(state, done < config.warmup_steps))
+
+    training.train(
+        training.compiled(step),
+        jax.jit(layer.init)(jax.random.key(config.seed), see(images[order[0]], zca)),
+        lambda first, end: (order[first:end], np.arange(first, end) < config.warmup_steps),
         images,
         zca,
-        see=lambda chosen, images, zca: see(images[chosen], zca),
-        hyperparameters=lambda steps: {"warmup": steps < config.warmup_steps},
+        num_steps=len(order),
         callback=look,
     )
-    return np.array(found), np.array([*measured]), np.array([*measured.values()])
+    return np.array(energies), np.array([*measured]), np.array([*measured.values()])
 
 
 def paper_numbers(config: Filled) -> dict[str, float]:
@@ -495,7 +498,7 @@ def fill_in(config: Config, name: str, train: Split, test: Split, options: Mappi
     left = {key: value for key, value in options.items() if getattr(config, key) == getattr(Config, key)}
     if left.get("batch_size", 1) > number:
         del left["batch_size"]
-    config = replace(config, dataset=name, architecture=_architecture_name(config, name), **left)
+    config = replace(config, dataset=name, **left)
     defaults = {
         "batch_size": config.batch_size or min(128 if small else 512, number),
         "passes": config.passes or (3 if small else 1),
@@ -510,12 +513,6 @@ def fill_in(config: Config, name: str, train: Split, test: Split, options: Mappi
     if config.seeds_together is None:
         filled = replace(filled, seeds_together=_networks_that_fit(filled, train))
     return filled
-
-
-def _architecture_name(config: Config, dataset: str) -> str:
-    if config.architecture != "auto":
-        return config.architecture
-    return "digits" if dataset == "digits" else "3layer"
 
 
 def _check_sizes(config: Filled, train: Split, test: Split) -> None:

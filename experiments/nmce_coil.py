@@ -191,9 +191,9 @@ def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[N
         lambda first, end: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(first, end)),
         images,
         num_steps=config.steps,
-        folder=config.workdir / f"checkpoints-{seed}",
-        title=f"seed {seed}",
-        log=partial(workdir.log, seed=seed),
+        workdir=workdir,
+        name=f"{seed}",
+        about={"seed": seed},
     )
     embeddings.restore(network, trained.state)
     return network, trained.seconds

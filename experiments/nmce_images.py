@@ -369,9 +369,10 @@ def _train(config: Filled, seed: int, stage: int, network: NMCE, splits: Splits,
         batches,
         splits.images,
         num_steps=num_steps,
-        folder=config.workdir / f"checkpoints-{seed}-stage{stage}",
+        workdir=workdir,
+        name=f"{seed}-stage{stage}",
         title=f"seed {seed}, stage {stage}",
-        log=partial(workdir.log, seed=seed, stage=stage),
+        about={"seed": seed, "stage": stage},
         **looks,
     )
     embeddings.restore(network, trained.state)

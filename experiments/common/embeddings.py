@@ -60,9 +60,7 @@ def build(
     return NMCE(backbone, size, num_features=config.num_features, num_clusters=num_clusters, rngs=rngs)
 
 
-def train(
-    step: training.Step, state: Any, inputs: training.Inputs, images: Array, *, num_steps: int, **shown: Any
-) -> Trained:
+def train(step: training.Step, state: Any, inputs: training.Inputs, images: Array, **options: Any) -> Trained:
     """Trains a rule on images with a progress bar and checkpoints.
 
     Args:
@@ -70,17 +68,11 @@ def train(
       state: before the first step.
       inputs: of the steps from first to before end.
       images: handed to every step.
-      num_steps: how many.
-      **shown: further arguments of `run_steps`.
+      **options: of `run_steps`.
     """
     scan = training.scans_convolutions()
-    steps = training.compiled(step, scan=scan)
-
-    def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
-        state, infos = steps(state, inputs(first, end), images)
-        return state, infos.loss[-1]
-
-    return run_steps(advance, state, steps=num_steps, stride=_STRIDE if scan else 1, **shown)
+    steps, stride = training.compiled(step, scan=scan), _STRIDE if scan else 1
+    return run_steps(steps, state, inputs, images, stride=stride, **options)
 
 
 def restore(network: NMCE, state: Any) -> None:

@@ -175,20 +175,16 @@ def _step(
 
 def _train(config: Config, seed: int, workdir: Workdir, steps: training.Step, state: Any) -> Trained:
     """The rule's state after all steps, with snapshots of its parameters on the way."""
-    key = jax.random.key(seed)
-
-    def advance(state: Any, first: int, end: int) -> tuple[Any, Array]:
-        state, infos = steps(state, np.arange(first, end), key)
-        return state, infos.loss[-1]
-
     return run_steps(
-        advance,
+        steps,
         state,
-        steps=config.steps,
+        np.arange,
+        jax.random.key(seed),
+        num_steps=config.steps,
+        workdir=workdir,
+        name=f"{seed}",
         stride=_STRIDE,
-        folder=config.workdir / f"checkpoints-{seed}",
-        title=f"seed {seed}",
-        log=partial(workdir.log, seed=seed),
+        about={"seed": seed},
         snapshot_at={round(share * config.steps) for share in (0, 0.01, 0.03, 0.1, 0.3, 1)},
         snapshot=lambda state: state.params,
     )

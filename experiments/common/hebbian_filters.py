@@ -234,23 +234,20 @@ def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Fil
         number = -(-_PATCHES_OF_A_UNIT * block.num_units // config.patch_batch)
         return (draw(one, images) for one in jax.random.split(key, number))
 
-    steps = training.compiled(step)
-
-    def advance(state: HebbianState, first: int, end: int) -> tuple[HebbianState, Array]:
-        state, shares = steps(state, jnp.arange(first, end), images)
-        return state, shares[-1]
-
     start_key = jax.random.fold_in(key, config.filter_steps)
     start = _start_bright if config.filter_start == "patches" else hebbian.init
     trained = run_steps(
-        advance,
+        training.compiled(step),
         start(start_key, jnp.concatenate(list(many(start_key))), num_units=block.num_units),
-        steps=config.filter_steps,
-        stride=500,
-        folder=config.workdir / f"checkpoints-{seed}-filters-{index}",
+        jnp.arange,
+        images,
+        num_steps=config.filter_steps,
+        workdir=setting.workdir,
+        name=f"{seed}-filters-{index}",
         title=f"seed {seed}, filters of {block.kernel_size}×{block.kernel_size}",
+        stride=500,
         value_name="unconverged",
-        log=partial(setting.workdir.log, seed=seed, block=index),
+        about={"seed": seed, "block": index},
     )
     weights = trained.state.weights
     winners: set[int] = set()
@@ -353,7 +350,7 @@ def fit(
         guesses = map_batches(partial(guess, state), inputs, batch_size=_FEATURE_BATCH)
         return 100 * np.mean(np.asarray(guesses) != labels)
 
-    def advance(learner: Learner, epoch: int, _: int) -> tuple[Learner, Array]:
+    def advance(learner: Learner, epoch: int) -> tuple[Learner, Array]:
         started = time.perf_counter()
         order = jax.random.permutation(jax.random.fold_in(key, epoch), number)[: num_steps * batch_size]
         state, losses = steps(learner.network, order.reshape(num_steps, batch_size), seen, labels)
@@ -370,12 +367,12 @@ def fit(
     result = run_steps(
         advance,
         Learner(start, jnp.full((config.epochs, 2 + len(tests)), jnp.nan)),
-        steps=config.epochs,
-        stride=1,
-        folder=config.workdir / f"checkpoints-{seed}-{title.replace(' ', '-')}",
+        num_steps=config.epochs,
+        workdir=setting.workdir,
+        name=f"{seed}-{title.replace(' ', '-')}",
         title=f"seed {seed}, {title}",
         unit="epoch",
-        log=partial(setting.workdir.log, seed=seed),
+        about={"seed": seed},
     )
     learned: Learner = result.state
     nnx.update(_trained(network), learned.network.params)

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.common.options import ConfigError
+from experiments.common.runs import Workdir
 from sul_jax import _checkpoint, training
 
 # Time between two checkpoints of a training run.
@@ -82,16 +83,18 @@ def seeds_name(seeds: range) -> str:
 
 
 def run_steps(
-    advance: Callable[[Any, int, int], tuple[Any, Any]],
+    steps: training.Step,
     state: Any,
-    *,
-    steps: int,
-    stride: int,
-    folder: Path,
-    title: str,
+    inputs: training.Inputs = lambda first, end: first,
+    *arrays: Any,
+    num_steps: int,
+    workdir: Workdir,
+    name: str,
+    title: str = "",
+    stride: int = 1,
     unit: str = "step",
     value_name: str = "loss",
-    log: Callable[..., None] = lambda **_: None,
+    about: Mapping[str, Any] | None = None,
     snapshot_at: Collection[int] = (),
     snapshot: Callable[[Any], Any] = lambda state: state,
     snapshot_like: Any = None,
@@ -99,29 +102,31 @@ def run_steps(
     """Takes steps with a progress bar; goes on from the newest checkpoint in `folder`.
 
     Args:
-      advance: from a state and a range of steps (first, end) to the new state and the last loss, or the infos
-        of a gradient rule's steps.
-      state: a tree of arrays; it is not used again where `advance` donates it.
-      steps: how many.
-      stride: steps of one call of `advance`.
-      folder: of the checkpoints.
-      title: of the progress bar.
+      steps: as in `training.train`, to the new state and the losses, or the infos of a gradient rule's steps.
+      state: a tree of arrays; it is not used again where `steps` donates it.
+      inputs: as in `training.train`; by default the number of the first step.
+      *arrays: handed to every step.
+      num_steps: how many.
+      workdir: of the run, where checkpoints and the log are kept.
+      name: of the checkpoints.
+      title: of the progress bar; by default the seed, which `name` is.
+      stride: steps of one call of `steps`.
       unit: what a step is called there.
       value_name: what the loss is called there.
-      log: takes `step`, the loss and its terms at each checkpoint.
+      about: what the log says at each checkpoint beside the step, the loss and its terms; None for no log.
       snapshot_at: steps at which `snapshot` looks at the state.
       snapshot: what it keeps.
       snapshot_like: a tree like what it keeps, where taking one is expensive.
 
     Raises:
-      ConfigError: the loss is not finite, or the checkpoint has gone further than `steps`.
+      ConfigError: the loss is not finite, or the checkpoint has gone further than `num_steps`.
     """
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(workdir.path / f"checkpoints-{name}")
     (done,), stored = checkpoints.newest() or ((0,), None)
-    if done > steps:
+    if done > num_steps:
         raise ConfigError(
-            f"{str(folder)!r} holds a training of {done} {unit}s, which cannot be resumed to end after "
-            f"{steps}; give at least as many or another --workdir"
+            f"{str(checkpoints.folder)!r} holds a training of {done} {unit}s, which cannot be resumed to end "
+            f"after {num_steps}; give at least as many or another --workdir"
         )
     timer = Timer(0.0 if stored is None else float(stored["seconds"]))
     snapshots: list[tuple[int, Any]] = []
@@ -133,23 +138,22 @@ def run_steps(
 
     def look(done: int, state: Any, infos: Any) -> None:
         values = {value_name: _last(getattr(infos, "loss", infos))}
-        values |= {name: _last(term) for name, term in dict(getattr(infos, "terms", ())).items()}
+        values |= {term: _last(own) for term, own in dict(getattr(infos, "terms", ())).items()}
         if not np.isfinite(values[value_name]):
             raise ConfigError(f"the loss is not finite at {unit} {done}; lower the learning rate")
         bar.update(done - bar.n)
         bar.set_postfix({value_name: f"{values[value_name]:.4g}"})
         if done in snapshot_at:
             snapshots.append((done, jax.device_get(snapshot(state))))
-        if timer.is_due() or done == steps:
+        if timer.is_due() or done == num_steps:
             checkpoints.save((done,), _stored(state, snapshots, timer.seconds()))
             timer.saved()
-            log(step=done, **values)
+            if about is not None:
+                workdir.log(**about, step=done, **values)
 
-    with tqdm(total=steps, initial=done, desc=title, unit=unit) as bar:
-        plan: dict[str, Any] = {"num_steps": steps, "start": done, "stride": stride, "stops": snapshot_at}
-        state = training.train(
-            lambda state, span: advance(state, *span), state, lambda *span: span, callback=look, **plan
-        )
+    with tqdm(total=num_steps, initial=done, desc=title or f"seed {name}", unit=unit) as bar:
+        plan: dict[str, Any] = {"num_steps": num_steps, "start": done, "stride": stride, "stops": snapshot_at}
+        state = training.train(steps, state, inputs, *arrays, callback=look, **plan)
     return Trained(state, snapshots, timer.seconds())
 
 
