@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from experiments import data
-from experiments.common import architectures, evaluation, figures
+from experiments.common import architectures, energy_curve, evaluation, figures
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, peak_gib, run_seeds
 from experiments.common.training import Checkpoints, Timer
@@ -37,7 +37,6 @@ from sul_jax.seeds import of_seed
 
 EXPERIMENT = "mnist_energy"
 _WHITENED_COMPONENTS = 20
-_CURVE_STEPS = 60  # of figure 5
 # Test clustering error in percent: table 2 for the layers of the three-layer network, table 5 for depth.
 PAPER_LAYERS = {"pixels": 46.2, "zca": 50.0, "layer1": 22.7, "layer2": 22.2, "layer3": 2.3}
 # (architecture, ablations): test and training error. The paper searched new sizes for each ablation;
@@ -419,54 +418,10 @@ def draw(
     if test.labels is not None:
         figures.confusion(test.labels, clustering.labels, folder / "confusion.png")
     if config.learning_curve and min(train.images.shape[1:3]) >= 11:
-        curve = learning_curve(config, train.images, test.images)
+        curve = energy_curve.learning_curve(
+            train.images, test.images, seed=config.seed, warmup_steps=config.warmup_steps
+        )
         figures.learning_curve(*curve, config.warmup_steps, folder / "figure5_learning_curve.png")
-
-
-def learning_curve(
-    config: Filled, train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Energies of figure 5's layer: k = 64, r = 5, 9×9 patches of images whitened with 11×11, n = 16.
-
-    Returns:
-      Training energy of each step; the steps at which the energy of (up to 1,000) test images was
-      measured; those energies.
-    """
-    whiten, layer = energy.network_rules(
-        energy.EnergyArchitecture(11, 16, (energy.EnergyLayer(64, 5, 1, 9, 0),))
-    )
-    images, batch_size = jnp.asarray(train), min(256, len(train))
-    order = training.shuffled((config.seed, 0), len(train), batch_size, num_steps=_CURVE_STEPS)
-    zca = jax.jit(lambda images: whiten.init(jax.random.key(0), evaluation.to_float(images)))(images)
-
-    def see(images: Array, zca: Any) -> Array:
-        return whiten.encode(zca, evaluation.to_float(images))
-
-    held_out = jax.jit(see)(jnp.asarray(test[:1000]), zca)
-    measure = jax.jit(lambda state, warmup: layer.update(state, held_out, warmup=warmup)[1].energy)
-    looks = {*range(0, len(order), max(1, len(order) // 16)), config.warmup_steps, len(order) - 1}
-    energies: list[float] = []
-    measured: dict[int, float] = {}
-
-    def step(state: Any, own: tuple[Array, Array], images: Array, zca: Any) -> tuple[Any, Any]:
-        chosen, warmup = own
-        return layer.update(state, see(images[chosen], zca), warmup=warmup)
-
-    def look(done: int, state: Any, infos: Any) -> None:
-        energies.append(float(infos.energy[-1]))
-        if done in looks:
-            measured[done] = float(measure(state, done < config.warmup_steps))
-
-    training.train(
-        training.compiled(step),
-        jax.jit(layer.init)(jax.random.key(config.seed), see(images[order[0]], zca)),
-        lambda first, end: (order[first:end], np.arange(first, end) < config.warmup_steps),
-        images,
-        zca,
-        num_steps=len(order),
-        callback=look,
-    )
-    return np.array(energies), np.array([*measured]), np.array([*measured.values()])
 
 
 def paper_numbers(config: Filled) -> dict[str, float]:

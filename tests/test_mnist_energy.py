@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import mnist_energy
-from experiments.common import runs
+from experiments.common import energy_curve, runs
 from experiments.mnist_energy import Config
 from sul_jax.nn import EnergyNet
 
@@ -50,7 +50,7 @@ def interrupt(*_: object) -> None:
 
 
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist_energy, "_CURVE_STEPS", 2)
+    monkeypatch.setattr(energy_curve, "NUM_STEPS", 2)
     (result,) = mnist_energy.run(replace(config, learning_curve=True, evaluate_layers=True, seed=3))
     folder = config.workdir
     for name in (
