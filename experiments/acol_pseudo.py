@@ -172,10 +172,10 @@ def _paper(config: Filled) -> dict[str, float]:
         batch_size=400,
         num_clusters=10,
     )
-    found = PAPER.get((config.dataset, config.transformations, config.representation))
-    if found is None or not same_setting(config, published, ("epochs", "seeds_together")):
+    accuracy = PAPER.get((config.dataset, config.transformations, config.representation))
+    if accuracy is None or not same_setting(config, published, ("epochs", "seeds_together")):
         return {}
-    return {"clustering_accuracy": found}
+    return {"clustering_accuracy": accuracy}
 
 
 def learning_rule(config: Filled, image_shape: tuple[int, ...], *, num_images: int) -> LearningRule:
@@ -299,8 +299,8 @@ def _evaluate(config: Filled, seed: int, network: ACOL, test: Split) -> tuple[di
     """One-to-one accuracy, purity and mutual information of k-means, in percent; and the clusters."""
     codes = representations(network, test.images)[config.representation]
     key, names = jax.random.key(seed), ("clustering_accuracy", "purity", "normalized_mutual_info")
-    found = evaluation.cluster(key, jnp.asarray(codes), test.labels, num_clusters=config.num_clusters)
-    return {name: round(found.scores[name], 3) for name in names if found.scores}, found.labels
+    clustering = evaluation.cluster(key, jnp.asarray(codes), test.labels, num_clusters=config.num_clusters)
+    return {name: round(clustering.scores[name], 3) for name in names if clustering.scores}, clustering.labels
 
 
 def _draw(
@@ -309,7 +309,7 @@ def _draw(
     """The paper's figures, of the first seed."""
     folder, shown = config.workdir, test[:2000]
     images, labels, raw, clusters = shown.images, shown.labels, raw[:2000], clusters[:2000]
-    found = representations(network, images)
+    layers = representations(network, images)
     colours = clusters if labels is None else labels
     while_learning = {}
     for step, params in trained.snapshots:
@@ -318,7 +318,7 @@ def _draw(
         accuracy = f", {scores['clustering_accuracy']:.1f} %" if scores else ""
         while_learning[f"step {step}{accuracy}"] = codes
     figures.embeddings(while_learning, colours, folder / "figure3_while_learning.png")
-    spaces = {"F": found["features"], "Z": found["logits"], "softmax(Z)": found["probabilities"]}
+    spaces = {"F": layers["features"], "Z": layers["logits"], "softmax(Z)": layers["probabilities"]}
     figures.embeddings(spaces, colours, folder / "figure5_representations.png")
     kernel = np.asarray(network.nodes.kernel[...])
     norms = {"F": np.linalg.norm(kernel, axis=1), "Z": np.linalg.norm(kernel, axis=0)}
@@ -327,7 +327,7 @@ def _draw(
     figures.gallery(raw, clusters, labels, folder / "figure7_clusters.png")
     for number in (7, 20):
         if number <= len(images):
-            few = _clustered(found[config.representation], None, number).labels
+            few = _clustered(layers[config.representation], None, number).labels
             figures.gallery(raw, few, labels, folder / f"figure7_{number}_clusters.png")
 
 
@@ -356,11 +356,11 @@ def _sweep(config: Config, kind: str) -> list[SeedResult[ACOL]]:
     option, values = _SWEEPS[kind]
     names = ["-".join(map(str, value)) if isinstance(value, tuple) else f"{value}" for value in values]
     settings = {f"{option}-{name}": {option: value} for name, value in zip(names, values, strict=True)}
-    found = sweep(run, config, settings)
-    accuracies = [[one.metrics.get("clustering_accuracy", np.nan) for one in results] for results in found]
+    swept = sweep(run, config, settings)
+    accuracies = [[one.metrics.get("clustering_accuracy", np.nan) for one in results] for results in swept]
     networks = {
         f"{name}: {np.mean(several):.1f} %": results[0].network
-        for name, several, results in zip(names, accuracies, found, strict=True)
+        for name, several, results in zip(names, accuracies, swept, strict=True)
     }
     if kind == "width":
         curves = {"k-means": (values, accuracies)}
@@ -373,7 +373,7 @@ def _sweep(config: Config, kind: str) -> list[SeedResult[ACOL]]:
         }
         labels = np.zeros(len(test.images), int) if test.labels is None else test.labels
         figures.embeddings(spaces, labels[:2000], config.workdir / "figure8_transformations.png")
-    return [one for results in found for one in results]
+    return [one for results in swept for one in results]
 
 
 def _load(config: Config) -> tuple[data.Dataset, Split, Split]:

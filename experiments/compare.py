@@ -84,7 +84,7 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     classes = len(np.unique(labels))
     config = dataclasses.replace(config, dataset=dataset.name, methods=config.methods or tuple(available))
     print(f"{dataset.name}: {len(images)} images ({dataset.source})")
-    found: dict[str, list[dict[str, float]]] = {}
+    results: dict[str, list[dict[str, float]]] = {}
     with tqdm(total=len(config.methods) * config.seeds, desc="comparing", unit="run") as bar:
         for method in config.methods:
             runs: list[tuple[dict[str, float], dict[int, np.ndarray]]] = []
@@ -100,14 +100,14 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
             for number in runs[0][1] if len(runs) > 1 else ():
                 table = 100 * metrics.agreement([clusters[number] for _, clusters in runs])
                 alike[_name("agreement", number, classes)] = round(metrics.mean_agreement(table), 3)
-            found[method] = [values | alike for values, _ in runs]
-            write_json(config.workdir / "results.json", found)
-            for index, values in enumerate(found[method] if config.record else ()):
+            results[method] = [values | alike for values, _ in runs]
+            write_json(config.workdir / "results.json", results)
+            for index, values in enumerate(results[method] if config.record else ()):
                 one = dataclasses.replace(config, methods=(method,))
                 outcome = Outcome(values, dataset, len(images), len(images), values["seconds"])
                 record(EXPERIMENT, one, config.seed + index, outcome)
-    print("\n" + comparison(found))
-    return found
+    print("\n" + comparison(results))
+    return results
 
 
 def _name(metric: str, number: int, classes: int) -> str:

@@ -155,12 +155,12 @@ class Judge(NamedTuple):
         train, test = self.splits.train, self.splits.test
         train_labels, test_labels = np.asarray(train.labels), np.asarray(test.labels)
         probe = partial(probes.linear_probe, jax.random.key(seed), num_epochs=self.config.probe_epochs)
-        found = {}
+        accuracies = {}
         for layer in layers:
             seen, unseen = (common.features(network, images.seen, layer) for images in (train, test))
             name = "probe_accuracy" if layer == self.config.probe_layer else f"probe_accuracy_{layer}"
-            found[name] = round(probe(seen, train_labels, unseen, test_labels), 4)
-        return found
+            accuracies[name] = round(probe(seen, train_labels, unseen, test_labels), 4)
+        return accuracies
 
 
 def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
@@ -233,8 +233,8 @@ def _check_sizes(config: Filled, splits: Splits) -> None:
 def _layers(config: Filled, images: common.Images) -> list[str]:
     """Names of all layers."""
     shape = jax.ShapeDtypeStruct((1, *images.seen.shape[1:]), jnp.float32)
-    found = nnx.eval_shape(lambda x: common.build(config, images, nnx.Rngs(0)).layers(x), shape)
-    return sorted(found)
+    layers = nnx.eval_shape(lambda x: common.build(config, images, nnx.Rngs(0)).layers(x), shape)
+    return sorted(layers)
 
 
 class Cycles:
@@ -423,19 +423,19 @@ def _sweep(config: Config, splits: Splits) -> list[SeedResult[LeNet5 | AlexNet]]
     }
     for changes in settings.values():  # before the first of them takes its hours
         _check_sizes(fill_in(replace(shared, **changes), splits), splits)
-    found = sweep(run, shared, settings)
-    if "probe_accuracy" in found[0][0].metrics:
-        _show_sweep(config, values, found)
+    swept = sweep(run, shared, settings)
+    if "probe_accuracy" in swept[0][0].metrics:
+        _show_sweep(config, values, swept)
         print(f"\npictures of all: {config.workdir}")
-    return [result for results in found for result in results]
+    return [result for results in swept for result in results]
 
 
 def _show_sweep(
-    config: Config, values: Sequence[int], found: Sequence[Sequence[SeedResult[LeNet5 | AlexNet]]]
+    config: Config, values: Sequence[int], swept: Sequence[Sequence[SeedResult[LeNet5 | AlexNet]]]
 ) -> None:
     """A table and pictures of a sweep: of its values, each with the results of all seeds."""
     names = ("initial_alignment", "probe_accuracy", "random_probe_accuracy")
-    table = np.array([[[one.metrics[name] for one in results] for results in found] for name in names])
+    table = np.array([[[one.metrics[name] for one in results] for results in swept] for name in names])
     alignment, probe, random = table
     clusters = config.sweep == "clusters"
     words = "clusters" if clusters else "cycle from which on the clusters stay"

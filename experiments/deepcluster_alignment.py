@@ -148,9 +148,9 @@ def _draw(config: Filled, alignments: np.ndarray, train: common.Images, paper: l
     title = f"{config.dataset}, {config.num_clusters} clusters, {len(alignments)} untrained networks"
     figures.alignments(alignments, title, paper, config.workdir / "figure6_alignment.png")
     network = common.build(config, train, nnx.Rngs(config.seed * config.num_networks))
-    found = {"features of an untrained network": np.asarray(common.features(network, train.seen[:_DRAWN]))}
+    features = {"features of an untrained network": np.asarray(common.features(network, train.seen[:_DRAWN]))}
     classes = np.asarray(train.labels)[:_DRAWN]
-    figures.embeddings(found, classes, config.workdir / "figure2_features.png")
+    figures.embeddings(features, classes, config.workdir / "figure2_features.png")
 
 
 def _sweep(config: Config, dataset: data.Dataset, train: common.Images) -> list[SeedResult[np.ndarray]]:
@@ -162,13 +162,13 @@ def _sweep(config: Config, dataset: data.Dataset, train: common.Images) -> list[
     settings: dict[str, dict[str, Any]] = {f"{option}-{value}": {option: value} for value in values}
     for changes in settings.values():  # before the first of them takes its minutes
         common.check_network(fill_in(replace(shared, **changes), dataset), train)
-    found = sweep(run, shared, settings)
-    networks = [np.concatenate([one.network for one in results]) for results in found]
+    swept = sweep(run, shared, settings)
+    networks = [np.concatenate([one.network for one in results]) for results in swept]
     spread = {f"{value}": of for value, of in zip(values, networks, strict=True)}
     name = "figure6_clusters" if config.sweep == "clusters" else "figure_b2_components"
     path = config.workdir / f"{name}.png"
     figures.distributions(spread, option.removeprefix("num_"), "initial alignment", path)
-    return [one for results in found for one in results]
+    return [one for results in swept for one in results]
 
 
 main = partial(command_line, run, Config, description=__doc__)

@@ -269,13 +269,13 @@ class Trainer:
         bar = tqdm(unit="step", initial=done)
 
         def look(place: int, done: int, states: tuple[Any, ...], infos: Any) -> None:
-            found = np.asarray(infos.energy)
-            if not np.all(np.isfinite(found)):
+            curves = np.asarray(infos.energy)
+            if not np.all(np.isfinite(curves)):
                 raise ConfigError(f"the energy of layer {place + 1} is not finite at step {done}")
-            energies[place] = np.concatenate([energies.get(place, found[:0]), found])
+            energies[place] = np.concatenate([energies.get(place, curves[:0]), curves])
             bar.set_description(f"seed {members[0].seed}, layer {place + 1}", refresh=False)
             bar.total, bar.n = self.steps, done
-            bar.set_postfix(energy=f"{found.mean():.4g}")
+            bar.set_postfix(energy=f"{curves.mean():.4g}")
             if done == self.steps or timer.is_due():
                 tree = {
                     "bases": [state.bases for state in states],
@@ -428,11 +428,11 @@ def paper_numbers(config: Filled) -> dict[str, float]:
     """What the paper prints for this configuration (tables 2 and 5); empty where it has none."""
     switches = ("zca", "rescale", "rank_one", "random_subspaces")
     ablations = tuple(name for name in switches if getattr(config, name) != getattr(Config, name))
-    found = PAPER.get((config.architecture, ablations))
+    errors = PAPER.get((config.architecture, ablations))
     published = (config.networks, config.code_power, config.code_whitening) == (1, 1.0, 0.0)
-    if config.dataset != "mnist" or found is None or not published:
+    if config.dataset != "mnist" or errors is None or not published:
         return {}
-    numbers = dict(zip(("test_clustering_error", "train_clustering_error"), found, strict=True))
+    numbers = dict(zip(("test_clustering_error", "train_clustering_error"), errors, strict=True))
     if (config.architecture, ablations) == ("3layer", ()):
         numbers |= {f"{name}_clustering_error": value for name, value in PAPER_LAYERS.items()}
     return numbers

@@ -137,17 +137,17 @@ def _judge(
     """Subspace clustering of the features; draws figures for the first seed."""
     features, _ = embeddings.encode(network, images)
     gamma = config.gammas or config.gamma
-    found = subspace_clustering.fit(
+    clustering = subspace_clustering.fit(
         features, num_clusters=config.num_clusters, gamma=gamma, l1_ratio=config.l1_ratio, seed=seed
     )
     if seed == config.seed:
-        groups = found.labels if labels is None else labels
+        groups = clustering.labels if labels is None else labels
         figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
-        figures.gallery(images, found.labels, labels, config.workdir / "clusters.png")
+        figures.gallery(images, clustering.labels, labels, config.workdir / "clusters.png")
     measures = [one for one in evaluation.MEASURES if one is not metrics.clustering_accuracy]
-    judged = {} if labels is None else metrics.in_percent(labels, found.labels, measures)
-    own = {"num_clusters": config.num_clusters, "gamma": found.gamma, "graph_parts": found.num_parts}
-    return judged | own
+    judged = {} if labels is None else metrics.in_percent(labels, clustering.labels, measures)
+    graph = {"gamma": clustering.gamma, "graph_parts": clustering.num_parts}
+    return judged | {"num_clusters": config.num_clusters} | graph
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:

@@ -237,13 +237,13 @@ def _borrowed(run: Path, seed: int, network: NMCE) -> NMCE:
     """The network that stage 1 of another run left, whose backbone fits this one."""
     path = run / f"network-seed{seed}-stage1"
     try:
-        found = NMCE.load(path)
+        learned = NMCE.load(path)
     except ValueError as error:
         raise ConfigError(f"features_from={str(run)!r}: {error}") from None
-    sizes = [[leaf.shape for leaf in jax.tree.leaves(nnx.state(net.backbone))] for net in (found, network)]
+    sizes = [[leaf.shape for leaf in jax.tree.leaves(nnx.state(net.backbone))] for net in (learned, network)]
     if sizes[0] != sizes[1]:
         raise ConfigError(f"features_from: the network in {str(path)!r} has other sizes than this run's")
-    return found
+    return learned
 
 
 def views(key: Array, images: Array, *, kind: str | None = "cifar") -> Array:
@@ -271,13 +271,13 @@ def fill_in(config: Config, shape: tuple[int, ...], num_classes: int | None) -> 
     large = min(shape[1:3]) >= _LARGE
     other = _SCHEDULES["stl10" if large else "cifar10", 34 if config.depth == 34 else 18]
     schedule = _SCHEDULES.get((config.dataset, config.depth), other)
-    found = schedule._asdict() | {
+    defaults = schedule._asdict() | {
         "num_clusters": num_clusters,
         "stem": "5x5" if large else "3x3",
         "augmentation": "imagenet" if large else "cifar",
     }
     given = {name: value for name, value in vars(config).items() if value is not None}
-    return Filled(**{**vars(config), **found, **given})
+    return Filled(**{**vars(config), **defaults, **given})
 
 
 def build(config: Filled, seed: int, channels: int) -> NMCE:
@@ -396,8 +396,8 @@ def _judge_features(
     if config.judge_features and splits.judge is not None:
         key = jax.random.fold_in(jax.random.key(seed), 2**31)
         view = partial(_one_view, kind=config.augmentation)
-        found, coded = features.table(network, splits.judge, view, key, num_views=config.num_views)
-        values |= found
+        known, coded = features.table(network, splits.judge, view, key, num_views=config.num_views)
+        values |= known
         if drawn:
             features.few_labels(config.seed, coded, config.workdir / "figure_a1_few_labels.png")
     if drawn:
@@ -410,14 +410,14 @@ def _judge_features(
 def _judge_clusters(config: Filled, seed: int, stage: int, network: NMCE, splits: Splits) -> dict[str, float]:
     """After a later stage, of the images learned from; draws figures for the first seed's last one."""
     codes, logits = embeddings.encode(network, splits.images)
-    found = np.argmax(logits, axis=1)
+    clusters = np.argmax(logits, axis=1)
     if seed == config.seed and stage == config.stage:
         images = np.asarray(splits.images)
-        figures.singular_values(codes, found, config.workdir / "figure_a3_singular_values.png")
-        figures.principal_components(images, codes, found, config.workdir / "figure2.png")
-        figures.gallery(images, found, splits.labels, config.workdir / "clusters.png")
+        figures.singular_values(codes, clusters, config.workdir / "figure_a3_singular_values.png")
+        figures.principal_components(images, codes, clusters, config.workdir / "figure2.png")
+        figures.gallery(images, clusters, splits.labels, config.workdir / "clusters.png")
     suffix = "_stage2" if stage == 2 else ""
-    judged = {} if splits.labels is None else metrics.in_percent(splits.labels, found)
+    judged = {} if splits.labels is None else metrics.in_percent(splits.labels, clusters)
     return {name + suffix: round(value, 3) for name, value in judged.items()}
 
 
@@ -428,13 +428,13 @@ def _sweep(config: Config) -> list[SeedResult[NMCE]]:
     settings = {
         f"lambda-{weight:g}": {"invariance_weights": (weight, *others[1:])} for weight in config.sweep
     }
-    found = sweep(run, common, settings)
-    accuracies = [[one.metrics.get("knn_accuracy", np.nan) for one in results] for results in found]
+    swept = sweep(run, common, settings)
+    accuracies = [[one.metrics.get("knn_accuracy", np.nan) for one in results] for results in swept]
     figures.accuracies(
         {"k-NN on the embedding": (config.sweep, accuracies)}, "weight λ of the views' similarity",
         config.workdir / "table_a3.png", log=False,
     )  # fmt: skip
-    return [one for results in found for one in results]
+    return [one for results in swept for one in results]
 
 
 def _paper(config: Filled) -> dict[str, float]:

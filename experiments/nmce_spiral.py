@@ -93,9 +93,9 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     def sample(_: Array, key: Array, number: int) -> tuple[Array, Array]:
         return spirals(key, num_points=number, noise=config.noise)
 
-    def draw(points: np.ndarray, labels: np.ndarray, states: list[tuple[int, generated.Found]]) -> None:
+    def draw(points: np.ndarray, labels: np.ndarray, states: list[tuple[int, generated.Embedded]]) -> None:
         """Figure 1: the clusters in the plane and the embedding, while learning."""
-        columns = [(step, *found) for step, found in states]
+        columns = [(step, *embedded) for step, embedded in states]
         figures.manifolds(points, labels, columns, config.workdir / "figure1_spiral.png")
 
     return generated.run(config, EXPERIMENT, generated.Source("spiral", 2, sample), draw=draw)

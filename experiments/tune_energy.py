@@ -124,7 +124,7 @@ class Filled(Config):
     memory_gib: float
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search gave.
 
     Attributes:
@@ -172,7 +172,7 @@ class Search(NamedTuple):
         return f"{gib:.1f} GiB of codes" if gib > self.config.memory_gib else ""
 
 
-def run(config: Config) -> Found:
+def run(config: Config) -> SearchResult:
     """Searches; see the module's docstring.
 
     Args:
@@ -199,15 +199,15 @@ def run(config: Config) -> Found:
     studies.wait_for_others(study)  # so that the finalists are chosen from all trials
     costs = _study_cost(study)
     draw(study, filled.workdir)
-    found = _finish(study, search)
-    table = [dict(zip(("trial", "error", "errors"), row, strict=True)) for row in found.table]
+    result = _finish(study, search)
+    table = [dict(zip(("trial", "error", "errors"), row, strict=True)) for row in result.table]
     write_json(filled.workdir / "results.json", {"settings": settings, "finalists": table, "cost": costs})
     if filled.record:
-        values = {"train_clustering_error": round(found.error, 4), **costs}
+        values = {"train_clustering_error": round(result.error, 4), **costs}
         seconds = time.perf_counter() - began
         outcome = Outcome(values, dataset, number, labelled, seconds)
         record(EXPERIMENT, filled, filled.seed, outcome)
-    return found
+    return result
 
 
 def _first(search: Search) -> dict[str, float] | None:
@@ -461,7 +461,7 @@ def _turn(batches: Sequence[Array], first: int, end: int) -> Array:
     return jnp.stack([batches[index % len(batches)] for index in range(first, end)])
 
 
-def _finish(study: optuna.Study, search: Search) -> Found:
+def _finish(study: optuna.Study, search: Search) -> SearchResult:
     """Learns the best trials again from fresh seeds, and saves the winner."""
     config = search.config
     learned = []
@@ -483,7 +483,7 @@ def _finish(study: optuna.Study, search: Search) -> Found:
     if config.save_as is not None:
         architectures.save_as(config.save_as, named)
     print(f"for mnist_energy: --architecture {name}")
-    return Found(named, error, [one[1:4] for one in learned])
+    return SearchResult(named, error, [one[1:4] for one in learned])
 
 
 def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyArchitecture]]:
@@ -498,7 +498,7 @@ def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyA
     return best[: config.finalists]
 
 
-def _named(architecture: EnergyArchitecture, search: Search, **found: float) -> architectures.Named:
+def _named(architecture: EnergyArchitecture, search: Search, **outcome: float) -> architectures.Named:
     """An architecture with what `mnist_energy` must know of its search."""
     config, dataset, preset = search.config, search.dataset, PRESETS[search.config.preset]
     options = {name: preset[name] for name in ("rescale", "random_subspaces") if name in preset}
@@ -516,7 +516,7 @@ def _named(architecture: EnergyArchitecture, search: Search, **found: float) -> 
         "jax": jax.__version__,
     }
     about |= {name: getattr(config, name) for name in names}
-    return architectures.Named(architecture, options, about | found)
+    return architectures.Named(architecture, options, about | outcome)
 
 
 def _study_cost(study: optuna.Study) -> dict[str, float]:
@@ -524,18 +524,18 @@ def _study_cost(study: optuna.Study) -> dict[str, float]:
     every = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
     begun = [attributes for attributes in every if {"error_first", "seconds"} <= attributes.keys()]
     seconds = sum(attributes["seconds"] for attributes in begun) or 1.0
-    found = {
+    costs = {
         "trials": len(begun),
         "trials_to_their_end": sum("error" in attributes for attributes in begun),
         "trials_per_hour": round(3600 * len(begun) / seconds, 1),
         "compiling_percent": round(100 * sum(a["compile_seconds"] for a in begun) / seconds, 1),
     }
     print(
-        f"{found['trials']} trials in {seconds:.0f} s, {found['trials_per_hour']:.0f} an hour of a worker, "
-        f"{found['trials_to_their_end']} of them to their end; {found['compiling_percent']:.0f} % of the "
+        f"{costs['trials']} trials in {seconds:.0f} s, {costs['trials_per_hour']:.0f} an hour of a worker, "
+        f"{costs['trials_to_their_end']} of them to their end; {costs['compiling_percent']:.0f} % of the "
         f"time compiling; {sum('error_first' not in a for a in every)} proposals were not begun"
     )
-    return found
+    return costs
 
 
 def draw(study: optuna.Study, folder: Path) -> None:

@@ -100,13 +100,13 @@ def random_transformation(
     changed = images
     # Each for the whole batch: much cheaper than a program per image, for what only moves pixels.
     for index, way in enumerate(ways):
-        found = way(images)
-        if found.shape != images.shape:
+        turned = way(images)
+        if turned.shape != images.shape:
             raise ValueError(
-                f"transformations[{index}] makes images of shape {found.shape} from {images.shape}; it must "
+                f"transformations[{index}] makes images of shape {turned.shape} from {images.shape}; it must "
                 "keep the shape"
             )
-        changed = jnp.where((labels == index)[:, None, None, None], found, changed)
+        changed = jnp.where((labels == index)[:, None, None, None], turned, changed)
     return changed, labels
 
 
@@ -155,14 +155,14 @@ def random_resized_crop(
     tall, wide = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
     slack = 1 + 1e-6  # for rounding
     fits = (tall <= height * slack) & (wide <= width * slack)
-    found, first = jnp.any(fits, axis=0), jnp.argmax(fits, axis=0)[None]
+    any_fits, first = jnp.any(fits, axis=0), jnp.argmax(fits, axis=0)[None]
 
     def chosen(sides: Array, side: int, widest: float) -> Array:
         own = jnp.take_along_axis(sides, first, axis=0)[0]
-        return jnp.where(found, jnp.clip(own, 1, side), min(side, widest))
+        return jnp.where(any_fits, jnp.clip(own, 1, side), min(side, widest))
 
     tall, wide = chosen(tall, height, width / ratio[0]), chosen(wide, width, height * ratio[1])
-    top, left = (jnp.where(found, jax.random.uniform(k, (batch,)), 0.5) for k in keys[2:])
+    top, left = (jnp.where(any_fits, jax.random.uniform(k, (batch,)), 0.5) for k in keys[2:])
     top, left = top * (height - tall), left * (width - wide)
     out_height, out_width = (height, width) if size is None else size
     dtype = jnp.result_type(images)
@@ -458,8 +458,8 @@ def _homography(sources: Array, targets: Array) -> Array:
     one, zero = jnp.ones(4), jnp.zeros(4)
     first = jnp.stack([a, b, one, zero, zero, zero, -a * u, -b * u], axis=1)
     second = jnp.stack([zero, zero, zero, a, b, one, -a * v, -b * v], axis=1)
-    found = jnp.linalg.solve(jnp.concatenate([first, second]), jnp.concatenate([u, v]))
-    return jnp.append(found, 1.0).reshape(3, 3)
+    coefficients = jnp.linalg.solve(jnp.concatenate([first, second]), jnp.concatenate([u, v]))
+    return jnp.append(coefficients, 1.0).reshape(3, 3)
 
 
 def _bilinear(image: Array, places: Array) -> Array:

@@ -390,7 +390,7 @@ def initial_alignment(
     """
     check_vectors("features", features)
     check_finite("features", features)
-    found = _feature_clusters(
+    clusters = _feature_clusters(
         key,
         features,
         num_clusters=num_clusters,
@@ -399,4 +399,4 @@ def initial_alignment(
         init=init,
         empty_clusters=empty_clusters,
     )
-    return metrics.normalized_mutual_info(labels, np.asarray(found))
+    return metrics.normalized_mutual_info(labels, np.asarray(clusters))

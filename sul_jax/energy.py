@@ -305,19 +305,19 @@ def update(
         return assignment, jnp.sum(jnp.square(weights)), patches.back_project(chunk, weights, **window)
 
     bytes_per_image = _chunk_bytes(images, state.bases, kernel_size, padding)
-    assignments, captured, found = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
+    assignments, captured, scatters = patches.map_chunks(of_chunk, images, bytes_per_image=bytes_per_image)
     # Blank images that filled the last chunk are no patches of the batch, and capture nothing.
     assignment = assignments.ravel()[: images.shape[0] * height * width]
     if gathers:
         scatter = k_subspaces.gathered_scatter(
-            found.reshape(-1, found.shape[-1])[: len(assignment)],
+            scatters.reshape(-1, scatters.shape[-1])[: len(assignment)],
             assignment,
             patches.taker(images, **window),
             num_subspaces=state.bases.shape[0],
             max_vectors=height * width * patches.chunk_bytes() // bytes_per_image,
         )
     else:
-        scatter = jnp.sum(found, axis=0).reshape(state.bases.shape)
+        scatter = jnp.sum(scatters, axis=0).reshape(state.bases.shape)
     squares = patches.squared_norms(images, **window).ravel()
     total = k_subspaces.collect(jnp.sum(captured), assignment, squares, scatter)
     return k_subspaces.apply(state, total, axis_name=axis_name)

@@ -346,8 +346,8 @@ def random_patches(
     # Zeros teach nothing: a shard learns from the patches of its own images alone.
     image = image - lax.axis_index(axis_name) * len(images)
     own = (image >= 0) & (image < len(images))
-    found = patches.cut(images, jnp.where(own, image, 0), row, column, kernel_size=kernel_size)
-    return jnp.where(own[:, None], found, 0)
+    cut = patches.cut(images, jnp.where(own, image, 0), row, column, kernel_size=kernel_size)
+    return jnp.where(own[:, None], cut, 0)
 
 
 def convolve(

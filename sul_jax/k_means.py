@@ -261,10 +261,10 @@ def _plus_plus(
     def body(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centroids, closest = carry
         drawn = _draw(jax.random.fold_in(key, block), closest, inputs, ahead * candidates, axis_name)
-        found = distances(drawn)
+        to_drawn = distances(drawn)
         for step in range(ahead):
             own = slice(step * candidates, (step + 1) * candidates)
-            nearer = jnp.minimum(found[:, own], closest[:, None])
+            nearer = jnp.minimum(to_drawn[:, own], closest[:, None])
             potential = sum_over(jnp.sum(nearer, axis=2), axis_name)
             best = jnp.argmin(potential, axis=1)[:, None]
             row = jnp.take_along_axis(drawn[:, own], best[..., None], axis=1)

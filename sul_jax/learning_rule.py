@@ -244,8 +244,8 @@ def gradient_rule(
             network.train()
             if axis_name is not None:  # batch normalisation and dropout then speak of the whole batch
                 network.set_attributes(axis_name=axis_name, raise_if_not_found=False)
-            found = loss(network, inputs, axis_name=axis_name, **drawn, **hyperparameters)
-            value, terms = found if isinstance(found, tuple) else (found, ())
+            result = loss(network, inputs, axis_name=axis_name, **drawn, **hyperparameters)
+            value, terms = result if isinstance(result, tuple) else (result, ())
             # Not the fixed parameters: the network's are rounded to `dtype`.
             moved = nnx.state(network, nnx.Not(nnx.Param))
             before = nnx.filter_state(state.rest, nnx.Not(nnx.Param))

@@ -91,8 +91,8 @@ def rule(
     ) -> Array:
         both = of_whole_batch(views, axis_name, batch_axis=1)(key, inputs)
         flat = both.reshape(-1, *both.shape[2:])
-        found = network(flat if dtype is None else flat.astype(dtype))
-        features, logits = (v.astype(jnp.float32).reshape(2, -1, v.shape[-1]) for v in found)
+        outputs = network(flat if dtype is None else flat.astype(dtype))
+        features, logits = (v.astype(jnp.float32).reshape(2, -1, v.shape[-1]) for v in outputs)
         common: dict[str, Any] = {
             "eps_squared": eps_squared,
             "invariance_weight": invariance_weight,

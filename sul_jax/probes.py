@@ -114,8 +114,8 @@ def linear_probe(
         momentum=momentum,
         weight_decay=weight_decay,
     )
-    found = np.argmax(np.asarray(test @ layer["kernel"][...] + layer["bias"][...]), axis=1)
-    return float(100 * np.mean(found == test_labels))
+    predicted = np.argmax(np.asarray(test @ layer["kernel"][...] + layer["bias"][...]), axis=1)
+    return float(100 * np.mean(predicted == test_labels))
 
 
 @partial(jax.jit, static_argnames=("num_classes", "num_epochs", "batch_size"))

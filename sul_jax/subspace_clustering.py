@@ -127,15 +127,15 @@ def self_expression(
         model = LassoLars(**options) if lasso else ElasticNet(l1_ratio=l1_ratio, tol=1e-6, **options)
         support = np.argsort(-similarity)[: min(num_candidates, number - 1)]
         for _ in range(_ACTIVE_SET_ROUNDS):
-            fitted, found = support, model.fit(features[support].T, x).coef_
-            violation = np.abs(features @ (x - found @ features[support]))
+            fitted, weights = support, model.fit(features[support].T, x).coef_
+            violation = np.abs(features @ (x - weights @ features[support]))
             violation[[index, *support]] = 0
             missing = np.flatnonzero(violation > 1.01 * penalty * l1_ratio)
             if not missing.size:
                 break
-            used = support[found != 0]
+            used = support[weights != 0]
             support = np.concatenate([used, missing[np.argsort(-violation[missing])][:num_candidates]])
-        largest = np.argsort(-np.abs(found))[:num_kept]
-        coefficients[index, fitted[largest]] = np.abs(found[largest])
+        largest = np.argsort(-np.abs(weights))[:num_kept]
+        coefficients[index, fitted[largest]] = np.abs(weights[largest])
     norms = np.linalg.norm(coefficients, axis=1, keepdims=True)
     return coefficients / np.where(norms > 0, norms, 1)

@@ -109,12 +109,12 @@ def test_manifolds(tmp_path: Path, biases: bool) -> None:
 def test_cosines_of_orthogonal_clusters() -> None:
     features = np.repeat(np.eye(2), 5, axis=0)
     labels = np.repeat([0, 1], 5)
-    found = generated.evaluate(generated.Found(features, labels), labels)
+    found = generated.evaluate(generated.Embedded(features, labels), labels)
     assert found == {
         "clustering_accuracy": 100, "cosine_true_clusters": 0, "cosine_found_clusters": 0,
         "cosine_within_cluster": 1,
     }  # fmt: skip
-    collapsed = generated.evaluate(generated.Found(features, np.zeros(10, int)), labels)
+    collapsed = generated.evaluate(generated.Embedded(features, np.zeros(10, int)), labels)
     assert collapsed == {"clustering_accuracy": 50, "cosine_true_clusters": 0, "cosine_within_cluster": 0.5}
 
 

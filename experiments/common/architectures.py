@@ -9,7 +9,7 @@ from experiments.common.options import ConfigError
 from experiments.common.runs import write_json
 from sul_jax import energy
 
-FOUND = Path(__file__).parent / "architectures.json"
+SEARCHED = Path(__file__).parent / "architectures.json"
 
 
 class Named(NamedTuple):
@@ -47,11 +47,11 @@ def get(name: str) -> Named:
             return _named(json.loads(Path(name).read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"architecture={name!r} is no file of tune_energy ({error})") from None
-    found = _found()
-    if name not in found:
-        accepted = ", ".join([*energy.ARCHITECTURES, *found])
+    searched = _searched()
+    if name not in searched:
+        accepted = ", ".join([*energy.ARCHITECTURES, *searched])
         raise ConfigError(f"architecture={name!r} is unknown; accepted: {accepted}, or FILE.json")
-    return _named(found[name])
+    return _named(searched[name])
 
 
 def save(path: Path, named: Named) -> None:
@@ -61,17 +61,17 @@ def save(path: Path, named: Named) -> None:
 
 def save_as(name: str, named: Named) -> None:
     """Puts an architecture into `experiments/common/architectures.json`."""
-    write_json(FOUND, _found() | {name: _stored(named)})
+    write_json(SEARCHED, _searched() | {name: _stored(named)})
 
 
 def check_new_name(name: str) -> None:
     """Raises `ConfigError` for a name that another network has, or that is no name."""
-    if name in {*energy.ARCHITECTURES, *_found(), "auto"} or not name.isidentifier():
+    if name in {*energy.ARCHITECTURES, *_searched(), "auto"} or not name.isidentifier():
         raise ConfigError(f"save_as={name!r} is not accepted: it must be an identifier that is not taken")
 
 
-def _found() -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(FOUND.read_text()) if FOUND.exists() else {}
+def _searched() -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(SEARCHED.read_text()) if SEARCHED.exists() else {}
     return stored
 
 

@@ -190,5 +190,5 @@ def features(network: LeNet5 | AlexNet, seen: Array, layer: str | None = None) -
 @partial(jax.jit, static_argnames=("graph", "layer"))
 def _features(graph: Any, state: Any, images: Array, layer: str | None) -> Array:
     network = nnx.merge(graph, state)
-    found = network(images) if layer is None else network.layers(images)[layer]
-    return found.reshape(len(images), -1)
+    values = network(images) if layer is None else network.layers(images)[layer]
+    return values.reshape(len(images), -1)

@@ -84,10 +84,10 @@ def restore(network: NMCE, state: Any) -> None:
 def encode(network: NMCE, images: np.ndarray | Array) -> tuple[np.ndarray, np.ndarray]:
     """Features and cluster logits of images as they are."""
     graph, state = nnx.split(network)
-    found: tuple[np.ndarray, np.ndarray] = jax.device_get(
+    coded: tuple[np.ndarray, np.ndarray] = jax.device_get(
         evaluation.map_batches(partial(_outputs, graph, state), images)
     )
-    return found
+    return coded
 
 
 @partial(jax.jit, static_argnums=0)

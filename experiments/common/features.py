@@ -83,12 +83,12 @@ def table(
     keys = jax.random.split(key, (2, num_views))
     plain = Judge(*(Labelled(layers(network, own.inputs), own.labels) for own in judge))
     means = (averaged(network, own.inputs, view, k) for own, k in zip(judge, keys, strict=True))
-    mean = Judge(*(Labelled(found, own.labels) for found, own in zip(means, judge, strict=True)))
+    mean = Judge(*(Labelled(coded, own.labels) for coded, own in zip(means, judge, strict=True)))
     values: dict[str, float] = {}
     for suffix, coded in {"": plain, f"_{num_views}_views": mean}.items():
         for name in coded.known.inputs:
-            found = classified(_layer(coded.known, name), _layer(coded.asked, name))
-            values |= {f"{rule}_{name}{suffix}": round(value, 3) for rule, value in found.items()}
+            accuracies = classified(_layer(coded.known, name), _layer(coded.asked, name))
+            values |= {f"{rule}_{name}{suffix}": round(value, 3) for rule, value in accuracies.items()}
     return values, mean
 
 

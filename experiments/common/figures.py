@@ -156,21 +156,21 @@ def gallery(
         for cluster in np.unique(clusters):
             values, counts = np.unique(labels[clusters == cluster], return_counts=True)
             matched[int(cluster)] = int(values[np.argmax(counts)])
-    found = sorted((int(c) for c in np.unique(clusters)), key=lambda c: (matched.get(c, 10**9), c))
+    order = sorted((int(c) for c in np.unique(clusters)), key=lambda c: (matched.get(c, 10**9), c))
     generator = np.random.default_rng(0)
     height, width = images.shape[1:3]
     scale = 255 if images.dtype == np.uint8 else max(float(images.max()), 1e-12)
-    tiles = np.ones((len(found), per_cluster, height + 4, width + 4, 3))
-    for row, cluster in enumerate(found):
+    tiles = np.ones((len(order), per_cluster, height + 4, width + 4, 3))
+    for row, cluster in enumerate(order):
         members = generator.permutation(np.flatnonzero(clusters == cluster))[:per_cluster]
         for tile, member in zip(tiles[row], members, strict=False):
             if labels is not None and matched.get(cluster) != labels[member]:
                 tile[1:-1, 1:-1] = (0.9, 0.1, 0.1)
             tile[2:-2, 2:-2] = np.clip(_rgb(images[member]) / scale, 0, 1)
-    with _axes(path, (per_cluster * 0.36, len(found) * 0.4), layout=None, xticks=[]) as axes:
+    with _axes(path, (per_cluster * 0.36, len(order) * 0.4), layout=None, xticks=[]) as axes:
         axes.imshow(_mosaic(tiles.reshape(-1, *tiles.shape[2:]), per_cluster, gap=0))
-        names = [str(matched.get(cluster, "–")) for cluster in found]
-        axes.set_yticks((np.arange(len(found)) + 0.5) * (height + 4), names)
+        names = [str(matched.get(cluster, "–")) for cluster in order]
+        axes.set_yticks((np.arange(len(order)) + 0.5) * (height + 4), names)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
 
@@ -232,10 +232,10 @@ def manifolds(
 
 def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> None:
     """Figure A.3: singular values of each cluster's features; how many stand out is its dimension."""
-    found, ylabel = np.unique(labels), "singular value, of the largest"
-    title = f"{len(found)} clusters"
+    groups, ylabel = np.unique(labels), "singular value, of the largest"
+    title = f"{len(groups)} clusters"
     with _axes(path, layout=None, title=title, xlabel="index", ylabel=ylabel) as axes:
-        for label in found:
+        for label in groups:
             values = np.linalg.svd(features[labels == label], compute_uv=False)
             axes.plot(np.arange(1, len(values) + 1), values / values[0], alpha=0.5, linewidth=0.8)
         axes.set(yscale="log", ylim=(1e-4, 1.2))
@@ -316,14 +316,14 @@ def principal_components(
       path: of the PNG.
       components: rows of a panel, and images in a row.
     """
-    found = np.unique(clusters)
-    columns = min(5, len(found))
-    rows = -(-len(found) // columns)
+    panels = np.unique(clusters)
+    columns = min(5, len(panels))
+    rows = -(-len(panels) // columns)
     scale = 255 if images.dtype == np.uint8 else 1
     with _panels(path, (2.6 * columns, 2.8 * rows), rows, columns) as grid:
         for axes in grid.flat:
             axes.set_axis_off()
-        for axes, cluster in zip(grid.flat, found, strict=False):
+        for axes, cluster in zip(grid.flat, panels, strict=False):
             members = np.flatnonzero(clusters == cluster)
             directions = np.linalg.svd(features[members], full_matrices=False)[2][:components]
             tiles = np.ones((len(directions), components, *images.shape[1:]))

@@ -71,7 +71,7 @@ class Source(NamedTuple):
     sample: Callable[[Array, Array, int], tuple[Array, Array]]
 
 
-class Found(NamedTuple):
+class Embedded(NamedTuple):
     """What a network makes of points.
 
     Attributes:
@@ -83,7 +83,7 @@ class Found(NamedTuple):
     clusters: np.ndarray
 
 
-Draw = Callable[[np.ndarray, np.ndarray, list[tuple[int, Found]]], None]
+Draw = Callable[[np.ndarray, np.ndarray, list[tuple[int, Embedded]]], None]
 """Draws test points with their labels, and what the network found in them at several steps."""
 
 
@@ -126,8 +126,8 @@ def run(
                 if draw is not None and seed == config.seed:
                     states = [(at, find(network, params, points)) for at, params in trained.snapshots]
                     draw(points, labels, states)
-                found = find(network, trained.state.params, points)
-                values = evaluate(found, labels) | {"training_seconds": round(trained.seconds, 1)}
+                embedded = find(network, trained.state.params, points)
+                values = evaluate(embedded, labels) | {"training_seconds": round(trained.seconds, 1)}
                 network.save(config.workdir / f"network-seed{seed}")
                 yield Learned(network, values, trained.seconds)
 
@@ -190,24 +190,24 @@ def _train(config: Config, seed: int, workdir: Workdir, steps: training.Step, st
     )
 
 
-def find(network: NMCE, params: Any, points: np.ndarray) -> Found:
+def find(network: NMCE, params: Any, points: np.ndarray) -> Embedded:
     """Features and clusters of points; the network takes the parameters."""
     nnx.update(network, params)
     features, logits = jax.device_get(nnx.jit(lambda net, x: net(x))(network, points))
-    return Found(np.asarray(features), np.argmax(logits, axis=1))
+    return Embedded(np.asarray(features), np.argmax(logits, axis=1))
 
 
-def evaluate(found: Found, labels: np.ndarray) -> dict[str, float]:
+def evaluate(embedded: Embedded, labels: np.ndarray) -> dict[str, float]:
     """Accuracy in percent, and table A.1's columns.
 
     These are mean |cosine| of pairs from different true or found clusters, and within one. A column that
     needs two clusters is left out where there is only one.
 
     Args:
-      found: of the points.
+      embedded: of the points.
       labels: `[num_points]`, the true clusters 0 and 1.
     """
-    features, clusters = found
+    features, clusters = embedded
     values = {"clustering_accuracy": 100 * metrics.clustering_accuracy(labels, clusters)}
     for name, groups in {"true": labels, "found": clusters}.items():
         parts = [features[groups == group] for group in np.unique(groups)]

@@ -196,13 +196,13 @@ def sweep(
       What `run` returned for each.
     """
     make_workdir(config.workdir)
-    found, stored = [], []
+    results, stored = [], []
     for name, changes in settings.items():
         print(f"\n{name}")
-        found.append(run(dataclasses.replace(config, workdir=config.workdir / name, **changes)))
-        stored += [{**changes, "seed": one.seed, "metrics": one.metrics} for one in found[-1]]
+        results.append(run(dataclasses.replace(config, workdir=config.workdir / name, **changes)))
+        stored += [{**changes, "seed": one.seed, "metrics": one.metrics} for one in results[-1]]
         write_json(config.workdir / "sweep.json", stored)
-    return found
+    return results
 
 
 class Learned(NamedTuple, Generic[Network]):

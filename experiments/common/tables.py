@@ -20,7 +20,7 @@ _COMPARED = {
 _RANKED = ("agreement", "clustering_accuracy")
 
 
-def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def comparison(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """A table of methods, each with the metrics of its seeds: their means, of the accuracy also the standard
     deviation, and the number of seeds.
 
@@ -34,7 +34,7 @@ def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
       | pixels |  81.0 ± 1.4 |
     """
     rows = []
-    for method, seeds in found.items():
+    for method, seeds in methods.items():
         means = [
             f"{mean(seed[name] for seed in seeds):.1f}" if name in seeds[0] else "–" for name in _COMPARED
         ]
@@ -42,7 +42,7 @@ def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             means[0] += f" ± {stdev(seed['clustering_accuracy'] for seed in seeds):.1f}"
         rows.append([method, *means, str(len(seeds))])
     table = format_table(["", *_COMPARED.values(), "seeds"], rows)
-    rank, number = rank_correlation(found)
+    rank, number = rank_correlation(methods)
     if number < 3:
         return table
     return (
@@ -51,11 +51,11 @@ def comparison(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     )
 
 
-def rank_correlation(found: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[float, int]:
+def rank_correlation(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[float, int]:
     """Spearman's, between what the seeds agree on and their mean accuracy; and of how many.
 
     Args:
-      found: of each method, metrics of its seeds; `agreement` and `clustering_accuracy`, the same with
+      methods: of each method, metrics of its seeds; `agreement` and `clustering_accuracy`, the same with
         `_8_clusters` behind them for another number of clusters than that of the classes, and so on.
 
     Example:
@@ -66,7 +66,7 @@ def rank_correlation(found: Mapping[str, Sequence[Mapping[str, float]]]) -> tupl
     """
     pairs = [
         [mean(one[f"{metric}{name.removeprefix('agreement')}"] for one in seeds) for metric in _RANKED]
-        for seeds in found.values()
+        for seeds in methods.values()
         for name in seeds[0]
         if name.startswith("agreement")
     ]

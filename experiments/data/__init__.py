@@ -22,7 +22,7 @@ import numpy as np
 from experiments.data import originals, others
 from experiments.data.originals import ORIGINALS as ORIGINALS
 from experiments.data.originals import DataError as DataError
-from experiments.data.originals import Found, NotFoundError
+from experiments.data.originals import NotFoundError, Sourced
 from experiments.data.originals import cache_dir as cache_dir
 from experiments.data.originals import read_idx as read_idx
 from experiments.data.others import BUNDLED, COIL, PREPARED, both_splits
@@ -98,7 +98,7 @@ class Dataset:
         return self.train_images is self.test_images
 
 
-_READERS: dict[str, Callable[[str, Path | None], Found]] = {
+_READERS: dict[str, Callable[[str, Path | None], Sourced]] = {
     **dict.fromkeys(ORIGINALS, originals.load),
     "usps": others.usps,
     **dict.fromkeys(COIL, others.coil),
@@ -173,8 +173,8 @@ def load(
     return _auto(directory, *auto) if name == "auto" else _dataset(name, _READERS[name](name, directory))
 
 
-def _dataset(name: str, found: Found) -> Dataset:
-    source, arrays = found
+def _dataset(name: str, sourced: Sourced) -> Dataset:
+    source, arrays = sourced
     return Dataset(name, source=source, **arrays)
 
 

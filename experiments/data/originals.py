@@ -28,9 +28,9 @@ from sul_jax.cli.options import ConfigError
 
 # Data that cannot be used are an error of one line, as options are.
 DataError = ConfigError
-# The arrays of a `Dataset` by name, and what was found: where they came from, in words, and they.
+# The arrays of a `Dataset` by name; and where they came from, in words, with them.
 Arrays = dict[str, Any]
-Found = tuple[str, Arrays]
+Sourced = tuple[str, Arrays]
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -69,7 +69,7 @@ _VERSION = "3.0.1"  # tfds's, of both
 _MOST = 2**26
 
 
-def load(name: str, directory: Path | None, patience: float = 300.0) -> Found:
+def load(name: str, directory: Path | None, patience: float = 300.0) -> Sourced:
     """Prepared data or original files in `directory`, otherwise files fetched within `patience` seconds."""
     prepared = prepared_in(name, directory)
     raw = None if directory is None else directory / name
@@ -84,12 +84,12 @@ def load(name: str, directory: Path | None, patience: float = 300.0) -> Found:
         source, key = "original files, fetched, sha256 verified", "fetched"
 
     def read() -> Arrays:
-        found = prepared
-        if found is None:
+        version = prepared
+        if version is None:
             if raw is not None:
                 read_originals(name, raw)  # corrupt files are an error even where good data are cached
-            found = prepared_in(name, cache_dir() / "tfds")
-        return read_prepared(name, found or _prepare(name, raw or _fetch(name, patience)))
+            version = prepared_in(name, cache_dir() / "tfds")
+        return read_prepared(name, version or _prepare(name, raw or _fetch(name, patience)))
 
     return source, decoded(f"{name}-{_VERSION}-{key}", read)
 
@@ -109,10 +109,10 @@ def decoded(key: str, read: Callable[[], Arrays]) -> Arrays:
                 return {name: arrays[name] for name in _ARRAYS}
         except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
             cached.unlink(missing_ok=True)  # a damaged cache is made again
-    found = read()
+    arrays = read()
     with atomic_path(cached) as temporary:
-        np.savez(temporary, **found)  # type: ignore[arg-type]
-    return found
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    return arrays
 
 
 def fingerprint(files: list[Path]) -> str:
@@ -174,10 +174,10 @@ def _verified(path: Path, digest: str) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path} is missing; the folder must hold all four original files")
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        own = hashlib.file_digest(file, "sha256").hexdigest()
     values = read_idx(path)  # first: it says what is wrong with the content where that can be told
-    if found != digest:
-        raise DataError(f"{path} is corrupt: its sha256 is {found}, expected {digest}")
+    if own != digest:
+        raise DataError(f"{path} is corrupt: its sha256 is {own}, expected {digest}")
     return values
 
 
@@ -288,7 +288,7 @@ def _downloaded(url: str, deadline: float) -> bytes | None:
     The limits of sockets bound each wait alone: a server that drips its headers, or a name that is not
     resolved, would hold the caller for ever. So a thread waits for them, which nobody waits for.
     """
-    found: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def download() -> None:
         content = bytearray()
@@ -299,13 +299,13 @@ def _downloaded(url: str, deadline: float) -> bytes | None:
                     content += block
                     if len(content) > _MOST:
                         raise OSError(f"it is larger than {_MOST} bytes")
-            found.put(bytes(content))
+            answers.put(bytes(content))
         except Exception as error:
-            found.put(error)
+            answers.put(error)
 
     threading.Thread(target=download, daemon=True).start()
     try:
-        result = found.get(timeout=max(0.0, deadline - time.monotonic()))
+        result = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
         return None
     if isinstance(result, Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data import originals
-from experiments.data.originals import Arrays, DataError, Found, NotFoundError
+from experiments.data.originals import Arrays, DataError, NotFoundError, Sourced
 from sul_jax.cli import images as user_images
 from sul_jax.cli.arrays import check_images, read_arrays
 
@@ -30,7 +30,7 @@ def both_splits(images: np.ndarray, labels: np.ndarray | None) -> Arrays:
     return {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
 
 
-def digits() -> Found:
+def digits() -> Sourced:
     """Scikit-learn's bundled digits."""
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -42,7 +42,7 @@ def digits() -> Found:
     return source, both_splits(np.stack(large)[..., None], digits.target.astype(np.int32))
 
 
-def photographs() -> Found:
+def photographs() -> Sourced:
     """Scikit-learn's bundled photographs."""
     from sklearn.datasets import load_sample_images
 
@@ -55,16 +55,16 @@ def photographs() -> Found:
     return source, both_splits(np.concatenate(tiles).astype(np.uint8), None)
 
 
-BUNDLED: dict[str, Callable[[], Found]] = {"digits": digits, "photographs": photographs}
+BUNDLED: dict[str, Callable[[], Sourced]] = {"digits": digits, "photographs": photographs}
 
 
-def coil(name: str, directory: Path | None) -> Found:
+def coil(name: str, directory: Path | None) -> Sourced:
     """COIL, arrays in one file."""
     path = _in_directory(name, COIL[name], directory, "with arrays images [num, 64, 64] and labels [num]")
     return COIL[name], both_splits(*read_arrays(path))
 
 
-def usps(name: str, directory: Path | None) -> Found:
+def usps(name: str, directory: Path | None) -> Sourced:
     """USPS's digits, in HDF5."""
     groups = "with groups train and test of data [num, 256] and target [num]"
     path = _in_directory(name, "usps.h5", directory, groups)
@@ -81,7 +81,7 @@ def usps(name: str, directory: Path | None) -> Found:
     return "usps.h5", arrays
 
 
-def prepared(name: str, directory: Path | None) -> Found:
+def prepared(name: str, directory: Path | None) -> Sourced:
     """Data that tfds has prepared, or CIFAR-10's strips."""
     theirs, label = PREPARED[name]
     version = originals.prepared_in(theirs, directory)
@@ -101,7 +101,7 @@ def prepared(name: str, directory: Path | None) -> Found:
     raise _not_found(name, f"tfds's prepared array_record data in {theirs}/{or_strips}")
 
 
-def folder_of_images(folder: Path, size: int | None) -> Found:
+def folder_of_images(folder: Path, size: int | None) -> Sourced:
     """Pictures of a folder or of its sub-folders, the classes: shorter side to `size`, the middle square."""
     if not folder.is_dir():
         raise DataError(f"dataset {str(folder)!r} is not a folder")
@@ -110,11 +110,11 @@ def folder_of_images(folder: Path, size: int | None) -> Found:
             f"dataset {str(folder)!r} is a folder: nmce_images takes it with --image-size, "
             "sul-jax cluster as it is; the other experiments take FILE.npz"
         )
-    found = user_images.read(folder, size, colour=True)
-    if len({file.parent == folder for file in found.files}) == 2:
+    pictures = user_images.read(folder, size, colour=True)
+    if len({file.parent == folder for file in pictures.files}) == 2:
         raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")
-    print("\n".join(user_images.summary(found)))
-    return f"a folder, the middle {size}×{size}", both_splits(found.pixels, found.labels)
+    print("\n".join(user_images.summary(pictures)))
+    return f"a folder, the middle {size}×{size}", both_splits(pictures.pixels, pictures.labels)
 
 
 def _in_directory(name: str, file: str, directory: Path | None, content: str) -> Path:
@@ -135,13 +135,13 @@ def _cifar10_strips(folder: Path) -> Arrays:
     for split, number in CIFAR10.items():
         strips = [_strip(path) for path in sorted(folder.glob(f"{split}_*.webp"))]
         labels = folder / f"{split}_labels.npy"
-        found = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
+        classes = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
         images = sum(map(len, strips))
-        if (images, found.shape) != (number, (number,)):
+        if (images, classes.shape) != (number, (number,)):
             raise DataError(
-                f"{folder} holds {images} {split} images and {len(found)} labels, not {number} of each"
+                f"{folder} holds {images} {split} images and {len(classes)} labels, not {number} of each"
             )
-        arrays |= {f"{split}_images": np.concatenate(strips), f"{split}_labels": found}
+        arrays |= {f"{split}_images": np.concatenate(strips), f"{split}_labels": classes}
     return arrays
 
 

@@ -49,8 +49,8 @@ def options(command: str) -> Mapping[str, Any]:
 
     Example:
       >>> from experiments.results import records
-      >>> found = records.options("nmce_manifolds --no-biases")
-      >>> found["biases"], found["steps"]
+      >>> stated = records.options("nmce_manifolds --no-biases")
+      >>> stated["biases"], stated["steps"]
       (False, 3000)
     """
     name, *arguments = shlex.split(command)
@@ -118,5 +118,5 @@ def _default(name: str, option: str) -> Any:
 
 def _read(name: str) -> list[dict[str, Any]]:
     path = runs.RESULTS / f"{_FILES.get(name, name)}.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return found
+    stored: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return stored

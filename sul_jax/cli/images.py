@@ -84,8 +84,8 @@ def read(
       >>> for name in ("cat", "dog"):
       ...     (folder / name).mkdir()
       ...     Image.new("L", (40, 30)).save(folder / name / "1.tif")
-      >>> found = images.read(folder, 8)
-      >>> found.pixels.shape, found.classes, found.labels.tolist()
+      >>> pictures = images.read(folder, 8)
+      >>> pictures.pixels.shape, pictures.classes, pictures.labels.tolist()
       ((2, 8, 8, 1), ['cat', 'dog'], [0, 1])
     """
     if path.suffix.lower() == ".npz" and not path.is_dir():

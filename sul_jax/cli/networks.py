@@ -127,9 +127,9 @@ class Networks:
             for (index, model), learned in zip(models.items(), kept, strict=True):
                 _store(model, next(fitted), stored[index], seeds[index])
                 shutil.rmtree(learned)
-        found = [models[i] if i in models else self._read(path, number) for i, path in enumerate(stored)]
+        every = [models[i] if i in models else self._read(path, number) for i, path in enumerate(stored)]
         codes = [_beside(path, ".npy") for path in stored]
-        return [Fit(*one) for one in zip(seeds, found, codes, strict=True)]
+        return [Fit(*one) for one in zip(seeds, every, codes, strict=True)]
 
     def _read(self, path: Path, number: int) -> Any:
         """A stored network, if it is one of this run."""

@@ -154,8 +154,8 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             some = codes[np.random.default_rng(self.seed_).permutation(len(codes))[:most]]
         if self.verbose:
             print(f"k-means of {len(some)} codes, {self.n_clusters} clusters")
-        found = _k_means(key, jnp.asarray(some), num_clusters=self.n_clusters)
-        self.cluster_centers_ = np.asarray(found.centroids)
+        result = _k_means(key, jnp.asarray(some), num_clusters=self.n_clusters)
+        self.cluster_centers_ = np.asarray(result.centroids)
         self.labels_ = self._labels(codes, self.distances_of(codes))
 
     def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
@@ -203,16 +203,16 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     def _codes(self, rows: np.ndarray, learned: Any) -> np.ndarray:
         images = self._images(rows)
         number = len(rows)
-        found = None
+        every = None
         encode = self._encoder(learned)
         for start in self._progress(range(0, number, ENCODED), "codes"):
             chosen = np.minimum(np.arange(start, start + ENCODED), number - 1)
             codes = np.asarray(encode(images.take(chosen)))
-            if found is None:  # filled in place: many codes are not held twice
-                found = np.empty((number, codes.shape[1]), codes.dtype)
-            found[start : start + len(codes)] = codes[: number - start]
-        assert found is not None
-        return found
+            if every is None:  # filled in place: many codes are not held twice
+                every = np.empty((number, codes.shape[1]), codes.dtype)
+            every[start : start + len(codes)] = codes[: number - start]
+        assert every is not None
+        return every
 
     def _progress(self, steps: Sequence[Any] | np.ndarray, title: str) -> Iterable[Any]:
         if not self.verbose:

@@ -53,13 +53,13 @@ def _warn_of_rows(num_features: int, side: int) -> None:
 
 
 def shape_of(
-    given: tuple[int, ...] | None, found: tuple[int, ...] | None, num_features: int
+    given: tuple[int, ...] | None, own: tuple[int, ...] | None, num_features: int
 ) -> tuple[int, int, int]:
     """Height, width and channels of images.
 
     Args:
       given: by the user, or None.
-      found: the images' own, or None where they are rows.
+      own: the images' own, or None where they are rows.
       num_features: values of a row.
 
     Raises:
@@ -68,20 +68,20 @@ def shape_of(
     Warns:
       UserWarning: rows of 64 values or more that are no square image, without a shape.
     """
-    if given is None and found is None:  # the smallest square that holds the features, row by row
+    if given is None and own is None:  # the smallest square that holds the features, row by row
         side = int(np.ceil(np.sqrt(num_features)))
         if side**2 != num_features >= _IMAGE:
             _warn_of_rows(num_features, side)
         return side, side, 1
-    shape = tuple(int(n) for n in (given if given is not None else found or ()))
+    shape = tuple(int(n) for n in (given if given is not None else own or ()))
     shape += (1,) * (len(shape) == 2)
     if given is None and shape[0] in (1, 3, 4) and min(shape[1:]) > 4:
         raise ValueError(
             f"images of shape {shape} seem to have their channels first; they come last here. "
             f"If they do, give image_shape={shape}"
         )
-    if given is not None and found is not None and shape != found:
-        raise ValueError(f"image_shape={given} does not fit images of shape {found}")
+    if given is not None and own is not None and shape != own:
+        raise ValueError(f"image_shape={given} does not fit images of shape {own}")
     if len(shape) != 3 or int(np.prod(shape)) != num_features:
         raise ValueError(
             f"image_shape={given} does not fit images of {num_features} values; it must be "

@@ -41,10 +41,10 @@ def descend(
         return images.take(chosen[first:end]), np.arange(first, end)
 
     with model._shown_steps(num_steps, "learning") as callback:
-        found: GradientState = training.train(
+        last: GradientState = training.train(
             _steps(rule), state, inputs, step_keys, num_steps=num_steps, callback=callback
         )
-    return found
+    return last
 
 
 def orders(keys: Array, number: int, batch_size: int, num_steps: int) -> np.ndarray:

@@ -102,13 +102,13 @@ class DeepClustering(ImageClustering):
         """Clusters of the features, a new head, and the minibatches' indices and labels."""
         cluster_key, order_key, head_key, _ = jax.random.split(key, 4)
         features = _preprocess(jnp.asarray(self._codes(images.rows, _learning.learned(state))))
-        found = _pseudo_labels(cluster_key, features, num_clusters=self.n_clusters)
+        clusters = _pseudo_labels(cluster_key, features, num_clusters=self.n_clusters)
         order = _balanced_indices(
-            order_key, found, num_clusters=self.n_clusters, num_samples=steps * self.batch_size
+            order_key, clusters, num_clusters=self.n_clusters, num_samples=steps * self.batch_size
         )
         indices = np.asarray(order).reshape(steps, self.batch_size)
         state = deep_cluster.new_head(head_key, _learning.forgotten(state))
-        return state, indices, np.asarray(found)[indices]
+        return state, indices, np.asarray(clusters)[indices]
 
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         return partial(_learning.encoder(self._rule()), learned)

@@ -157,17 +157,17 @@ class _ConvNet(Saved):
         check_images("images", images)
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images must have shape [batch, *{self.image_shape}], got {images.shape}")
-        found = {}
+        layers = {}
         values = _swapped(sobel(images) if self.use_sobel is True else images)
         if self.use_sobel == "random":
             values = _edges(values, self.grey[...], self.edges[...])
         pool = None
         parts = zip(self.specifications, self.convolutions, self.norms, strict=True)
         for index, (layer, convolution, norm) in enumerate(parts, 1):
-            found[f"conv_{index}"] = _convolve(layer, convolution, _pool(values, pool))
-            values = found[f"relu_{index}"] = jax.nn.relu(norm(found[f"conv_{index}"]))
+            layers[f"conv_{index}"] = _convolve(layer, convolution, _pool(values, pool))
+            values = layers[f"relu_{index}"] = jax.nn.relu(norm(layers[f"conv_{index}"]))
             pool = layer.pool
-        return found
+        return layers
 
     def __call__(self, images: Array, *, key: Array | None = None) -> Array:
         """Features before the last ReLU.

@@ -55,8 +55,8 @@ def conv_general_dilated(
 def _mapped_axes(values: Array) -> frozenset[Any]:
     """Axes of shard_map over which an array differs."""
     kind: Any = jax.typeof(values)
-    found = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
-    return frozenset(found)
+    axes = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    return frozenset(axes)
 
 
 def _is_default(name: str, value: Any, images: Array) -> bool:

@@ -127,7 +127,7 @@ class NNLConv(Saved):
             raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images are of type {images.dtype}: floating ones in [0, 1] are needed")
-        found = []
+        features = []
         for index, block in enumerate(self.blocks):
             weights = self.filters[index][...]
             if self.response == "nnl":
@@ -142,8 +142,8 @@ class NNLConv(Saved):
                 values = jax.nn.relu(
                     max_pool(values, block.pool, block.pool_stride) + self.biases[index][...]
                 )
-            found.append(values.reshape(len(images), -1))
-        return jnp.concatenate(found, axis=1)
+            features.append(values.reshape(len(images), -1))
+        return jnp.concatenate(features, axis=1)
 
     def __call__(self, images: Array) -> Array:
         """Logits, `[batch, num_classes]`."""
