@@ -14,7 +14,6 @@ experiments/results/README.md has rows for 94 and for 100, and what ours gives, 
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,17 +117,16 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     evaluation_only = ("num_clusters", "gamma", "gammas", "l1_ratio")
     with Workdir(EXPERIMENT, config, data=identity(images), may_differ=evaluation_only) as workdir:
 
-        def learn(seeds: range) -> Iterator[Learned[NMCE]]:
-            for seed in seeds:
-                network, seconds = train(config, seed, jnp.asarray(images), workdir)
-                network.save(config.workdir / f"network-seed{seed}")
-                start = time.perf_counter()
-                values = _judge(filled, seed, network, images, labels)
-                values["training_seconds"] = round(seconds, 1)
-                yield Learned(network, values, seconds + time.perf_counter() - start)
+        def learn(seed: int) -> Learned[NMCE]:
+            network, seconds = train(config, seed, jnp.asarray(images), workdir)
+            network.save(config.workdir / f"network-seed{seed}")
+            start = time.perf_counter()
+            values = _judge(filled, seed, network, images, labels)
+            values["training_seconds"] = round(seconds, 1)
+            return Learned(network, values, seconds + time.perf_counter() - start)
 
-        number = len(images)
-        return run_seeds(workdir, learn, dataset, num_train=number, num_test=number, paper=_paper(filled))
+        numbers = {"num_train": len(images), "num_test": len(images)}
+        return run_seeds(workdir, partial(map, learn), dataset, **numbers, paper=_paper(filled))
 
 
 def _judge(

@@ -201,7 +201,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
         return run_seeds(
             workdir,
-            lambda seeds: (_run_seed(filled, seed, workdir, splits) for seed in seeds),
+            partial(map, lambda seed: _run_seed(filled, seed, workdir, splits)),
             dataset,
             num_train=number,
             num_test=judged,

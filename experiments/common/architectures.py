@@ -76,11 +76,7 @@ def _searched() -> dict[str, Any]:
 
 
 def _stored(named: Named) -> dict[str, Any]:
-    return {
-        "architecture": named.architecture.to_dict(),
-        "options": dict(named.options),
-        "study": dict(named.study),
-    }
+    return named._asdict() | {"architecture": named.architecture.to_dict()}
 
 
 def _named(stored: Mapping[str, Any]) -> Named:

@@ -36,6 +36,17 @@ def _panels(
 
 
 @contextmanager
+def _wrapped(path: Path, size: tuple[float, float], number: int, most: int) -> Iterator[list[Any]]:
+    """Axes without frames, each of this size, at most so many in a row."""
+    columns = min(number, most)
+    rows = -(-number // columns)
+    with _panels(path, (size[0] * columns, size[1] * rows), rows, columns) as grid:
+        for axes in grid.flat:
+            axes.set_axis_off()
+        yield list(grid.flat[:number])
+
+
+@contextmanager
 def _axes(
     path: Path, size: tuple[float, float] = (4.5, 3), *, layout: str | None = "constrained", **labels: Any
 ) -> Iterator[matplotlib.axes.Axes]:
@@ -245,17 +256,12 @@ def embeddings(codes: Mapping[str, np.ndarray], colours: np.ndarray, path: Path)
     """t-SNE of several representations of the same examples, `[num, features]` by name, four in a row."""
     from sklearn.manifold import TSNE
 
-    columns = min(len(codes), 4)
-    rows = -(-len(codes) // columns)
-    with _panels(path, (2.8 * columns, 3 * rows), rows, columns) as grid:
-        for axes in grid.flat[len(codes) :]:
-            axes.remove()
-        for axes, (name, values) in zip(grid.flat, codes.items(), strict=False):
+    with _wrapped(path, (2.8, 3), len(codes), 4) as panels:
+        for axes, (name, values) in zip(panels, codes.items(), strict=True):
             perplexity = min(30.0, (len(values) - 1) / 3)
             plane = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
             axes.scatter(*plane.T, c=colours, cmap="tab10", s=2)
             axes.set_title(name)
-            axes.set_axis_off()
 
 
 def activity(codes: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray], path: Path) -> None:
@@ -316,14 +322,10 @@ def principal_components(
       path: of the PNG.
       components: rows of a panel, and images in a row.
     """
-    panels = np.unique(clusters)
-    columns = min(5, len(panels))
-    rows = -(-len(panels) // columns)
+    shown = np.unique(clusters)
     scale = 255 if images.dtype == np.uint8 else 1
-    with _panels(path, (2.6 * columns, 2.8 * rows), rows, columns) as grid:
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for axes, cluster in zip(grid.flat, panels, strict=False):
+    with _wrapped(path, (2.6, 2.8), len(shown), 5) as panels:
+        for axes, cluster in zip(panels, shown, strict=True):
             members = np.flatnonzero(clusters == cluster)
             directions = np.linalg.svd(features[members], full_matrices=False)[2][:components]
             tiles = np.ones((len(directions), components, *images.shape[1:]))
@@ -333,7 +335,7 @@ def principal_components(
                 chosen = members[np.argsort(-aligned)[:components]]
                 row[: len(chosen)] = images[chosen] / scale
             canvas = _mosaic(tiles.reshape(-1, *images.shape[1:]), components)
-            _show(axes, np.clip(canvas, 0, 1), cmap="gray")
+            axes.imshow(np.clip(canvas, 0, 1).squeeze(), cmap="gray")
             axes.set_title(f"cluster {cluster}: {len(members)} images")
 
 

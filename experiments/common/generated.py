@@ -1,6 +1,6 @@
 """Clustering two manifolds whose points are drawn anew in every step, by coding rates (paper 003)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -115,26 +115,25 @@ def run(
     steps = training.compiled(partial(_step, config, rule, source))
     with Workdir(experiment, config, data={}) as workdir:
 
-        def learn(seeds: range) -> Iterator[Learned[NMCE]]:
-            for seed in seeds:
-                key = jax.random.key(seed)
-                trained = _train(config, seed, workdir, steps, rule.init(key, None))
-                points, labels = jax.device_get(
-                    source.sample(key, jax.random.fold_in(key, 2**31), config.num_test)
-                )
-                network = build(config, source.num_inputs, nnx.Rngs(seed))
-                if draw is not None and seed == config.seed:
-                    states = [(at, find(network, params, points)) for at, params in trained.snapshots]
-                    draw(points, labels, states)
-                embedded = find(network, trained.state.params, points)
-                values = evaluate(embedded, labels) | {"training_seconds": round(trained.seconds, 1)}
-                network.save(config.workdir / f"network-seed{seed}")
-                yield Learned(network, values, trained.seconds)
+        def learn(seed: int) -> Learned[NMCE]:
+            key = jax.random.key(seed)
+            trained = _train(config, seed, workdir, steps, rule.init(key, None))
+            drawn = source.sample(key, jax.random.fold_in(key, 2**31), config.num_test)
+            points, labels = jax.device_get(drawn)
+            network = build(config, source.num_inputs, nnx.Rngs(seed))
+            if draw is not None and seed == config.seed:
+                states = [(at, find(network, params, points)) for at, params in trained.snapshots]
+                draw(points, labels, states)
+            values = evaluate(find(network, trained.state.params, points), labels)
+            network.save(config.workdir / f"network-seed{seed}")
+            values["training_seconds"] = round(trained.seconds, 1)
+            return Learned(network, values, trained.seconds)
 
         nothing = np.zeros(0)  # the data are not kept
         about = Dataset(source.name, nothing, None, nothing, None, "generated anew in every step")
         seen = config.steps * config.batch_size
-        return run_seeds(workdir, learn, about, num_train=seen, num_test=config.num_test, paper=paper)
+        numbers = {"num_train": seen, "num_test": config.num_test}
+        return run_seeds(workdir, partial(map, learn), about, **numbers, paper=paper)
 
 
 def build(config: Config, num_inputs: int, rngs: nnx.Rngs) -> NMCE:

@@ -111,14 +111,13 @@ def run(
     with Workdir(experiment, filled, data=told_apart) as workdir:
         setting = Setting(filled, blocks, images, splits, num_classes, borrowed, workdir)
 
-        def learn(seeds: range) -> Iterator[Learned[NNLConv]]:
-            for seed in seeds:
-                network, metrics, seconds = _learn(setting, seed)
-                network.save(config.workdir / f"network-{seed}")
-                yield Learned(network, {name: round(value, 3) for name, value in metrics.items()}, seconds)
+        def learn(seed: int) -> Learned[NNLConv]:
+            network, metrics, seconds = _learn(setting, seed)
+            network.save(config.workdir / f"network-{seed}")
+            return Learned(network, {name: round(value, 3) for name, value in metrics.items()}, seconds)
 
-        num_test = len(splits["test"]) if splits else 0
-        return run_seeds(workdir, learn, dataset, num_train=number, num_test=num_test, paper=reported)
+        numbers = {"num_train": number, "num_test": len(splits["test"]) if splits else 0}
+        return run_seeds(workdir, partial(map, learn), dataset, **numbers, paper=reported)
 
 
 def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], float]:

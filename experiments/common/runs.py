@@ -227,7 +227,8 @@ def run_seeds(
 
     Args:
       workdir: of the run.
-      learn: from seeds that are trained together to what each gave, one after the other.
+      learn: from seeds that are trained together to what each gave, one after the other; of a function of
+        one seed, `partial(map, function)`.
       dataset: what is learned from.
       num_train: training examples.
       num_test: examples of the evaluation.
