@@ -216,36 +216,22 @@ def _prepare(name: str, raw: Path) -> Path:
     arrays = read_originals(name, raw)
     print(f"Preparing {name} with TensorFlow Datasets, once …", flush=True)
     tfds = imported("tensorflow_datasets")
-    from PIL import Image
+    image, label = tfds.features.Image(shape=(28, 28, 1)), tfds.features.ClassLabel(num_classes=10)
 
-    # Registration would clash with tfds's own builder of the same name, which needs TensorFlow.
-    with tfds.core.registered.skip_registration():
+    # Registration would clash with tfds's own builder of the same name; both need TensorFlow for the splits.
+    class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg, misc, name-defined]
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: _examples(*of_split) for split, of_split in arrays.items()}
 
-        class Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc, name-defined]
-            VERSION = tfds.core.Version(_VERSION)
-            pkg_dir_path = Path(__file__).parent
-
-            def _info(self) -> Any:
-                image, label = (
-                    tfds.features.Image(shape=(28, 28, 1)),
-                    tfds.features.ClassLabel(num_classes=10),
-                )
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    features=tfds.features.FeaturesDict({"image": image, "label": label}),
-                    supervised_keys=("image", "label"),
-                    disable_shuffling=True,
-                )
-
-            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                return {split: self._generate_examples(split) for split in arrays}
-
-            def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-                for index, (image, label) in enumerate(zip(*arrays[split], strict=True)):
-                    yield index, {"image": Image.fromarray(image), "label": int(label)}
-
-    Builder.name = name
-    builder = Builder(data_dir=str(cache_dir() / "tfds"), file_format="array_record")
+    builder = Builder(
+        name=name,
+        version=_VERSION,
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
+        split_datasets=arrays,
+        data_dir=str(cache_dir() / "tfds"),
+        file_format="array_record",
+        disable_shuffling=True,
+    )
     options = tfds.download.DownloadConfig(manual_dir=str(raw), try_download_gcs=False)
     tfds.disable_progress_bar()
     try:
@@ -256,6 +242,13 @@ def _prepare(name: str, raw: Path) -> Path:
     if prepared is None:
         raise DataError(f"tfds prepared no array_record data of {name} in {cache_dir() / 'tfds'}")
     return prepared
+
+
+def _examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    from PIL import Image
+
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield index, {"image": Image.fromarray(image), "label": int(label)}
 
 
 def _fetch(name: str, patience: float) -> Path:
