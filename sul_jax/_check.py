@@ -1,6 +1,7 @@
 """Argument checks with one style of message: the argument, what was given, what is accepted."""
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,58 +20,90 @@ def check_integer(name: str, value: int, *, low: int, high: int | None = None, w
         raise ValueError(f"{name}={value} is not accepted: it must be {accepted}{why}")
 
 
-def check_images(name: str, images: Array) -> None:
-    """Raises unless `images` is a non-empty floating `[batch, height, width, channels]`."""
-    check_array(name, images, ndim=4, axes="[batch, height, width, channels]")
+def on_host(name: str, values: Any) -> np.ndarray:
+    """What is no array of JAX as NumPy's; raises, quoting none of it, where that is no array of numbers."""
+    kind = type(values).__name__
+    try:
+        foreign = hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
+        array = np.from_dlpack(values) if foreign else np.asarray(values)
+        kind += f" of {array.dtype}"
+        if array.dtype.kind in "biuf":
+            return array.astype(array.dtype.newbyteorder("="), copy=False)
+        if jnp.issubdtype(array.dtype, np.number):  # bfloat16 and its like
+            return array
+    except (TypeError, ValueError, RuntimeError, BufferError):  # as tensors that want a gradient
+        pass
+    raise TypeError(
+        f"{name} must be an array of numbers, got {kind}; accepted are arrays of JAX and what NumPy makes an "
+        "array of: lists of equal lengths, data frames of numbers, tensors of the CPU"
+    )
 
 
-def check_vectors(name: str, inputs: Array, *, features: int | None = None) -> None:
-    """Raises unless `inputs` is a non-empty floating `[batch, features]`."""
-    check_array(name, inputs, ndim=2, axes="[batch, features]")
+def as_array(name: str, values: Any) -> Array:
+    """Any array of numbers as JAX's."""
+    return values if isinstance(values, jax.Array) else jnp.asarray(on_host(name, values))
+
+
+def check_images(name: str, images: Any) -> Array:
+    """Returns `images`; raises unless they are a non-empty floating `[batch, height, width, channels]`."""
+    return check_array(name, images, ndim=4, axes="[batch, height, width, channels]")
+
+
+def check_vectors(name: str, inputs: Any, *, features: int | None = None) -> Array:
+    """Returns `inputs`; raises unless they are a non-empty floating `[batch, features]`."""
+    inputs = check_array(name, inputs, ndim=2, axes="[batch, features]")
     if features is not None and inputs.shape[1] != features:
         raise ValueError(
             f"{name} has {inputs.shape[1]} features (shape {tuple(inputs.shape)}), "
             f"but the state was made for {features}"
         )
+    return inputs
 
 
-def check_array(name: str, array: Array, *, ndim: int, axes: str) -> None:
-    """Raises unless `array` has `ndim` non-empty axes and a floating type."""
-    shape = tuple(jnp.shape(array))
-    if len(shape) != ndim:
-        raise ValueError(f"{name} must have shape {axes}, got {len(shape)} axes: {shape}")
-    if 0 in shape:
-        raise ValueError(f"{name} is empty: its shape is {shape}; {axes} must all be at least 1")
-    check_floating(name, array)
+def check_array(name: str, array: Any, *, ndim: int, axes: str) -> Array:
+    """Returns `array`; raises unless it has `ndim` non-empty axes and a floating type."""
+    array = as_array(name, array)
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have shape {axes}, got {array.ndim} axes: {array.shape}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} is empty: its shape is {array.shape}; {axes} must all be at least 1")
+    return check_floating(name, array)
 
 
-def check_floating(name: str, array: Array) -> None:
-    """Raises unless `array` has a floating type."""
-    if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+def check_floating(name: str, array: Any) -> Array:
+    """Returns `array`; raises unless it has a floating type."""
+    array = as_array(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
-            f"{name} must be floating point, got {jnp.result_type(array)}; "
+            f"{name} must be floating point, got {array.dtype}; "
             "convert integer pixels first, for example images / 255"
         )
+    return array
+
+
+def is_known(values: Array) -> bool:
+    """Whether this process has the values: not inside jit, nor where others hold a part of them."""
+    return not isinstance(values, jax.core.Tracer) and getattr(values, "is_fully_addressable", True)
 
 
 def check_finite(name: str, values: Array) -> None:
-    """Raises if values are NaN or infinite, outside jit, where this process knows them."""
-    if isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True):
-        return
-    if not np.isfinite(np.asarray(values)).all():
+    """Raises if values are NaN or infinite, where they are known."""
+    if is_known(values) and not np.isfinite(np.asarray(values)).all():
         raise ValueError(f"{name} holds NaN or infinite values; all must be finite")
 
 
-def check_labels(name: str, labels: Array, *, num_examples: int, num_classes: int) -> None:
-    """Raises unless `labels` is an integer `[num_examples]`, outside jit also in [0, num_classes)."""
+def check_labels(name: str, labels: Any, *, num_examples: int, num_classes: int) -> Array:
+    """Returns `labels`; raises unless they are integers `[num_examples]`, outside jit in [0, num_classes)."""
+    labels = as_array(name, labels)
     if jnp.shape(labels) != (num_examples,) or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(
             f"{name} must be integers of shape [{num_examples}], got {jnp.result_type(labels)} of shape "
             f"{list(jnp.shape(labels))}"
         )
     if isinstance(labels, jax.core.Tracer):
-        return
+        return labels
     values = np.asarray(labels)  # np.min would be traced where they are a constant of a program
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"{name} go from {low} to {high}; 0 to {num_classes - 1} are accepted")
+    return labels

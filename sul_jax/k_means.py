@@ -2,16 +2,21 @@
 
 All starts run side by side, so that one matrix product serves them all. Sums have a fixed order: the same key
 gives the same result, on another kind of device but for rounding.
+
+Numbers of any size that float32 holds are clustered alike. Outside jit, float64 vectors of the host (NumPy,
+lists) are centred before float32 rounds them: there a common offset costs no precision, however large.
 """
 
 import math
+import warnings
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_finite, check_integer, check_vectors
+from sul_jax._check import check_finite, check_integer, check_vectors, is_known, on_host
 from sul_jax._linalg import at_least_float32
 from sul_jax._parallel import sum_over
 
@@ -19,6 +24,8 @@ from sul_jax._parallel import sum_over
 _MAX_SCORES = 2**21
 # Share of the clusters for which k-means++ draws candidates at a time: one product serves them all.
 _AHEAD = 0.01
+# Powers of two between which the largest number may lie: of squares and their sums nothing is lost then.
+_COMFORT = (-32, 50)
 # Clusters from which, on a CPU, adding each vector to its cluster beats a product with memberships.
 _MANY_CLUSTERS = 64
 
@@ -29,7 +36,7 @@ class KMeansResult(NamedTuple):
     Attributes:
       centroids: `[num_clusters, features]`.
       labels: int32 `[batch]`, the nearest centroid of each vector.
-      inertia: summed squared distance to it.
+      inertia: summed squared distance to it; infinite or 0 where float32 cannot hold it.
       num_iterations: Lloyd iterations until this start converged.
     """
 
@@ -82,8 +89,12 @@ def fit(
       A `KMeansResult`.
 
     Raises:
-      ValueError: more clusters than vectors, an argument out of range, or (outside jit) values that are
-        not finite.
+      ValueError: more clusters than vectors, an argument out of range, or (outside jit) values that are not
+        finite or beyond float32.
+
+    Warns:
+      UserWarning: outside jit, an inertia that float32 cannot hold; centroids that it rounds, because the
+        clusters differ by less than a thousand of its steps from their common offset.
 
     Example:
       >>> import jax
@@ -94,7 +105,10 @@ def fit(
       >>> sorted(result.centroids[:, 0].tolist()), result.inertia.item()
       ([0.5, 10.5], 1.0)
     """
-    check_vectors("inputs", inputs)
+    given = inputs if isinstance(inputs, jax.Array) else on_host("inputs", inputs)
+    inputs, offset = check_vectors("inputs", given), None
+    if isinstance(given, np.ndarray) and given.dtype == np.float64:
+        inputs, offset = _centred(given)
     batch = inputs.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
     check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("num_init", num_init, low=1)
@@ -103,7 +117,7 @@ def fit(
     if isinstance(init, str):
         _check_choice("init", init, ("k-means++", "random"))
     else:
-        init = jnp.asarray(init)
+        init = init if isinstance(init, jax.Array) else on_host("init", init)
         if init.shape != (num_clusters, inputs.shape[1]):
             raise ValueError(
                 f"init has shape {init.shape}, but {num_clusters} clusters of {inputs.shape[1]} features "
@@ -114,14 +128,17 @@ def fit(
     _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 
     inputs = at_least_float32(inputs)
+    scale = _scale(jnp.max(jnp.abs(inputs)), axis_name)
+    inputs = inputs * scale
     # Centring changes no distance and spares float32 the cancellation of large common offsets.
     mean = sum_over(jnp.sum(inputs, axis=0), axis_name) / batch
-    inputs = inputs - mean
+    inputs = inputs - mean[None]
     squares = jnp.sum(jnp.square(inputs), axis=1)
     variance = sum_over(jnp.sum(squares), axis_name) / (batch * inputs.shape[1])
     start_key, split_key = jax.random.split(key)
     if not isinstance(init, str):
-        centroids = (init.astype(inputs.dtype) - mean)[None]
+        init = (init if offset is None else init - offset).astype(inputs.dtype)
+        centroids = (init * scale - mean[None])[None]
     elif init == "k-means++":
         centroids = _plus_plus(start_key, inputs, squares, num_clusters, num_init, axis_name)
     else:
@@ -146,7 +163,7 @@ def fit(
         return _Lloyd(
             centroids=jnp.where(state.done[:, None, None], state.centroids, moved),
             labels=labels,
-            iterations=state.iterations + ~state.done,
+            iterations=jnp.where(state.done, state.iterations, state.iterations + 1),
             done=done,
             step=state.step + 1,
         )
@@ -154,7 +171,7 @@ def fit(
     first = _Lloyd(
         centroids=centroids,
         # Taken from the inputs, the carry varies over `axis_name` as the labels do.
-        labels=jnp.zeros_like(squares, jnp.int32) - jnp.ones((num_init, 1), jnp.int32),
+        labels=jnp.zeros_like(squares, jnp.int32)[None] - jnp.ones((num_init, 1), jnp.int32),
         iterations=jnp.zeros(num_init, jnp.int32),
         done=jnp.zeros(num_init, bool),
         step=jnp.zeros((), jnp.int32),
@@ -163,12 +180,20 @@ def fit(
     labels, distances = _nearest(last.centroids, inputs, squares)
     inertia = sum_over(jnp.sum(distances, axis=1), axis_name)
     best = jnp.argmin(inertia)
-    return KMeansResult(
-        centroids=last.centroids[best] + mean,
+    back = 1 / scale  # a product, which XLA joins with the sum: the same bits as without it
+    centroids = (last.centroids[best] + mean[None]) * back
+    result = KMeansResult(
+        centroids=centroids if offset is None else centroids + jnp.asarray(offset, centroids.dtype),
         labels=labels[best],
-        inertia=inertia[best],
+        inertia=inertia[best] * back * back,
         num_iterations=last.iterations[best],
     )
+    if is_known(result.inertia) and inertia[best] != result.inertia * scale * scale:
+        warnings.warn(
+            f"the inertia is beyond {inputs.dtype} and given as {result.inertia}: scale the inputs",
+            stacklevel=2,
+        )
+    return result
 
 
 def assign(centroids: Array, inputs: Array) -> Array:
@@ -187,15 +212,48 @@ def assign(centroids: Array, inputs: Array) -> Array:
       >>> k_means.assign(jnp.array([[0.0], [10.0]]), jnp.array([[2.0], [9.0]])).tolist()
       [0, 1]
     """
-    check_vectors("centroids", centroids)
-    check_vectors("inputs", inputs, features=centroids.shape[-1])
+    centroids = check_vectors("centroids", centroids)
+    inputs = check_vectors("inputs", inputs, features=centroids.shape[-1])
     check_finite("inputs", inputs)
     centroids, inputs = at_least_float32(centroids), at_least_float32(inputs)
     # Relative to one centroid, for the reason that `fit` centres.
-    origin = centroids[0]
-    inputs = inputs - origin
-    labels, _ = _nearest((centroids - origin)[None], inputs, jnp.sum(jnp.square(inputs), axis=1))
+    centroids, inputs = centroids - centroids[:1], inputs - centroids[:1]
+    scale = _scale(jnp.maximum(jnp.max(jnp.abs(centroids)), jnp.max(jnp.abs(inputs))))
+    centroids, inputs = centroids * scale, inputs * scale
+    labels, _ = _nearest(centroids[None], inputs, jnp.sum(jnp.square(inputs), axis=1))
     return labels[0]
+
+
+def _centred(exact: np.ndarray) -> tuple[Array, np.ndarray]:
+    """Float64 vectors less their mean, taken before float32 rounds them, and the mean, `[1, features]`."""
+    offset = exact.mean(axis=0, keepdims=True)
+    centred = exact - offset
+    largest, spread = (max(values.max(), -values.min()) for values in (exact, centred))
+    inputs = jnp.asarray(centred)
+    limits = np.finfo(inputs.dtype)
+    varies = spread > 1e-12 * largest  # else rounding alone
+    if largest > limits.max or (varies and spread < limits.tiny):
+        raise ValueError(
+            f"inputs go up to {largest:.3g} and vary by {spread:.3g}, beyond {limits.dtype}: scale them"
+        )
+    if varies and spread < 1000 * limits.eps * largest:
+        warnings.warn(
+            f"inputs vary by {spread:.3g} around {largest:.3g}, where {limits.dtype} goes in steps of "
+            f"{limits.eps * largest:.1g}: labels and inertia are right, centroids are rounded. Subtract a "
+            "common offset first",
+            stacklevel=3,
+        )
+    return inputs, offset
+
+
+def _scale(largest: Array, axis_name: str | None = None) -> Array:
+    """A power of two that brings numbers near 1 if their squares could leave float32; otherwise 1."""
+    largest = largest if axis_name is None else lax.pmax(largest, axis_name)
+    _, exponent = jnp.frexp(largest)
+    limits, (low, high) = np.finfo(largest.dtype), _COMFORT
+    power = jnp.clip(exponent, limits.minexp, limits.maxexp - 2)
+    power = jnp.where((exponent < low) | (exponent > high), power, 0)
+    return jnp.ldexp(jnp.ones_like(largest), -power)
 
 
 def _nearest(centroids: Array, inputs: Array, squares: Array) -> tuple[Array, Array]:
@@ -211,7 +269,7 @@ def _nearest(centroids: Array, inputs: Array, squares: Array) -> tuple[Array, Ar
         # Clusters are the second axis and the batch the minor one: both reductions vectorise, which
         # `argmin` would not.
         least = jnp.min(scores, axis=1)
-        places = jnp.where(scores <= least[:, None], jnp.arange(clusters)[:, None], clusters - 1)
+        places = jnp.where(scores <= least[:, None], jnp.arange(clusters)[None, :, None], clusters - 1)
         return jnp.min(places, axis=1).astype(jnp.int32), least
 
     chunk = max(1, _MAX_SCORES // (starts * clusters))
@@ -222,7 +280,7 @@ def _nearest(centroids: Array, inputs: Array, squares: Array) -> tuple[Array, Ar
         filled = jnp.pad(inputs, ((0, number * chunk - batch), (0, 0)))
         parts = lax.map(of_chunk, filled.reshape(number, chunk, features))
         labels, scores = (jnp.moveaxis(p, 0, 1).reshape(starts, -1)[:, :batch] for p in parts)
-    return labels, jnp.maximum(scores + squares, 0)
+    return labels, jnp.maximum(scores + squares[None], 0)
 
 
 def _sums(labels: Array, inputs: Array, clusters: int) -> tuple[Array, Array]:
@@ -235,7 +293,7 @@ def _sums(labels: Array, inputs: Array, clusters: int) -> tuple[Array, Array]:
             return jax.vmap(lambda owner: empty.at[owner].add(values))(labels)
 
         return add(inputs), add(jnp.ones(inputs.shape[0], jnp.int32))
-    members = labels[:, None] == jnp.arange(clusters)[:, None]
+    members = jax.nn.one_hot(labels, clusters, axis=1, dtype=bool)
     flat = members.reshape(-1, inputs.shape[0]).astype(inputs.dtype)
     sums = jnp.matmul(flat, inputs, precision="highest").reshape(labels.shape[0], clusters, -1)
     return sums, jnp.sum(members, axis=2, dtype=jnp.int32)
@@ -255,7 +313,7 @@ def _plus_plus(
     def distances(rows: Array) -> Array:
         flat = rows.reshape(-1, rows.shape[-1])
         products = jnp.matmul(flat, inputs.T, precision="highest")
-        result = jnp.sum(jnp.square(flat), axis=1)[:, None] - 2 * products + squares
+        result = jnp.sum(jnp.square(flat), axis=1)[:, None] - 2 * products + squares[None]
         return jnp.maximum(result, 0).reshape(*rows.shape[:-1], -1)
 
     def body(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -340,9 +398,8 @@ def _relocate(
         owners = jnp.take_along_axis(owners, place, axis=1)
     empty = counts == 0
     rank = jnp.cumsum(empty, axis=1) - 1  # which of the farthest vectors an empty cluster takes
-    taken = jnp.arange(far.shape[1]) < jnp.sum(empty, axis=1, keepdims=True)
-    lost = (owners[:, None] == jnp.arange(clusters)[:, None]) & taken[:, None]
-    lost = lost.astype(sums.dtype)
+    taken = jnp.arange(far.shape[1])[None] < jnp.sum(empty, axis=1, keepdims=True)
+    lost = (jax.nn.one_hot(owners, clusters, axis=1, dtype=bool) & taken[:, None]).astype(sums.dtype)
     sums = sums - jnp.matmul(lost, rows, precision="highest")
     counts = counts - jnp.sum(lost, axis=2)
     gained = jnp.take_along_axis(rows, jnp.clip(rank, 0, rows.shape[1] - 1)[..., None], axis=1)
@@ -352,7 +409,7 @@ def _relocate(
 def _split(key: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
     """An empty cluster copies a large one; their coordinates part by ±1/1024, alternating."""
     _starts, clusters, features = sums.shape
-    tilt = jnp.where(jnp.arange(features) % 2 == 0, 1 / 1024, -1 / 1024)
+    tilt = jnp.where(jnp.arange(features) % 2 == 0, 1 / 1024, -1 / 1024)[None, None]
 
     def body(cluster: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centroids, counts = carry
@@ -360,10 +417,10 @@ def _split(key: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
         spare = jnp.maximum(counts - 1, 0)
         noise = jax.random.gumbel(jax.random.fold_in(key, cluster), counts.shape)
         donor = jnp.argmax(jnp.where(spare > 0, jnp.log(jnp.maximum(spare, 1e-30)) + noise, -jnp.inf), 1)
-        pick = jnp.arange(clusters) == donor[:, None]
+        pick = jax.nn.one_hot(donor, clusters, dtype=bool)
         original = jnp.take_along_axis(centroids, donor[:, None, None], axis=1)
         half = jnp.take_along_axis(counts, donor[:, None], axis=1) / 2
-        this = (jnp.arange(clusters) == cluster) & empty[:, None]
+        this = (jnp.arange(clusters) == cluster)[None] & empty[:, None]
         pick = pick & empty[:, None]
         centroids = jnp.where(this[..., None], original * (1 + tilt), centroids)
         centroids = jnp.where(pick[..., None], original * (1 - tilt), centroids)

@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs
+from sklearn.metrics import adjusted_rand_score
 
 from sul_jax import k_means
 
@@ -72,6 +74,67 @@ def test_far_from_the_origin() -> None:
     near = k_means.fit(jax.random.key(0), x, num_clusters=6)
     far = k_means.fit(jax.random.key(0), x + 3000, num_clusters=6)
     np.testing.assert_allclose(near.inertia, far.inertia, rtol=1e-2)
+
+
+def far_blobs(size: float, offset: float) -> np.ndarray:
+    """In float64."""
+    x, _ = make_blobs(400, 5, centers=6, cluster_std=0.4, random_state=0)
+    return x * size + offset
+
+
+@pytest.mark.parametrize(("size", "offset"), [(1e30, 0.0), (1e-30, 0.0), (1.0, 1e8), (1.0, -1e12)])
+@pytest.mark.parametrize("kind", [np.asarray, np.ndarray.tolist])
+def test_float64_of_the_host_equals_scikit_learn(size: float, offset: float, kind: Any) -> None:
+    x = far_blobs(size, offset)
+    theirs = KMeans(6, n_init=10, random_state=0).fit(x / size)
+    with pytest.warns(UserWarning, match="inertia is beyond" if offset == 0 else "centroids are rounded"):
+        ours = k_means.fit(jax.random.key(0), kind(x), num_clusters=6)
+    assert adjusted_rand_score(ours.labels, theirs.labels_) == 1
+    if offset:
+        np.testing.assert_allclose(ours.inertia, theirs.inertia_, rtol=1e-5)
+        np.testing.assert_allclose(np.sort(ours.centroids, 0), np.sort(theirs.cluster_centers_, 0), rtol=1e-6)
+    else:
+        assert ours.inertia == (np.inf if size > 1 else 0)
+        np.testing.assert_allclose(
+            np.sort(ours.centroids, 0) / size, np.sort(theirs.cluster_centers_, 0), rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30, 1e38])
+def test_any_size_that_float32_holds_in_compiled_programs(size: float) -> None:
+    x = far_blobs(1, 0) / 20
+    fit = jax.jit(partial(k_means.fit, num_clusters=6))
+    near, far = fit(jax.random.key(0), x.astype(np.float32)), fit(jax.random.key(0), np.float32(x * size))
+    assert adjusted_rand_score(near.labels, far.labels) == 1
+    np.testing.assert_allclose(np.asarray(far.centroids) / size, near.centroids, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(k_means.assign(far.centroids, np.float32(x * size)), far.labels)
+    given = k_means.fit(jax.random.key(0), np.float32(x), num_clusters=6, init=near.centroids)
+    np.testing.assert_array_equal(given.labels, near.labels)
+
+
+def test_scaling_by_a_power_of_two_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = blobs()
+    plain = k_means.fit(jax.random.key(0), x, num_clusters=6)
+    monkeypatch.setattr(k_means, "_COMFORT", (0, 0))
+    scaled = k_means.fit(jax.random.key(0), x, num_clusters=6)
+    for one, other in zip(plain, scaled, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_beyond_float32() -> None:
+    for x in (far_blobs(1e40, 0), far_blobs(1e-45, 0)):
+        with (
+            pytest.raises(ValueError, match=r"inputs go up to .* beyond float32: scale them$"),
+            np.errstate(over="ignore"),
+        ):
+            k_means.fit(jax.random.key(0), x, num_clusters=6)
+    same = k_means.fit(jax.random.key(0), np.full((5, 2), 0.1), num_clusters=1)  # nothing to warn of
+    np.testing.assert_allclose(same.centroids, 0.1, rtol=1e-6)
+    x = far_blobs(1, 1e8)
+    with pytest.warns(UserWarning, match="centroids are rounded"):
+        given = k_means.fit(jax.random.key(0), x, num_clusters=6, init=x[:6])
+    theirs = KMeans(6, init=x[:6], n_init=1).fit(x)
+    assert adjusted_rand_score(given.labels, theirs.labels_) == 1
 
 
 @pytest.mark.parametrize("policy", ["relocate", "split"])
