@@ -6,6 +6,7 @@ of 002 the purity, 004 the normalised mutual information.
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +25,8 @@ def clustering_accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float
       Between 0 and 1; the clustering error is one minus this.
 
     Raises:
-      ValueError: lengths differ, or there are no examples.
+      ValueError: lengths differ, there are no examples, a label is missing (NaN, None), or labels are not all
+        numbers or all strings; so it is for all functions here.
 
     Example:
       >>> from sul_jax import metrics
@@ -149,18 +151,19 @@ def mean_agreement(table: np.ndarray) -> float:
     return float(between.mean()) if between.size else 0.0
 
 
-def match_clusters(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[int, int]:
+def match_clusters(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[Any, Any]:
     """The map of clusters to classes behind `clustering_accuracy`; surplus clusters are left out.
 
     Example:
       >>> from sul_jax import metrics
       >>> metrics.match_clusters([0, 0, 1, 1], [7, 7, 7, 3])
       {7: 0, 3: 1}
+      >>> metrics.match_clusters(["cat", "cat", "dog"], [1, 1, 0])
+      {1: 'cat', 0: 'dog'}
     """
-    true, pred = _labels(labels_true, labels_pred)
-    rows, columns = _best_match(_contingency(true, pred))
-    classes, clusters = np.unique(true), np.unique(pred)
-    return {int(clusters[c]): int(classes[r]) for r, c in zip(rows, columns, strict=True)}
+    rows, columns = _best_match(_contingency(*_labels(labels_true, labels_pred)))
+    classes, clusters = (np.unique(np.asarray(labels)).tolist() for labels in (labels_true, labels_pred))
+    return {clusters[c]: classes[r] for r, c in zip(rows, columns, strict=True)}
 
 
 def _best_match(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +181,30 @@ def _contingency(true: np.ndarray, pred: np.ndarray) -> np.ndarray:
 
 
 def _labels(labels_true: ArrayLike, labels_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    true, pred = np.asarray(labels_true), np.asarray(labels_pred)
+    """Places of the labels among the different ones, in their order."""
+    true, pred = _plain(labels_true), _plain(labels_pred)
     if true.ndim != 1 or true.shape != pred.shape or true.size == 0:
         raise ValueError(
             "labels_true and labels_pred must be non-empty vectors of one length, got shapes "
             f"{true.shape} and {pred.shape}"
         )
-    return true, pred
+    return _places("labels_true", true), _places("labels_pred", pred)
+
+
+def _plain(labels: ArrayLike) -> np.ndarray:
+    array = np.asarray(labels)
+    # NumPy makes strings of NaN and numbers beside strings.
+    return np.asarray(labels, object) if array.dtype.kind in "US" else array
+
+
+def _places(name: str, labels: np.ndarray) -> np.ndarray:
+    # What is missing differs from itself, or is None.
+    missing = int(np.sum((labels != labels) | (labels == None)))  # noqa: E711
+    if missing:
+        raise ValueError(
+            f"{name} lacks {missing} of {labels.size} labels (NaN or None): leave these examples out"
+        )
+    try:
+        return np.unique(labels, return_inverse=True)[1]
+    except TypeError:
+        raise ValueError(f"{name} must be all numbers or all strings, got both or others") from None
