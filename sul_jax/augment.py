@@ -5,12 +5,13 @@ stand inside `jit` and `scan`: a batch is transformed at once, nothing returns t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax._check import check_images, check_integer
+from sul_jax._check import check_floating, check_images, check_integer
 
 Transformation = Callable[[Array], Array]
 
@@ -46,7 +47,8 @@ def gaussian_noise(key: Array, images: Array, *, scale: float | Array) -> Array:
       >>> augment.gaussian_noise(jax.random.key(0), jnp.ones((2, 8, 8, 1)), scale=0.1).shape
       (2, 8, 8, 1)
     """
-    return images + scale * jax.random.normal(key, images.shape, jnp.result_type(images))
+    images = check_floating("images", images)
+    return images + scale * jax.random.normal(key, images.shape, images.dtype)
 
 
 def horizontal_flip(key: Array, images: Array, *, probability: float | Array = 0.5) -> Array:
@@ -65,7 +67,7 @@ def horizontal_flip(key: Array, images: Array, *, probability: float | Array = 0
       >>> augment.horizontal_flip(jax.random.key(0), row, probability=1.0).ravel().tolist()
       [2.0, 1.0, 0.0]
     """
-    check_images("images", images)
+    images = check_images("images", images)
     return jnp.where(_chosen(key, images, probability), images[:, :, ::-1], images)
 
 
@@ -94,7 +96,7 @@ def random_transformation(
       >>> bool((turned == augment.FLIPS_AND_ROTATIONS[label[0]](images)).all())
       True
     """
-    check_images("images", images)
+    images = check_images("images", images)
     ways = tuple(transformations) or FLIPS_AND_ROTATIONS
     labels = jax.random.randint(key, (images.shape[0],), 0, len(ways), jnp.int32)
     changed = images
@@ -142,7 +144,7 @@ def random_resized_crop(
       >>> crops.shape, round(crops.min().item(), 5)
       ((2, 5, 5, 3), 1.0)
     """
-    check_images("images", images)
+    images = check_images("images", images)
     for name, (low, high) in {"scale": scale, "ratio": ratio}.items():
         if not 0 < low <= high:
             raise ValueError(f"{name}=({low}, {high}) is not accepted: it must be 0 < low <= high")
@@ -211,7 +213,7 @@ def color_jitter(
       >>> augment.color_jitter(jax.random.key(0), gray, brightness=0.4).shape
       (2, 4, 4, 1)
     """
-    _check_color(images)
+    images = _check_color(images)
     for name, strength in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
         if strength < 0:
             raise ValueError(f"{name}={strength} is not accepted: it must be at least 0")
@@ -254,7 +256,7 @@ def grayscale(key: Array, images: Array, *, probability: float | Array = 1.0) ->
       >>> [round(v, 3) for v in augment.grayscale(jax.random.key(0), red).ravel().tolist()]
       [0.299, 0.299, 0.299]
     """
-    _check_color(images)
+    images = _check_color(images)
     return jnp.where(_chosen(key, images, probability), _luma(images), images)
 
 
@@ -283,22 +285,23 @@ def random_perspective(
       >>> augment.random_perspective(jax.random.key(0), images, distortion=0.3).shape
       (2, 8, 8, 1)
     """
-    check_images("images", images)
+    images = check_images("images", images)
     if not 0 <= distortion <= 1:
         raise ValueError(f"distortion={distortion} is not accepted: it must be between 0 and 1")
     batch, height, width, _ = images.shape
     if min(height, width) < 2:
         raise ValueError(f"images has shape {tuple(images.shape)}: sides of at least 2 pixels are needed")
     corner_key, chosen_key = jax.random.split(key)
-    corners = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    extent = jnp.array([height - 1.0, width - 1.0])
+    corners = jnp.array([[[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]])
+    extent = jnp.array([[[height - 1.0, width - 1.0]]])
     inwards = (1 - 2 * corners) * jax.random.uniform(corner_key, (batch, 4, 2)) * distortion / 2
     targets = (corners + inwards) * extent
-    positions = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    sides = (jnp.arange(side, dtype=float) for side in (height, width))
+    positions = jnp.stack(jnp.meshgrid(*sides, indexing="ij"), -1)
     homogeneous = jnp.concatenate([positions, jnp.ones((height, width, 1))], -1).reshape(-1, 3)
 
     def warp(image: Array, target: Array) -> Array:
-        source = jnp.matmul(homogeneous, _homography(target, corners * extent).T, precision="highest")
+        source = jnp.matmul(homogeneous, _homography(target, (corners * extent)[0]).T, precision="highest")
         return _bilinear(image, source[:, :2] / source[:, 2:]).reshape(image.shape)
 
     warped = jax.vmap(warp)(images, targets)
@@ -331,7 +334,7 @@ def gaussian_blur(
       >>> round(float(blurred.sum()), 3), round(float(blurred.max()), 3)
       (1.0, 0.159)
     """
-    check_images("images", images)
+    images = check_images("images", images)
     check_integer("kernel_size", kernel_size, low=1, high=2 * min(images.shape[1:3]) - 1)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size} is not accepted: it must be odd")
@@ -339,7 +342,7 @@ def gaussian_blur(
         raise ValueError(f"sigma={sigma} is not accepted: it must be (low, high), 0 < low <= high")
     radius = kernel_size // 2
     widths = jax.random.uniform(key, (images.shape[0], 1), minval=sigma[0], maxval=sigma[1])
-    weights = jnp.exp(-jnp.square(jnp.arange(-radius, radius + 1) / widths) / 2)
+    weights = jnp.exp(-jnp.square(jnp.arange(-radius, radius + 1.0)[None] / widths) / 2)
     weights = (weights / jnp.sum(weights, axis=1, keepdims=True)).astype(images.dtype)
     for axis in (1, 2):
         side = images.shape[axis]
@@ -408,16 +411,17 @@ def _chosen(key: Array, images: Array, probability: float | Array) -> Array:
     return jax.random.uniform(key, (images.shape[0], 1, 1, 1)) < probability
 
 
-def _check_color(images: Array) -> None:
-    check_images("images", images)
+def _check_color(images: Any) -> Array:
+    images = check_images("images", images)
     if images.shape[-1] not in (1, 3):
         raise ValueError(f"images has {images.shape[-1]} channels; 1 or 3 are accepted")
+    return images
 
 
 def _luma(images: Array) -> Array:
     if images.shape[-1] == 1:
         return images
-    return jnp.sum(images * jnp.array(_LUMA, images.dtype), axis=-1, keepdims=True)
+    return jnp.sum(images * jnp.array([[[_LUMA]]], images.dtype), axis=-1, keepdims=True)
 
 
 def _turn_hue(images: Array, turn: Array) -> Array:
@@ -434,7 +438,7 @@ def _turn_hue(images: Array, turn: Array) -> Array:
         jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = (sector / 6 + turn) % 1.0
-    distance = (jnp.array([5.0, 3.0, 1.0]) + 6 * hue[..., None]) % 6
+    distance = (jnp.array([[[[5.0, 3.0, 1.0]]]]) + 6 * hue[..., None]) % 6
     fall = jnp.clip(jnp.minimum(distance, 4 - distance), 0, 1)
     return high[..., None] - chroma[..., None] * fall
 
@@ -442,12 +446,11 @@ def _turn_hue(images: Array, turn: Array) -> Array:
 def _resize_weights(start: Array, length: Array, size: int, out_size: int, dtype: jnp.dtype) -> Array:
     """Bilinear weights `[batch, out_size, size]` that stretch [start, start + length) to `out_size`."""
     step = (length / out_size)[:, None, None]
-    centre = start[:, None, None] + (jnp.arange(out_size)[None, :, None] + 0.5) * step
+    centre = start[:, None, None] + (jnp.arange(out_size, dtype=float)[None, :, None] + 0.5) * step
     reach = jnp.maximum(step, 1)  # shrinking averages over what falls together
-    distance = jnp.abs(jnp.arange(size) + 0.5 - centre) / reach
-    inside = (jnp.arange(size) + 1 > start[:, None, None]) & (
-        jnp.arange(size) < (start + length)[:, None, None]
-    )
+    pixel = jnp.arange(size, dtype=float)[None, None]
+    distance = jnp.abs(pixel + 0.5 - centre) / reach
+    inside = (pixel + 1 > start[:, None, None]) & (pixel < (start + length)[:, None, None])
     weights = jnp.where(inside, jnp.maximum(1 - distance, 0), 0)
     return (weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)).astype(dtype)
 

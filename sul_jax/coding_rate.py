@@ -10,13 +10,14 @@ determinants. The papers' tables list ε² under the name ε; so it is called `e
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_array, check_vectors
+from sul_jax._check import check_array, check_floating, check_vectors
 from sul_jax._linalg import at_least_float32
 from sul_jax._parallel import drawn, sum_over
 from sul_jax.whitening import normalize
@@ -46,7 +47,7 @@ def coding_rate(features: Array, *, eps_squared: float | Array, axis_name: str |
       >>> round(coding_rate.coding_rate(jnp.eye(2), eps_squared=1.0).item(), 4)  # log det(2 I) / 2
       0.6931
     """
-    check_vectors("features", features)
+    features = check_vectors("features", features)
     _check_positive("eps_squared", eps_squared)
     features = at_least_float32(features)
     batch, dimension = features.shape
@@ -91,9 +92,9 @@ def class_coding_rate(
       >>> round(coding_rate.class_coding_rate(z, jnp.eye(2), eps_squared=1.0).item(), 4)
       0.5493
     """
-    check_vectors("features", features)
+    features = check_vectors("features", features)
     _check_positive("eps_squared", eps_squared)
-    _check_memberships(memberships, features.shape[0])
+    memberships = _check_memberships(memberships, features.shape[0])
     features, memberships = at_least_float32(features), at_least_float32(memberships)
     masses = sum_over(jnp.sum(memberships, axis=0), axis_name)
     scale = features.shape[1] / ((masses + _TINY) * eps_squared)
@@ -227,11 +228,11 @@ def nmce_loss(
       >>> loss = coding_rate.nmce_loss(z, memberships, eps_squared=0.1)
     """
     unit = _unit_views(features)
-    _check_views("memberships", memberships)
-    if memberships.shape[0] != features.shape[0]:
+    memberships = _check_views("memberships", memberships)
+    if memberships.shape[0] != unit.shape[0]:
         raise ValueError(
             f"memberships has {memberships.shape[0]} views (shape {tuple(memberships.shape)}), but "
-            f"features has {features.shape[0]}"
+            f"features has {unit.shape[0]}"
         )
     mean = _mean_view(unit)
     soft = jnp.mean(memberships, axis=0)
@@ -267,8 +268,9 @@ def gumbel_softmax(
       >>> coding_rate.gumbel_softmax(jax.random.key(0), jnp.zeros((5, 3))).shape
       (5, 3)
     """
+    logits = check_floating("logits", logits)
     _check_positive("temperature", temperature)
-    draw = partial(jax.random.gumbel, key, dtype=jnp.result_type(logits))
+    draw = partial(jax.random.gumbel, key, dtype=logits.dtype)
     noise = drawn(draw, logits.shape, axis_name, batch_axis=max(logits.ndim - 2, 0))
     return jax.nn.softmax((jax.nn.log_softmax(logits) + noise) / temperature)
 
@@ -326,20 +328,23 @@ def _class_grams(axis_name: str | None, features: Array, memberships: Array) -> 
     """Σₙ π_nk zₙ zₙᵀ, `[num_clusters, features, features]`."""
     clusters, dimension = memberships.shape[1], features.shape[1]
     # Features first: a CPU takes twice as long for a product whose left side is transposed.
-    weighted = (features.T * memberships.T[:, None]).reshape(clusters * dimension, -1)
+    weighted = (features.T[None] * memberships.T[:, None]).reshape(clusters * dimension, -1)
     grams = jnp.matmul(weighted, features, precision="highest")
     return sum_over(grams, axis_name).reshape(clusters, dimension, dimension)
 
 
 def _inverse(factor: Array) -> Array:
     """(L Lᵀ)⁻¹ of Cholesky factors `[..., d, d]`."""
-    eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
-    half = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+    half = lax.linalg.triangular_solve(factor, _identities(factor), left_side=True, lower=True)
     return jnp.matmul(half.mT, half, precision="highest")
 
 
+def _identities(matrices: Array) -> Array:
+    return jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
+
+
 def _log_det_and_factor(gram: Array) -> tuple[Array, Array]:
-    factor = lax.linalg.cholesky(gram + jnp.eye(gram.shape[-1], dtype=gram.dtype), symmetrize_input=False)
+    factor = lax.linalg.cholesky(gram + _identities(gram), symmetrize_input=False)
     return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1), factor
 
 
@@ -354,28 +359,28 @@ def _check_positive(name: str, value: float | Array) -> None:
 
 def _unit_views(features: Array) -> Array:
     """Checked features of unit norm, at least in float32."""
-    _check_views("features", features)
-    return normalize(at_least_float32(features))
+    return normalize(at_least_float32(_check_views("features", features)))
 
 
-def _check_views(name: str, values: Array) -> None:
+def _check_views(name: str, values: Any) -> Array:
     last = "features" if name == "features" else "num_clusters"
-    check_array(name, values, ndim=3, axes=f"[views, batch, {last}]")
+    values = check_array(name, values, ndim=3, axes=f"[views, batch, {last}]")
     if values.shape[0] < 2:
         raise ValueError(
             f"{name} has {values.shape[0]} view (shape {tuple(values.shape)}); at least 2 needed"
         )
+    return values
 
 
-def _check_memberships(memberships: Array, batch: int) -> None:
-    check_array("memberships", memberships, ndim=2, axes="[batch, num_clusters]")
+def _check_memberships(memberships: Any, batch: int) -> Array:
+    memberships = check_array("memberships", memberships, ndim=2, axes="[batch, num_clusters]")
     if memberships.shape[0] != batch:
         raise ValueError(
             f"memberships holds {memberships.shape[0]} rows (shape {tuple(memberships.shape)}), but "
             f"features holds {batch}"
         )
     if isinstance(memberships, jax.core.Tracer):
-        return
+        return memberships
     values = np.asarray(memberships)
     sums = values.sum(axis=1, dtype=np.float64)
     rounding = 1e-3 if values.dtype.itemsize > 2 else 1e-2
@@ -384,3 +389,4 @@ def _check_memberships(memberships: Array, batch: int) -> None:
             "memberships must be non-negative rows that sum to one, got sums between "
             f"{sums.min():.4g} and {sums.max():.4g} and a smallest value of {values.min():.4g}"
         )
+    return memberships

@@ -15,7 +15,7 @@ from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from sul_jax import k_means, metrics, whitening
-from sul_jax._check import check_finite, check_integer, check_labels, check_vectors
+from sul_jax._check import as_array, check_finite, check_integer, check_labels, check_vectors
 from sul_jax._parallel import of_whole_batch
 from sul_jax.learning_rule import GradientInfo, GradientState, LearningRule, gradient_rule
 
@@ -77,6 +77,7 @@ def rule(
     def loss(
         network: Any, inputs: Array, *, key: Array, labels: Array, axis_name: str | None = None
     ) -> Array:
+        inputs = as_array("inputs", inputs)
         crop_key, dropout_key = jax.random.split(key)
         if augmentation is not None:
             inputs = of_whole_batch(augmentation, axis_name)(crop_key, inputs)
@@ -88,7 +89,7 @@ def rule(
         lambda rngs: Classifier(build(rngs), num_clusters, rngs=rngs),
         loss,
         optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer,
-        encode=lambda classifier, inputs: classifier.network(inputs),
+        encode=lambda classifier, inputs: classifier.network(as_array("inputs", inputs)),
     )
 
     def update(
@@ -177,7 +178,7 @@ def preprocess(features: Array, *, num_components: int | None = None, axis_name:
       >>> deep_cluster.preprocess(features, num_components=4).shape
       (50, 4)
     """
-    check_vectors("features", features)
+    features = check_vectors("features", features)
     check_finite("features", features)
     if num_components is not None:
         size = features.shape[1]
@@ -225,7 +226,7 @@ def pseudo_labels(
       >>> bool(labels[0] == labels[1]), bool(labels[0] == labels[2])
       (True, False)
     """
-    check_vectors("features", features)
+    features = check_vectors("features", features)
     check_finite("features", features)
     return k_means.fit(
         key,
@@ -270,17 +271,17 @@ def balanced_indices(key: Array, labels: Array, *, num_clusters: int, num_sample
       >>> jnp.bincount(labels[indices], length=3).tolist()
       [4, 0, 4]
     """
-    labels = jnp.asarray(labels)
+    labels = as_array("labels", labels)
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"labels must be a vector of at least one label, got shape {labels.shape}")
     check_integer("num_clusters", num_clusters, low=1)
     check_integer("num_samples", num_samples, low=1)
-    check_labels("labels", labels, num_examples=len(labels), num_classes=num_clusters)
+    labels = check_labels("labels", labels, num_examples=len(labels), num_classes=num_clusters)
     order_key, draw_key, shuffle_key = jax.random.split(key, 3)
     # Members of each cluster side by side, in random order.
     shuffled = jax.random.permutation(order_key, len(labels))
     members = shuffled[jnp.argsort(labels[shuffled])]
-    sizes = jnp.sum(labels == jnp.arange(num_clusters)[:, None], axis=1, dtype=jnp.int32)
+    sizes = jnp.sum(jax.nn.one_hot(labels, num_clusters, axis=0, dtype=bool), axis=1, dtype=jnp.int32)
     firsts = jnp.cumsum(sizes) - sizes
     filled = jnp.argsort(sizes == 0)  # the clusters that are not empty, in order
     number = jnp.sum(sizes > 0)
@@ -388,7 +389,7 @@ def initial_alignment(
       >>> deep_cluster.initial_alignment(jax.random.key(0), features, labels, num_clusters=3)
       1.0
     """
-    check_vectors("features", features)
+    features = check_vectors("features", features)
     check_finite("features", features)
     clusters = _feature_clusters(
         key,

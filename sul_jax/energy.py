@@ -106,7 +106,7 @@ def adaptive_threshold(features: Array, *, num_winners: int) -> Array:
       >>> energy.adaptive_threshold(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2).tolist()
       [0.0, 2.0, 0.0, 1.0]
     """
-    check_floating("features", features)
+    features = check_floating("features", features)
     _check_winners(num_winners, features.shape[-1])
     return jnp.moveaxis(_threshold(jnp.moveaxis(features, -1, 0), num_winners), 0, -1)
 
@@ -146,8 +146,8 @@ def energy_layer(
       >>> energy.energy_layer(images, state.bases, num_winners=3, **window).shape
       (4, 10, 10, 8)
     """
-    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
-    _check_bases(bases, images, kernel_size)
+    images, height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    bases = _check_bases(bases, images, kernel_size)
     _check_winners(num_winners, bases.shape[0])
     window = {"kernel_size": kernel_size, "padding": padding}
     responses = _responses(images, bases, window)
@@ -155,8 +155,8 @@ def energy_layer(
     def chunk_codes(chunk: Array) -> Array:
         maps = _threshold(k_subspaces.norms(responses(chunk)), num_winners)
         if rescale:
-            size = root(jnp.sum(jnp.square(maps), axis=0))
-            patch_size = patches.norms(chunk, **window).ravel()
+            size = root(jnp.sum(jnp.square(maps), axis=0, keepdims=True))
+            patch_size = patches.norms(chunk, **window).reshape(size.shape)
             maps = maps * jnp.where(size > 0, patch_size / jnp.where(size > 0, size, 1), 0)
         return maps.T.reshape(chunk.shape[0], height, width, bases.shape[0])
 
@@ -177,7 +177,7 @@ def average_pool(images: Array) -> Array:
       >>> energy.average_pool(jnp.ones((1, 7, 7, 5))).shape
       (1, 2, 2, 5)
     """
-    check_array("images", images, ndim=4, axes="[batch, height, width, channels]")
+    images = check_array("images", images, ndim=4, axes="[batch, height, width, channels]")
     row, column = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
     if min(images.shape[1:3]) < 2:
         raise ValueError(
@@ -206,7 +206,8 @@ def pooled_codes(maps: Array, *, power: float | Array = 1.0) -> Array:
       >>> energy.pooled_codes(4 * jnp.ones((1, 7, 7, 2)), power=0.5).tolist()
       [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
-    codes = average_pool(maps).reshape(maps.shape[0], -1)
+    pooled = average_pool(maps)
+    codes = pooled.reshape(pooled.shape[0], -1)
     zero = codes == 0  # where the gradient of a root is not finite
     return jnp.where(zero, 0, jnp.where(zero, 1, codes) ** power)
 
@@ -240,7 +241,7 @@ def init(
       (8, 2, 75)
     """
     patch_key, init_key = jax.random.split(key)
-    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
     num_patches = images.shape[0] * height * width
     check_integer(
         "num_subspaces", num_subspaces, low=1, high=num_patches,
@@ -287,7 +288,7 @@ def update(
       >>> state = energy.init(jax.random.key(1), images, num_subspaces=8, rank=2, **window)
       >>> state, info = energy.update(state, images, **window)
     """
-    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
     _check_bases(state.bases, images, kernel_size)
     images = at_least_float32(images)
     window = {"kernel_size": kernel_size, "padding": padding}
@@ -423,7 +424,7 @@ def _threshold(maps: Array, num_winners: int) -> Array:
 
     # Taken from `maps` rather than new zeros, the carry has its type under `shard_map` too.
     thresholds = lax.fori_loop(0, 2, search_half, flat[0])
-    return jnp.maximum(maps - thresholds.reshape(maps.shape[1:]), 0)
+    return jnp.maximum(maps - thresholds.reshape(1, *maps.shape[1:]), 0)
 
 
 def _insert_all(maps: Array, keep: Callable[..., Array], carry: Callable[..., Array], length: int) -> Array:
@@ -433,7 +434,7 @@ def _insert_all(maps: Array, keep: Callable[..., Array], carry: Callable[..., Ar
     def insert(index: Array, kept: Array) -> Array:
         # Of the old list each place keeps its own value, or the better of the new one and its neighbour's.
         above = jnp.concatenate([best[None], kept[:-1]])
-        return keep(kept, carry(above, maps[index]))
+        return keep(kept, carry(above, maps[index][None]))
 
     none = jnp.broadcast_to(-best, (length, *best.shape))
     return lax.fori_loop(0, maps.shape[0], insert, none)[-1]
@@ -448,7 +449,7 @@ def _responses(images: Array, bases: Array, window: dict[str, int]) -> Callable[
 
 def _chunk_bytes(images: Array, bases: Array, kernel_size: int, padding: int) -> int:
     """Size of one image's patches, or of what becomes of them where that is larger."""
-    height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, width = patches.check_window(images, kernel_size=kernel_size, padding=padding)
     num_subspaces, rank, features = bases.shape
     results = num_subspaces * (2 * rank + 1)  # responses, their squares, norms
     return height * width * max(features, results) * images.dtype.itemsize
@@ -461,6 +462,6 @@ def _check_winners(num_winners: int, num_features: int) -> None:
     )  # fmt: skip
 
 
-def _check_bases(bases: Any, images: Array, kernel_size: int) -> None:
+def _check_bases(bases: Any, images: Array, kernel_size: int) -> Array:
     axes = "[num_subspaces, rank, features]"
-    patches.check_kernels("bases", bases, images, kernel_size=kernel_size, ndim=3, axes=axes)
+    return patches.check_kernels("bases", bases, images, kernel_size=kernel_size, ndim=3, axes=axes)

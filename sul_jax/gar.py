@@ -10,13 +10,13 @@ over examples of their squared activity, so that the cost is that of reading the
 function is global under `axis_name`: sums over the batch come before their ratios.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax._check import check_array, check_integer, check_labels
+from sul_jax._check import check_array, check_floating, check_integer, check_labels
 from sul_jax._linalg import at_least_float32, root
 from sul_jax._parallel import sum_over
 
@@ -42,7 +42,7 @@ def affinity(activations: Array, *, num_parents: int = 1, axis_name: str | None 
       >>> gar.affinity(jnp.eye(3)).item(), round(gar.affinity(jnp.ones((4, 3))).item(), 4)
       (0.0, 1.0)
     """
-    by_parent = _by_parent("activations", at_least_float32(activations), num_parents)
+    by_parent = at_least_float32(_by_parent("activations", activations, num_parents))
     squares = jnp.sum(jnp.square(by_parent), axis=1)
     # Example by example, so that one active node leaves exactly nothing.
     shared = sum_over(jnp.sum(jnp.square(jnp.sum(by_parent, axis=1)) - squares, axis=0), axis_name)
@@ -71,10 +71,10 @@ def balance(activations: Array, *, num_parents: int = 1, axis_name: str | None =
       >>> gar.balance(jnp.eye(3)).item(), gar.balance(jnp.array([[1.0, 0.0], [2.0, 0.0]])).item()
       (1.0, 0.0)
     """
-    by_parent = _by_parent("activations", at_least_float32(activations), num_parents)
+    by_parent = at_least_float32(_by_parent("activations", activations, num_parents))
     energy = sum_over(jnp.sum(jnp.square(by_parent), axis=0), axis_name)  # v, [n, num_parents]
     # Only ratios matter; of a node's energy the square may leave float32.
-    largest = lax.stop_gradient(jnp.max(energy, axis=0))
+    largest = lax.stop_gradient(jnp.max(energy, axis=0, keepdims=True))
     energy = energy / jnp.where(largest > 0, largest, 1)
     squares = jnp.sum(jnp.square(energy), axis=0)
     return _mean_ratio(jnp.square(jnp.sum(energy, axis=0)) - squares, squares, len(energy))
@@ -117,6 +117,7 @@ def gar_loss(
       >>> loss.shape
       ()
     """
+    logits = check_floating("logits", logits)
     activations = jax.nn.relu(logits)
     shared = affinity(activations, num_parents=num_parents, axis_name=axis_name)
     even = balance(activations, num_parents=num_parents, axis_name=axis_name)
@@ -144,7 +145,7 @@ def frobenius_penalty(
       >>> gar.frobenius_penalty(z).item(), gar.frobenius_penalty(z, frobenius="norm").item()
       (25.0, 3.0)
     """
-    logits = at_least_float32(logits)
+    logits = at_least_float32(check_floating("logits", logits))
     if frobenius == "squared":
         return sum_over(jnp.sum(jnp.square(logits)), axis_name)
     if frobenius != "norm":
@@ -198,16 +199,17 @@ def parent_loss(logits: Array, parents: Array, *, num_parents: int, axis_name: s
       >>> round(gar.parent_loss(logits, parents, num_parents=2).item(), 4)  # log 2
       0.6931
     """
+    logits = check_floating("logits", logits)
     pooled = acol_pool(jax.nn.softmax(logits), num_parents=num_parents)
-    check_labels("parents", parents, num_examples=len(logits), num_classes=num_parents)
+    parents = check_labels("parents", parents, num_examples=len(logits), num_classes=num_parents)
     taught = jnp.take_along_axis(pooled, parents[:, None], axis=1)
     loss = -jnp.mean(jnp.log(jnp.maximum(taught, 1e-7)))
     return loss if axis_name is None else lax.pmean(loss, axis_name)
 
 
-def _by_parent(name: str, values: Array, num_parents: int, least: int = 2) -> Array:
+def _by_parent(name: str, values: Any, num_parents: int, least: int = 2) -> Array:
     """`[batch, nodes of a parent, num_parents]`."""
-    check_array(name, values, ndim=2, axes="[batch, num_nodes]")
+    values = check_array(name, values, ndim=2, axes="[batch, num_nodes]")
     nodes = values.shape[1]
     check_integer("num_parents", num_parents, low=1)
     if nodes % num_parents or nodes < least * num_parents:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax import patches
-from sul_jax._check import check_integer, check_vectors
+from sul_jax._check import as_array, check_floating, check_integer, check_vectors
 from sul_jax._linalg import at_least_float32, inverse_norm
 from sul_jax._parallel import sum_over
 from sul_jax.learning_rule import LearningRule
@@ -66,7 +66,7 @@ def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
       >>> hebbian.init(jax.random.key(1), inputs, num_units=4).weights.shape
       (4, 6)
     """
-    check_vectors("inputs", inputs)
+    inputs = check_vectors("inputs", inputs)
     check_integer("num_units", num_units, low=2, why=": units compete")
     return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), at_least_float32(inputs).dtype))
 
@@ -94,7 +94,7 @@ def init_from_inputs(key: Array, inputs: Array, *, num_units: int) -> HebbianSta
       >>> sorted(hebbian.init_from_inputs(jax.random.key(0), inputs, num_units=2).weights.tolist())
       [[0.0, 1.0], [1.0, 0.0]]
     """
-    check_vectors("inputs", inputs)
+    inputs = check_vectors("inputs", inputs)
     check_integer("num_units", num_units, low=2, high=len(inputs), why=", the number of inputs")
     unit = normalize(at_least_float32(inputs))
 
@@ -151,25 +151,27 @@ def update(
     """
     weights = state.weights
     num_units = weights.shape[0]
-    check_vectors("inputs", inputs, features=weights.shape[1])
+    inputs = check_vectors("inputs", inputs, features=weights.shape[1])
     check_integer("rank", rank, low=2, high=num_units, why=f": there are {num_units} units")
     inputs = at_least_float32(inputs)
     # Units on the major axis: reductions over them then vectorise over the batch.
     drives = jnp.matmul(weights, inputs.T, precision="highest")
     unit = jnp.arange(num_units)[:, None]
-    rest, winner = drives, jnp.zeros((), jnp.int32)
+    rest, winner = drives, jnp.zeros((1, 1), jnp.int32)
     for place in range(rank):
         # An argmax as two plain reductions, several times as fast on a CPU.
-        strongest = jnp.min(jnp.where(rest == jnp.max(rest, axis=0), unit, num_units - 1), axis=0)
+        top = rest == jnp.max(rest, axis=0, keepdims=True)
+        strongest = jnp.min(jnp.where(top, unit, num_units - 1), axis=0, keepdims=True)
         winner = strongest if place == 0 else winner
         if place < rank - 1:
             rest = jnp.where(unit == strongest, -jnp.inf, rest)
     won = unit == winner
-    activity = won.astype(drives.dtype) - anti_hebbian * (unit == strongest)
+    activity = won.astype(drives.dtype) - anti_hebbian * (unit == strongest).astype(drives.dtype)
     towards = jnp.matmul(activity, inputs, precision="highest")
     seen = jnp.any(inputs != 0, axis=1)
     decay = jnp.sum(activity * drives, axis=1)
-    towards, decay, wins = sum_over((towards, decay, jnp.sum(won & seen, axis=1, dtype=jnp.int32)), axis_name)
+    wins = jnp.sum(won & seen[None], axis=1, dtype=jnp.int32)
+    towards, decay, wins = sum_over((towards, decay, wins), axis_name)
     change = towards - decay[:, None] * weights
     largest = jnp.max(jnp.abs(change))
     scale = learning_rate / jnp.maximum(largest, _PRECISION) if normalize_update else learning_rate
@@ -198,7 +200,7 @@ def encode(state: HebbianState, inputs: Array, *, power: float | Array) -> Array
       >>> [round(v, 2) for v in hebbian.encode(state, jnp.array([[3.0, 4.0]]), power=2)[0].tolist()]
       [0.36, 0.64]
     """
-    check_vectors("inputs", inputs, features=state.weights.shape[1])
+    inputs = check_vectors("inputs", inputs, features=state.weights.shape[1])
     cosines = jnp.matmul(normalize(inputs), normalize(state.weights).T, precision="highest")
     return steepen(cosines, power=power)
 
@@ -332,6 +334,7 @@ def random_patches(
       >>> hebbian.random_patches(jax.random.key(1), images, num_patches=5, kernel_size=4).shape
       (5, 48)
     """
+    images = as_array("images", images)  # of any type
     check_integer("num_patches", num_patches, low=1)
     check_integer("kernel_size", kernel_size, low=1, high=min(images.shape[1:3]), why=", the images' side")
     height, width = (patches.output_size(n, kernel_size=kernel_size, padding=0) for n in images.shape[1:3])
@@ -377,16 +380,16 @@ def convolve(
       (2, 5, 5, 5)
     """
     window = {"kernel_size": kernel_size, "padding": padding}
-    height, width = patches.check_window(images, **window)
+    images, height, width = patches.check_window(images, **window)
     axes = "[num_units, features]"
-    patches.check_kernels("weights", weights, images, kernel_size=kernel_size, ndim=2, axes=axes)
+    weights = patches.check_kernels("weights", weights, images, kernel_size=kernel_size, ndim=2, axes=axes)
     num_units, features = weights.shape
     project = patches.projector(images, normalize(weights), **window)
 
     def of_chunk(chunk: Array) -> Array:
         squares = patches.squared_norms(chunk, **window).ravel()
         # Projections by spectra are rounded relative to the largest pixel: a cosine could exceed 1.
-        cosines = jnp.minimum(project(chunk) * inverse_norm(squares), 1)
+        cosines = jnp.minimum(project(chunk) * inverse_norm(squares)[None], 1)
         return steepen(cosines, power=power).T.reshape(chunk.shape[0], height, width, num_units)
 
     bytes_per_image = height * width * max(features, 2 * num_units) * images.dtype.itemsize
@@ -431,6 +434,7 @@ def steepen(cosines: Array, *, power: float | Array) -> Array:
       >>> hebbian.steepen(jnp.array([-0.5, 0.0, 0.5, 1.0]), power=2).tolist()
       [0.0, 0.0, 0.25, 1.0]
     """
+    cosines = check_floating("cosines", cosines)
     if not isinstance(power, jax.core.Tracer) and not np.all(np.asarray(power) > 0):
         raise ValueError(f"power={power} is not accepted: it must be positive")
     if isinstance(power, int | float) and power == 1:

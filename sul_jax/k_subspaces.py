@@ -10,7 +10,7 @@ one orthogonal power iteration with the vectors that it won.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
       >>> k_subspaces.init(jax.random.key(1), inputs, num_subspaces=3, rank=2).bases.shape
       (3, 2, 6)
     """
-    check_vectors("inputs", inputs)
+    inputs = check_vectors("inputs", inputs)
     inputs = at_least_float32(inputs)
     batch, features = inputs.shape
     check_integer("num_subspaces", num_subspaces, low=1, high=batch, why=f": inputs holds {batch} vectors")
@@ -168,7 +168,7 @@ def assign(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = Fals
       >>> k_subspaces.assign(state, jnp.array([[3.0, 1.0], [0.0, -2.0]])).tolist()
       [0, 1]
     """
-    _check_inputs(state, inputs)
+    inputs = _check_inputs(state, inputs)
     return winners(_responses(state.bases, inputs), warmup)
 
 
@@ -189,7 +189,7 @@ def encode(state: KSubspacesState, inputs: Array) -> Array:
       >>> k_subspaces.encode(state, jnp.array([[3.0, 4.0, 9.0]])).tolist()
       [[5.0]]
     """
-    _check_inputs(state, inputs)
+    inputs = _check_inputs(state, inputs)
     return norms(_responses(state.bases, inputs)).T
 
 
@@ -252,7 +252,7 @@ def statistics(state: KSubspacesState, inputs: Array, *, warmup: bool | Array = 
       >>> parts = [k_subspaces.statistics(state, part) for part in (inputs[:20], inputs[20:])]
       >>> state, info = k_subspaces.apply(state, jax.tree.map(jnp.add, *parts))
     """
-    _check_inputs(state, inputs)
+    inputs = _check_inputs(state, inputs)
     inputs = at_least_float32(inputs)
     responses = _responses(state.bases, inputs)
     assignment = winners(responses, warmup)
@@ -294,7 +294,7 @@ def masked_responses(responses: Array, assignment: Array) -> Array:
       `[num_subspaces * rank, batch]`.
     """
     num_subspaces, rank, batch = responses.shape
-    won = assignment == jnp.arange(num_subspaces)[:, None]
+    won = jax.nn.one_hot(assignment, num_subspaces, axis=0, dtype=bool)
     return jnp.where(won[:, None], responses, 0).reshape(num_subspaces * rank, batch)
 
 
@@ -307,11 +307,11 @@ def collect(captured: Array, assignment: Array, squares: Array, scatter: Array) 
       squares: `[batch]`, squared norms of the vectors.
       scatter: `[num_subspaces, rank, features]`.
     """
-    won = assignment == jnp.arange(scatter.shape[0])[:, None]
+    won = jax.nn.one_hot(assignment, scatter.shape[0], axis=0, dtype=bool)
     return Statistics(
         scatter=scatter,
         residual=jnp.sum(squares) - captured,
-        counts=jnp.sum(won & (squares > 0), axis=1, dtype=jnp.int32),
+        counts=jnp.sum(won & (squares > 0)[None], axis=1, dtype=jnp.int32),
         total=jnp.asarray(len(assignment), jnp.int32),
     )
 
@@ -332,7 +332,8 @@ def apply(
     if axis_name is not None:
         statistics = lax.psum(statistics, axis_name)
     info = KSubspacesInfo(
-        energy=jnp.maximum(statistics.residual, 0) / statistics.total, counts=statistics.counts
+        energy=jnp.maximum(statistics.residual, 0) / statistics.total.astype(statistics.residual.dtype),
+        counts=statistics.counts,
     )
     size = jnp.linalg.norm(statistics.scatter, axis=(1, 2), keepdims=True)
     moved = statistics.scatter / jnp.where(size > 0, size, 1) + _SHIFT * state.bases
@@ -365,7 +366,7 @@ def gathered_scatter(
     """
     batch, rank = own.shape
     order = jnp.argsort(assignment)
-    counts = jnp.sum(assignment == jnp.arange(num_subspaces)[:, None], axis=1, dtype=jnp.int32)
+    counts = jnp.sum(jax.nn.one_hot(assignment, num_subspaces, axis=0, dtype=bool), axis=1, dtype=jnp.int32)
     blocks = -(-counts // _GATHER_BLOCK)
     last_block = jnp.cumsum(blocks)
     num_blocks = batch // _GATHER_BLOCK + num_subspaces  # the most that any assignment needs
@@ -376,9 +377,9 @@ def gathered_scatter(
     group = num_blocks if max_vectors is None else min(num_blocks, max(1, max_vectors // _GATHER_BLOCK))
     num_groups = -(-num_blocks // group)
     block = jnp.arange(num_groups * group)
-    owner = jnp.minimum(jnp.sum(block[:, None] >= last_block, axis=1), num_subspaces - 1)
+    owner = jnp.minimum(jnp.sum(block[:, None] >= last_block[None], axis=1), num_subspaces - 1)
     start = (block - (last_block - blocks)[owner]) * _GATHER_BLOCK
-    place = start[:, None] + jnp.arange(_GATHER_BLOCK)
+    place = start[:, None] + jnp.arange(_GATHER_BLOCK)[None]
     valid = (place < counts[owner][:, None]) & (block < last_block[-1])[:, None]
     first = (jnp.cumsum(counts) - counts)[owner][:, None]
     members = order[jnp.where(valid, first + place, 0)]
@@ -391,7 +392,7 @@ def gathered_scatter(
         if group == 1:
             mine = lax.dynamic_index_in_dim(total, owner[0], keepdims=False) + blockwise[0]
             return lax.dynamic_update_index_in_dim(total, mine, owner[0], 0), None
-        owned = (owner == jnp.arange(num_subspaces)[:, None]).astype(own.dtype)
+        owned = jax.nn.one_hot(owner, num_subspaces, axis=0, dtype=own.dtype)
         return total + jnp.tensordot(owned, blockwise, 1, precision="highest"), None
 
     parts = [part.reshape(num_groups, group, *part.shape[1:]) for part in (owner, members, valid)]
@@ -402,8 +403,8 @@ def gathered_scatter(
     return total
 
 
-def _check_inputs(state: KSubspacesState, inputs: Array) -> None:
-    check_vectors("inputs", inputs, features=state.bases.shape[-1])
+def _check_inputs(state: KSubspacesState, inputs: Any) -> Array:
+    return check_vectors("inputs", inputs, features=state.bases.shape[-1])
 
 
 def _left_singular(rows: Array) -> Array:

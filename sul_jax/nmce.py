@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sul_jax import coding_rate
+from sul_jax._check import as_array
 from sul_jax._parallel import of_whole_batch
 from sul_jax.learning_rule import LearningRule, gradient_rule
 
@@ -89,7 +90,7 @@ def rule(
         compression_weight: float | Array = 1.0,
         axis_name: str | None = None,
     ) -> Array:
-        both = of_whole_batch(views, axis_name, batch_axis=1)(key, inputs)
+        both = of_whole_batch(views, axis_name, batch_axis=1)(key, as_array("inputs", inputs))
         flat = both.reshape(-1, *both.shape[2:])
         outputs = network(flat if dtype is None else flat.astype(dtype))
         features, logits = (v.astype(jnp.float32).reshape(2, -1, v.shape[-1]) for v in outputs)
@@ -109,7 +110,7 @@ def rule(
         build,
         loss,
         optax.adam(1e-3) if optimizer is None else optimizer,
-        encode=lambda network, inputs: network(inputs)[0],
+        encode=lambda network, inputs: network(as_array("inputs", inputs))[0],
         trained=trained,
         dtype=dtype,
     )

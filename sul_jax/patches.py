@@ -25,9 +25,9 @@ def output_size(size: int, *, kernel_size: int, padding: int = 0) -> int:
     return size + 2 * padding - kernel_size + 1
 
 
-def check_window(images: Array, *, kernel_size: int, padding: int) -> tuple[int, int]:
-    """Returns the output height and width; raises `ValueError` if no window fits."""
-    check_images("images", images)
+def check_window(images: Any, *, kernel_size: int, padding: int) -> tuple[Array, int, int]:
+    """Returns the images and the output height and width; raises `ValueError` if no window fits."""
+    images = check_images("images", images)
     check_integer("kernel_size", kernel_size, low=1)
     check_integer("padding", padding, low=0)
     height, width = (
@@ -40,20 +40,19 @@ def check_window(images: Array, *, kernel_size: int, padding: int) -> tuple[int,
             f"{images.shape[1]}×{images.shape[2]} pixels with padding={padding} accept a "
             f"kernel_size of at most {largest}"
         )
-    return height, width
+    return images, height, width
 
 
-def check_kernels(
-    name: str, kernels: Array, images: Array, *, kernel_size: int, ndim: int, axes: str
-) -> None:
-    """Raises unless the last axis of `kernels` has the size of a patch of `images`."""
-    check_array(name, kernels, ndim=ndim, axes=axes)
+def check_kernels(name: str, kernels: Any, images: Array, *, kernel_size: int, ndim: int, axes: str) -> Array:
+    """Returns `kernels`; raises unless their last axis has the size of a patch of `images`."""
+    kernels = check_array(name, kernels, ndim=ndim, axes=axes)
     channels = images.shape[-1]
     if kernels.shape[-1] != kernel_size**2 * channels:
         raise ValueError(
             f"{name} has {kernels.shape[-1]} features (shape {tuple(kernels.shape)}), but patches of "
             f"kernel_size={kernel_size} with {channels} channels have {kernel_size**2 * channels} features"
         )
+    return kernels
 
 
 def extract(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
@@ -77,7 +76,7 @@ def extract(images: Array, *, kernel_size: int, padding: int = 0) -> Array:
       >>> patches.extract(jnp.ones((2, 5, 5, 3)), kernel_size=3, padding=1).shape
       (2, 5, 5, 27)
     """
-    height, _ = check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, _ = check_window(images, kernel_size=kernel_size, padding=padding)
     # Two passes write long contiguous runs (a whole patch row at a time) where a single pass over
     # the kernel_size² offsets would copy `channels` numbers at a time: 10× on a CPU.
     rows = _rows(images, kernel_size, padding)
@@ -103,7 +102,7 @@ def taker(images: Array, *, kernel_size: int, padding: int = 0) -> Callable[[Arr
       >>> patches.taker(image, kernel_size=2)(jnp.array([3])).tolist()
       [[4.0, 5.0, 7.0, 8.0]]
     """
-    height, width = check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, width = check_window(images, kernel_size=kernel_size, padding=padding)
     # With columns before rows the rows of a patch lie one after the other: a patch is one run of numbers.
     rows = jnp.moveaxis(_rows(images, kernel_size, padding), 2, 1)
     step = rows.shape[-1]
@@ -157,7 +156,7 @@ def squared_norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array
       >>> patches.squared_norms(jnp.ones((1, 4, 4, 1)), kernel_size=2)[0, 0, 0].item()
       4.0
     """
-    check_window(images, kernel_size=kernel_size, padding=padding)
+    images, _, _ = check_window(images, kernel_size=kernel_size, padding=padding)
     energy = _pad(jnp.sum(jnp.square(at_least_float32(images)), axis=-1), padding)
     window = (1, kernel_size, 1), (1, 1, kernel_size)  # separable: 2p instead of p² additions
     for size in window:
@@ -208,9 +207,9 @@ def projector(
       >>> responses(images[:2]).shape
       (5, 8)
     """
-    height, _width = check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, _width = check_window(images, kernel_size=kernel_size, padding=padding)
     axes = "[num_kernels, features]"
-    check_kernels("kernels", kernels, images, kernel_size=kernel_size, ndim=2, axes=axes)
+    kernels = check_kernels("kernels", kernels, images, kernel_size=kernel_size, ndim=2, axes=axes)
     number = kernels.shape[0]
     if _spectra_pay(images, number, kernel_size, padding):
         return _spectral_projector(images, kernels, kernel_size, padding)
@@ -264,7 +263,7 @@ def _spectral_projector(
 
         def term(matrix: Array, row: Array, weights: Array) -> Array:
             both = jnp.matmul(matrix, row.T, precision="highest").reshape(2, number, -1)
-            return both[0] * weights[0, :, None, None] + both[1] * weights[1, :, None, None]
+            return both[:1] * weights[0, :, None, None] + both[1:] * weights[1, :, None, None]
 
         def add(total: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
             return total + term(*one), None
@@ -303,8 +302,8 @@ def back_project(images: Array, weights: Array, *, kernel_size: int, padding: in
       >>> patches.back_project(jnp.ones((2, 4, 4, 1)), jnp.ones((5, 8)), kernel_size=3).shape
       (5, 9)
     """
-    height, width = check_window(images, kernel_size=kernel_size, padding=padding)
-    check_array("weights", weights, ndim=2, axes="[num_sums, positions]")
+    images, height, width = check_window(images, kernel_size=kernel_size, padding=padding)
+    weights = check_array("weights", weights, ndim=2, axes="[num_sums, positions]")
     if weights.shape[1] != len(images) * height * width:
         raise ValueError(
             f"weights has {weights.shape[1]} positions (shape {tuple(weights.shape)}), but "
@@ -338,7 +337,7 @@ def _rows_pay(images: Array, number: int, kernel_size: int, padding: int) -> boo
     Whole patches copy every pixel kernel_size² times; rows copy it kernel_size times, but give
     kernel_size partial products a kernel. Both are bound by memory where kernels are few.
     """
-    height, _ = check_window(images, kernel_size=kernel_size, padding=padding)
+    images, height, _ = check_window(images, kernel_size=kernel_size, padding=padding)
     row = kernel_size * images.shape[-1]
     tall = images.shape[1] + 2 * padding
     return tall * (row + kernel_size * number) < height * kernel_size * row
@@ -368,6 +367,7 @@ def sample(key: Array, images: Array, *, num_patches: int, kernel_size: int, pad
       >>> patches.sample(jax.random.key(1), images, num_patches=10, kernel_size=3).shape
       (10, 9)
     """
+    images = check_images("images", images)
     size = norms(images, kernel_size=kernel_size, padding=padding)
     check_integer("num_patches", num_patches, low=1)
     if num_patches > size.size:

@@ -7,7 +7,14 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax import patches
-from sul_jax._check import check_finite, check_floating, check_images, check_integer, check_vectors
+from sul_jax._check import (
+    as_array,
+    check_finite,
+    check_floating,
+    check_images,
+    check_integer,
+    check_vectors,
+)
 from sul_jax._linalg import at_least_float32, fix_signs, inverse_norm
 from sul_jax.learning_rule import LearningRule
 
@@ -48,7 +55,7 @@ def conv_zca_kernel(
       >>> whitening.conv_zca_kernel(images, kernel_size=5, num_components=4).shape
       (5, 5, 1, 1)
     """
-    height, width = patches.check_window(images, kernel_size=kernel_size, padding=0)
+    images, height, width = patches.check_window(images, kernel_size=kernel_size, padding=0)
     check_finite("images", images)
     images = at_least_float32(images)
     channels = images.shape[-1]
@@ -74,7 +81,7 @@ def conv_zca_kernel(
     target = values[max(num_components - 1, 0)]
     attenuated = jnp.arange(size) < num_components - 1
     gains = jnp.where(attenuated, jnp.sqrt(target / values), 1.0)
-    whiten = jnp.matmul(vectors * gains, vectors.T, precision="highest")
+    whiten = jnp.matmul(vectors * gains[None], vectors.T, precision="highest")
     centre = kernel_size // 2
     rows = whiten.reshape(kernel_size, kernel_size, channels, size)[centre, centre]
     return rows.T.reshape(kernel_size, kernel_size, channels, channels)
@@ -99,7 +106,7 @@ def conv_zca(images: Array, kernel: Array) -> Array:
       >>> whitening.conv_zca(jnp.ones((2, 8, 8, 1)), jnp.ones((3, 3, 1, 1)) / 9).shape
       (2, 8, 8, 1)
     """
-    check_images("images", images)
+    images, kernel = check_images("images", images), as_array("kernel", kernel)
     if images.shape[-1] != kernel.shape[2]:
         raise ValueError(
             f"images has {images.shape[-1]} channels, but the kernel was made for {kernel.shape[2]}"
@@ -136,6 +143,7 @@ def dc_ratio(kernel: Array) -> Array:
       >>> round(whitening.dc_ratio(kernel).item(), 3)
       0.2
     """
+    kernel = as_array("kernel", kernel)
     centre = kernel.shape[0] // 2
     own = jnp.diagonal(kernel, axis1=2, axis2=3)
     surround = jnp.sum(jnp.maximum(0, -own), axis=(0, 1))
@@ -208,7 +216,7 @@ def pca(
       >>> [round(v, 3) for v in white.std(axis=0).tolist()]
       [1.0, 1.0]
     """
-    check_vectors("inputs", inputs)
+    inputs = check_vectors("inputs", inputs)
     features = inputs.shape[1]
     check_integer(
         "num_components", num_components, low=1, high=features, why=f": inputs has {features} features"
@@ -216,7 +224,7 @@ def pca(
     inputs = at_least_float32(inputs)
     mean = jnp.mean(inputs, axis=0)
     mean = mean if axis_name is None else lax.pmean(mean, axis_name)
-    centred = inputs - mean
+    centred = inputs - mean[None]
     covariance = jnp.matmul(centred.T, centred, precision="highest") / inputs.shape[0]
     covariance = covariance if axis_name is None else lax.pmean(covariance, axis_name)
     values, vectors = jnp.linalg.eigh(covariance)
@@ -226,7 +234,7 @@ def pca(
     floor = jnp.maximum(values[0] * noise, jnp.sum(jnp.square(mean)) * noise**2)
     kept = values > floor
     gains = jnp.where(kept, jnp.where(kept, values, 1) ** -jnp.asarray(exponent), 0)
-    return PCAState(mean, fix_signs(vectors.T).T * gains)
+    return PCAState(mean, fix_signs(vectors.T).T * gains[None])
 
 
 def pca_whiten(inputs: Array, state: PCAState) -> Array:
@@ -249,8 +257,8 @@ def pca_whiten(inputs: Array, state: PCAState) -> Array:
       >>> whitening.pca_whiten(jnp.array([[3.0, 5.0]]), state).tolist()
       [[4.0]]
     """
-    check_vectors("inputs", inputs, features=state.mean.shape[0])
-    return jnp.matmul(inputs - state.mean, state.components, precision="highest")
+    inputs = check_vectors("inputs", inputs, features=state.mean.shape[0])
+    return jnp.matmul(inputs - state.mean[None], state.components, precision="highest")
 
 
 def normalize(inputs: Array) -> Array:
@@ -271,6 +279,6 @@ def normalize(inputs: Array) -> Array:
       >>> whitening.normalize(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
       [[0.0, 1.0], [0.0, 0.0]]
     """
-    check_floating("inputs", inputs)
+    inputs = check_floating("inputs", inputs)
     squares = jnp.sum(jnp.square(at_least_float32(inputs)), axis=-1, keepdims=True)
     return (inputs * inverse_norm(squares)).astype(jnp.result_type(inputs))

@@ -1,7 +1,8 @@
 """Every rule keeps the contract: one signature, one compilation, every parallel form exact."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def manifolds(rngs: nnx.Rngs) -> nn.NMCE:
 
 
 def views(key: jax.Array, images: jax.Array) -> jax.Array:
-    return images + 0.1 * jax.random.normal(key, (2, *images.shape))
+    return images[None] + 0.1 * jax.random.normal(key, (2, *images.shape))
 
 
 LAYER = energy.EnergyLayer(num_subspaces=5, rank=2, num_winners=3, kernel_size=3, padding=1)
@@ -207,6 +208,36 @@ def test_jit_equals_eager(case: Case) -> None:
     chex.assert_trees_all_close(
         jax.jit(case.rule.encode)(state, inputs), case.rule.encode(state, inputs), rtol=1e-5, atol=1e-5
     )
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def test_strict_promotion(case: Case) -> None:
+    """What jax refuses there it refuses while tracing: nothing needs to be compiled."""
+    inputs = case.inputs()
+    with strict():
+        state = jax.eval_shape(case.rule.init, jax.random.key(1), inputs)
+        jax.eval_shape(case.rule.encode, state, inputs)
+        shard = partial(case.update, axis_name="batch")
+        jax.eval_shape(case.update, state, inputs)
+        jax.eval_shape(jax.vmap(shard, (None, 0), axis_name="batch"), state, split(inputs, 4))
+
+
+def test_what_numpy_converts(case: Case, request: pytest.FixtureRequest) -> None:
+    """Lists in the place of arrays; see test_inputs.py for other kinds."""
+    if request.node.callspec.id == "gradient":
+        pytest.skip("its inputs are a tree for the loss")
+    state, inputs = begin(case)
+    listed = np.asarray(inputs).tolist()
+    for function in (case.update, case.rule.encode):
+        expected = jax.eval_shape(function, state, inputs)
+        assert jax.eval_shape(lambda state, function=function: function(state, listed), state) == expected
+    made = jax.eval_shape(lambda key: case.rule.init(key, listed), jax.random.key(1))
+    chex.assert_trees_all_equal_shapes_and_dtypes(made, state)
 
 
 def test_one_compilation(case: Case) -> None:

@@ -1,5 +1,6 @@
 """Inputs of other kinds than float32 of JAX."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import sparse
 
 from sul_jax import (
     coding_rate,
@@ -68,6 +70,89 @@ def test_half_precision_memberships() -> None:
     loss = coding_rate.nmce_loss(HALF, soft, eps_squared=0.1)
     whole = coding_rate.nmce_loss(HALF.astype(jnp.float32), SOFT, eps_squared=0.1)
     np.testing.assert_allclose(loss, whole, rtol=0.02)
+
+
+class Host:
+    """What offers its values in NumPy's way, as data frames and tensors do."""
+
+    def __init__(self, values: np.ndarray):
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._values if dtype is None else self._values.astype(dtype)
+
+
+class Exchanged:
+    """What offers them by DLPack alone."""
+
+    def __init__(self, values: np.ndarray):
+        self._values = values
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._values.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._values.__dlpack_device__()
+
+
+class Unwilling:
+    """As a tensor that wants a gradient or lies on another device."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+CONVERTED: dict[str, Callable[[np.ndarray], Any]] = {
+    "list": np.ndarray.tolist,
+    "rows": list,
+    "big-endian": lambda x: x.astype(">f8"),
+    "float64": lambda x: x.astype(np.float64),
+    "memory order": np.asfortranarray,
+    "__array__": Host,
+    "__dlpack__": Exchanged,
+}
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_what_numpy_converts(kind: str) -> None:
+    values = np.random.default_rng(0).random((20, 6)).astype(np.float32)
+    given = CONVERTED[kind](values)
+    state = hebbian.HebbianState(jnp.asarray(values[:4]))
+    np.testing.assert_array_equal(
+        hebbian.encode(state, given, power=2), hebbian.encode(state, jnp.asarray(values), power=2)
+    )
+    np.testing.assert_allclose(whitening.normalize(given), whitening.normalize(values), rtol=1e-6)
+    found = k_means.fit(jax.random.key(0), given, num_clusters=2)
+    assert found.centroids.dtype == jnp.float32
+    expected = k_means.fit(jax.random.key(0), values, num_clusters=2)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+NOT_CONVERTED: dict[str, Any] = {
+    "list of object": [[None] * 6] * 20,
+    "list of <U3": [["abc"] * 6] * 20,
+    "list": [[1.5] * 6] * 19 + [[1.5] * 5],
+    "ndarray of object": np.full((20, 6), 1.5, object),
+    "NoneType of object": None,
+    "csr_array of object": sparse.csr_array(np.eye(6)),
+    "dict of object": {"column": [1.5] * 20},
+    "ndarray of datetime64[s]": np.zeros((20, 6), "datetime64[s]"),
+    "Unwilling": Unwilling(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_CONVERTED)
+def test_what_numpy_does_not_convert(kind: str) -> None:
+    """One line with the type and what is accepted, and no data."""
+    state = hebbian.HebbianState(jnp.ones((2, 6)))
+    pattern = rf"^inputs must be an array of numbers, got {re.escape(kind)}; accepted are [^\n]{{,200}}$"
+    for function in (
+        lambda x: hebbian.update(state, x, learning_rate=0.1),
+        lambda x: k_means.fit(jax.random.key(0), x, num_clusters=2),
+        whitening.normalize,
+    ):
+        with pytest.raises(TypeError, match=pattern):
+            function(NOT_CONVERTED[kind])
 
 
 def test_numpy_arrays_are_as_good() -> None:

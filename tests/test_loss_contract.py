@@ -98,6 +98,27 @@ def test_jit_equals_eager_with_a_traced_hyperparameter(case: Case) -> None:
     assert np.isclose(found[0], found[1]) == (case.hyperparameter is None)
 
 
+def test_strict_promotion(case: Case) -> None:
+    gradient = jax.value_and_grad(partial(value, case))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(gradient, WEIGHT, matrix(), batch())
+        # More must not be asked of a shard than of the whole.
+        shard = jax.vmap(partial(mean_over_shards, case), (None, 0), axis_name="batch")
+        jax.eval_shape(shard, matrix(), jax.tree.map(lambda v: v.reshape(4, 4, *v.shape[1:]), batch()))
+
+
+def test_lists(case: Case) -> None:
+    activations, *more = jax.tree.map(
+        lambda v: v.swapaxes(0, 1) if case.views else v[:, 0],
+        [batch()["inputs"], *(batch()[name] for name in case.more)],
+    )
+    options = case.options | ({case.hyperparameter: WEIGHT} if case.hyperparameter else {})
+    expected = case.loss(activations, *more, **options)
+    found = case.loss(activations.tolist(), *(v.tolist() for v in more), **options)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("form", ["vmap", "pmap", "shard_map"])
 def test_global_under_axis_name(case: Case, form: str) -> None:

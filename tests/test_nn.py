@@ -229,7 +229,7 @@ def test_nnl_bad_input() -> None:
     net = NNLConv((8, 8, 3), [NNLBlock(4, 5, 10, 2)], num_classes=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="images has shape"):
         net(jnp.ones((1, 9, 8, 3)))
-    with pytest.raises(ValueError, match="images are of type uint8"):
+    with pytest.raises(TypeError, match="images must be floating point, got uint8"):
         net(jnp.ones((1, 8, 8, 3), jnp.uint8))
     with pytest.raises(ValueError, match="blocks is empty"):
         NNLConv((8, 8, 3), [], num_classes=2, rngs=nnx.Rngs(0))

@@ -112,7 +112,7 @@ class ACOL(Saved):
           ValueError: images of another shape.
           TypeError: images of integers.
         """
-        check_images("images", images)
+        images = check_images("images", images)
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
         values = images

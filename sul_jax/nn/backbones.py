@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from sul_jax._check import as_array, check_images
 from sul_jax._parallel import drawn
 from sul_jax.nn._saved import Saved
 from sul_jax.nn.convolution import conv_general_dilated
@@ -74,6 +75,7 @@ class MLP(Saved):
 
     def __call__(self, inputs: Array) -> Array:
         """`[batch, in_features]` to `[batch, num_features]`."""
+        inputs = as_array("inputs", inputs)
         for layer in self.layers:
             inputs = self.activation(layer(inputs))
         return inputs
@@ -159,7 +161,7 @@ class ResNet(Saved):
 
     def pool(self, images: Array) -> Array:
         """`[batch, height, width, channels]` to the last stage's averages `[batch, filters]`."""
-        hidden = jax.nn.relu(self.stem_norm(self.stem(images)))
+        hidden = jax.nn.relu(self.stem_norm(self.stem(check_images("images", images))))
         if self.pools:
             window = {"window_shape": (3, 3), "strides": (2, 2), "padding": ((1, 1), (1, 1))}
             hidden = nnx.max_pool(hidden, **window)  # type: ignore[no-untyped-call]

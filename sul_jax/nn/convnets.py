@@ -77,7 +77,7 @@ def sobel(images: Array) -> Array:
       >>> nn.sobel(jnp.ones((1, 5, 5, 3)))[0, 2, 2].tolist()
       [0.0, 0.0]
     """
-    check_images("images", images)
+    images = check_images("images", images)
     grey = jnp.full(images.shape[3], 1 / images.shape[3], images.dtype)
     return _swapped(_edges(_swapped(images), grey, jnp.asarray(_SOBEL, images.dtype)))
 
@@ -154,7 +154,7 @@ class _ConvNet(Saved):
 
     def _planes(self, images: Array) -> dict[str, Array]:
         """`layers` as they are computed, `[channels, height, width, batch]`."""
-        check_images("images", images)
+        images = check_images("images", images)
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images must have shape [batch, *{self.image_shape}], got {images.shape}")
         layers = {}

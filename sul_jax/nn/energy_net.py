@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array, lax
 
 from sul_jax import energy, k_means
-from sul_jax._check import check_finite
+from sul_jax._check import check_finite, check_images
 from sul_jax.k_subspaces import KSubspacesState
 from sul_jax.learning_rule import stack
 from sul_jax.nn import _saved
@@ -95,6 +95,7 @@ class EnergyNet(nnx.Module):
         Returns:
           `[batch, 4 * num_networks * num_subspaces]` of the last layer, or `[batch, num_components]`.
         """
+        images = check_images("images", images)
         check_finite("images", images)
         codes = _codes(images, self.learned_states(), self.code_power, self.architecture, self.rescale)
         if self.whitening is None:
@@ -111,6 +112,7 @@ class EnergyNet(nnx.Module):
         Returns:
           `[batch, height, width, num_networks * num_subspaces]`.
         """
+        images = check_images("images", images)
         depth = len(self.architecture.layers)
         if num_layers is not None and not 0 <= num_layers <= depth:
             raise ValueError(f"num_layers={num_layers} is not accepted: it must be 0 to {depth}")

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import hebbian
+from sul_jax._check import check_images
 from sul_jax.nn._saved import Saved
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
@@ -121,12 +122,12 @@ class NNLConv(Saved):
           images: floating `[batch, height, width, channels]`, usually in [0, 1].
 
         Raises:
-          ValueError: images of another shape or of integers.
+          ValueError: images of another shape.
+          TypeError: images of integers.
         """
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+        images = check_images("images", images)
+        if images.shape[1:] != self.image_shape:
             raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images are of type {images.dtype}: floating ones in [0, 1] are needed")
         features = []
         for index, block in enumerate(self.blocks):
             weights = self.filters[index][...]
