@@ -21,8 +21,8 @@ from sul_jax._linalg import at_least_float32, each, fix_signs, root
 from sul_jax.learning_rule import LearningRule
 
 # Scale of the identity added to a subspace's second moment, relative to its size: directions without
-# data keep their old basis instead of taking rounding noise. C + δI has C's eigenvectors, so a step
-# still never raises the energy.
+# data keep their old basis instead of taking rounding noise. C + δI has C's eigenvectors, so that a step
+# still does not raise the energy.
 _SHIFT = 1e-4
 # Rows (num_subspaces · rank) from which it pays to gather each subspace's own vectors before the
 # second product, instead of multiplying all vectors with masked responses.
@@ -45,7 +45,8 @@ class KSubspacesInfo(NamedTuple):
     """What a step saw, before it changed the bases.
 
     Attributes:
-      energy: mean squared residual, eq. 1 divided by the number of vectors.
+      energy: mean squared residual, eq. 1 divided by the number of vectors. It is a difference of squared
+        norms, in float32 right to a millionth of their mean: a small energy has few digits.
       counts: `[num_subspaces]`, vectors won by each subspace. A zero vector lies in every subspace
         and is counted for none.
     """
@@ -131,8 +132,8 @@ def update(
       axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
 
     Returns:
-      The new state and the `KSubspacesInfo` of the old one. On the same batch the energy never
-      rises from step to step.
+      The new state and the `KSubspacesInfo` of the old one. On the same batch, after warmup, the energy of
+      the subspaces does not rise from step to step; as given it may, by its rounding.
 
     Raises:
       ValueError: `inputs` does not have the state's number of features.

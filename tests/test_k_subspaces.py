@@ -60,7 +60,7 @@ def test_case_by_hand() -> None:
         [(13, 1, 1), (13, 5, 6), (13, 13, 3), (60, 1, 6), (60, 5, 3), (60, 13, 1), (60, 22, 6)]
     ),
 )
-def test_full_batch_energy_never_rises(seed: int, sizes: tuple[int, int, int]) -> None:
+def test_full_batch_energy_rises_by_rounding_alone(seed: int, sizes: tuple[int, int, int]) -> None:
     batch, num_subspaces, rank = sizes
     data_key, key = jax.random.split(jax.random.key(seed))
     inputs = jax.random.normal(data_key, (batch, 6)) * jnp.array([5.0, 3, 1, 1, 0.1, 0])
@@ -71,7 +71,28 @@ def test_full_batch_energy_never_rises(seed: int, sizes: tuple[int, int, int]) -
         energies.append(float(info.energy))
         orthonormal(state.bases)
     scale = float(jnp.mean(jnp.sum(jnp.square(inputs), axis=1)))
-    assert np.all(np.diff(energies) <= 1e-5 * scale)
+    assert np.all(np.diff(energies) <= 2e-6 * scale)
+
+
+def test_a_small_energy_has_few_digits() -> None:
+    """Near convergence: right to a millionth of the squared norms, while the subspaces never get worse."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    planted = jax.random.normal(keys[0], (4, 3, 20))
+    inputs = jnp.einsum("krd,nkr->nkd", planted, jax.random.normal(keys[1], (500, 4, 3))).reshape(-1, 20)
+    inputs = inputs + 0.01 * jax.random.normal(keys[2], inputs.shape)
+    state = INIT(jax.random.key(3), inputs, num_subspaces=4, rank=3)
+    vectors, reported, exact = np.float64(inputs), [], []
+    for _ in range(100):
+        bases = np.float64(state.bases)
+        seen = np.einsum("krd,nd->nkr", bases, vectors)
+        residuals = vectors[:, None] - np.einsum("nkr,krd->nkd", seen, bases)
+        exact.append(np.square(residuals).sum(axis=2).min(axis=1).mean())
+        state, info = UPDATE(state, inputs)
+        reported.append(float(info.energy))
+    size = np.square(vectors).sum(axis=1).mean()
+    assert exact[-1] < 1e-4 * size
+    np.testing.assert_allclose(reported, exact, rtol=0, atol=1e-6 * size)
+    assert np.all(np.diff(exact) <= 1e-7 * np.array(exact[1:]))
 
 
 def test_recovers_planted_subspaces() -> None:
