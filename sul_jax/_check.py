@@ -11,10 +11,13 @@ from jax import Array
 
 def check_integer(name: str, value: int, *, low: int, high: int | None = None, why: str = "") -> None:
     """Raises unless `value` is an integer in `[low, high]`."""
+    given = value
     try:
         operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        value = True
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {given!r}")
     if value < low or (high is not None and value > high):
         accepted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name}={value} is not accepted: it must be {accepted}{why}")

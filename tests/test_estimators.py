@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -19,6 +20,7 @@ from sul_jax.estimators import (
     EnergyClustering,
     NMCEClustering,
     PixelClustering,
+    _base,
     fit_together,
 )
 from sul_jax.nn import backbones
@@ -116,6 +118,123 @@ def test_bytes_are_the_same_as_their_floats() -> None:
         model.transform(images.reshape(20, 4, 9))
 
 
+class Frame:
+    """Of columns, as data frames offer them: no `dtype`, values through NumPy's protocol."""
+
+    def __init__(self, values: np.ndarray):
+        self._values, self.shape = values, values.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._values if dtype is None else self._values.astype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def test_a_frame_is_the_same_as_an_array() -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (20, 36), np.uint8)
+    model = PixelClustering(3, image_size=6, random_state=0)
+    codes = model.fit_transform(rows)
+    framed = clone(model)
+    np.testing.assert_array_equal(framed.fit_transform(Frame(rows)), codes)
+    assert framed.is_uint8_
+    np.testing.assert_array_equal(framed.predict(rows), model.predict(Frame(rows)))
+    for given in (Frame(codes), codes.tolist(), codes.astype(">f8")):
+        np.testing.assert_array_equal(model.with_clusters(given, 3).labels_, model.labels_)
+        np.testing.assert_allclose(model.distances_of(given), model.distances_of(codes), rtol=1e-6)
+
+
+SCALES: dict[str, Any] = {
+    "uint8": np.uint8,
+    "[0, 1]": lambda x: x / 255,
+    "[0, 255]": lambda x: x.astype(np.float32),
+    "16 bits": lambda x: x * 257.0,
+    "tiny": lambda x: x * 1e-20,
+    "huge": lambda x: x * 1e30,
+}
+SAME = {"uint8", "[0, 1]"}
+
+
+@pytest.mark.parametrize("fitted", SCALES)
+def test_scales(fitted: str) -> None:
+    """Whatever the scale, the clusters are the same; images on another one are refused."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 6))
+    images[0] = 0
+    expected = PixelClustering(3, image_size=6, random_state=0).fit(images / 255)
+    model = PixelClustering(3, image_size=6, random_state=0).fit(SCALES[fitted](images))
+    np.testing.assert_array_equal(model.labels_, expected.labels_)
+    for asked, scaled in SCALES.items():
+        if asked == fitted or {asked, fitted} == SAME:
+            np.testing.assert_array_equal(model.predict(scaled(images)), expected.labels_)
+        else:
+            with pytest.raises(
+                ValueError, match=r"^(uint8|floating) images .*given, .*those learned from[^\n]*$"
+            ):
+                model.predict(scaled(images))
+        if asked != "uint8":
+            assert model.predict(scaled(images[:1])) == expected.labels_[0]  # black on any scale
+
+
+@pytest.mark.parametrize("estimator", [ESTIMATORS[0], ESTIMATORS[3]], ids=lambda e: type(e).__name__)
+def test_fewer_clusters_than_asked(estimator: Any) -> None:
+    images = np.repeat(np.random.default_rng(0).random((1, 8, 8)), 20, axis=0)
+    with pytest.warns(ConvergenceWarning, match="1 of the n_clusters=2 asked for were found") as found:
+        model = clone(estimator).fit(images)
+    assert found[0].filename == __file__
+    assert not model.labels_.any() or model.labels_.all()
+    if not model.learns_clusters:
+        with pytest.warns(ConvergenceWarning, match="1 of the n_clusters=3"):
+            model.with_clusters(model.transform(images), 3)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS[2:], ids=lambda e: type(e).__name__)
+def test_learning_rates(estimator: Any) -> None:
+    images = np.random.default_rng(0).random((20, 8, 8))
+    for rate in (-1.0, float("nan"), float("inf"), "fast", None, True):
+        with pytest.raises(ValueError, match="^learning_rate=.* it must be a finite number at least 0$"):
+            clone(estimator).set_params(learning_rate=rate).fit(images)
+
+
+def test_a_network_that_diverged() -> None:
+    images = np.random.default_rng(0).random((20, 8, 8))
+    with pytest.raises(
+        ValueError, match="^DeepClustering diverged: its codes are not finite; a smaller learn"
+    ):
+        clone(ESTIMATORS[4]).set_params(learning_rate=1e30).fit(images)
+
+
+def test_batches_go_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images are encoded a few at a time, and their k-means begins less often."""
+    model = PixelClustering(2, image_size=28, random_state=0)
+    images = np.random.default_rng(0).random((9, 8, 8))
+    codes = model.fit_transform(images)
+    assert model._encoded_together() == 256
+    monkeypatch.setattr(_base, "_IMAGE_BYTES", 3 * 4 * 28**2)
+    assert model._encoded_together() == 3
+    np.testing.assert_array_equal(model.transform(images), codes)
+    large = PixelClustering(2, image_size=2048, random_state=0)
+    large.image_shape_ = (8, 8, 1)
+    monkeypatch.undo()
+    assert 4 * large._encoded_together() * 2048**2 <= _base._IMAGE_BYTES
+    starts = []
+    fit = _base._k_means
+    monkeypatch.setattr(
+        _base, "_k_means", lambda *a, num_init, **o: (starts.append(num_init), fit(*a, **o))[1]
+    )
+    model.fit(images)
+    monkeypatch.setattr(_base, "_CLUSTERING_PRODUCTS", 3 * codes.size * 2)
+    model.fit(images)
+    assert starts == [10, 3]
+
+
+def test_maps_beyond_the_memory() -> None:
+    images = np.random.default_rng(0).random((30, 8, 8))
+    with pytest.raises(
+        ValueError, match=r"^image_size=200000 is too large for this machine: maps of 30 images"
+    ):
+        EnergyClustering(2, image_size=200_000).fit(images)
+
+
 def test_other_numbers_of_clusters_take_the_same_codes() -> None:
     images = np.random.default_rng(0).random((40, 8, 8))
     model = clone(ESTIMATORS[1])
@@ -124,6 +243,13 @@ def test_other_numbers_of_clusters_take_the_same_codes() -> None:
     other = model.with_clusters(codes, 5)
     assert (model.n_clusters, other.n_clusters, len(other.cluster_centers_)) == (2, 5, 5)
     np.testing.assert_array_equal(other.predict(images), other.labels_)
+    for number in (0, 41):
+        with pytest.raises(
+            ValueError, match=f"^n_clusters={number} .* between 1 and 40, the number of codes$"
+        ):
+            model.with_clusters(codes, number)
+    with pytest.raises(ValueError, match="^codes has 2 features"):
+        model.with_clusters(codes[:, :2], 2)
     with pytest.raises(ValueError, match="learns its clusters"):
         clone(ESTIMATORS[4]).with_clusters(codes, 3)
 
@@ -155,7 +281,14 @@ def test_digits_fall_into_clusters() -> None:
     [
         ({"n_clusters": 0}, "n_clusters=0"),
         ({"n_clusters": 31}, "n_clusters=31"),
+        ({"n_clusters": True}, "n_clusters=True"),
         ({"image_shape": (5, 5)}, "image_shape=\\(5, 5\\)"),
+        ({"image_shape": 28}, r"image_shape=28 does not fit .* it must be \(height, width\)"),
+        ({"image_shape": "88"}, r"image_shape='88' does not fit .* it must be \(height, width\)"),
+        ({"image_shape": (8.0, 8)}, r"image_shape=\(8.0, 8\) does not fit .* it must be \(height, width\)"),
+        ({"architecture": None}, "architecture is a NoneType; it must be a name or"),
+        ({"code_power": float("nan")}, "code_power=nan .* finite number above 0"),
+        ({"code_whitening": "strong"}, "code_whitening='strong' is not accepted: it must be 0 to 0.5"),
         ({"image_size": 1}, "image_size=1"),
         ({"architecture": "5layer"}, "architecture='5layer'"),
         ({"image_size": 22}, "image_size=22 is too small for the architecture: it must be at least 23"),

@@ -1,8 +1,11 @@
 """What the estimators share: reading images, learning several at once, codes in batches, k-means on them."""
 
 import copy
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,16 +15,20 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import k_means, training
+from sul_jax._check import check_integer, check_vectors
 from sul_jax.estimators import _saved
-from sul_jax.estimators._images import Images, shape_of
+from sul_jax.estimators._images import Images, shape_of, warn_caller
 from sul_jax.seeds import of_seed
 
-# Images that a compiled program encodes at a time.
-ENCODED = 256
+# Images that a compiled program encodes at a time, and bytes of them and of a network's maps.
+ENCODED, _IMAGE_BYTES, _MAP_BYTES = 256, 2**26, 2**30
+# Products of a number by a number in a step of k-means' starts: many codes and clusters get fewer starts.
+_CLUSTERING_PRODUCTS = 2**36
 # Codes that the last k-means sees at most.
 _CLUSTERED_BYTES = 2**29
 # Folded into the seed for it.
@@ -31,8 +38,10 @@ _AT_LEAST = {
     "steps_per_cycle": 1, "num_filters": 1, "num_features": 1, "nodes_per_parent": 1,
 }  # fmt: skip
 
+_NOT_NEGATIVE, _POSITIVE = ("learning_rate", "invariance_weight"), ("code_power", "eps_squared")
+
 # Compiled once for each shape: called as it is, its loops would be compiled anew every time.
-_k_means = jax.jit(k_means.fit, static_argnames="num_clusters")
+_k_means = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
 
 
 class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
@@ -63,10 +72,11 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
 
         Raises:
           ValueError: images that are not finite, do not fit `image_shape` or have their channels first, or
-            fewer than clusters.
+            fewer than clusters; a network that diverged.
 
         Warns:
-          UserWarning: rows of 64 values or more that are no square image, without `image_shape`.
+          UserWarning: rows of 64 values or more that are no square image, without `image_shape`; fewer
+            clusters than asked for.
         """
         next(fit_together([self], X))
         return self
@@ -79,15 +89,41 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         """Checks options and images before learning; returns the images as rows."""
         for name, low in _AT_LEAST.items():
             value = getattr(self, name, low)
-            if not isinstance(value, int | np.integer) or value < low:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
                 raise ValueError(f"{name}={value!r} is not accepted: it must be an integer of at least {low}")
+        for name in (*_NOT_NEGATIVE, *_POSITIVE):
+            value, zero = getattr(self, name, 1), name in _NOT_NEGATIVE
+            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and not zero):
+                least = "at least 0" if zero else "above 0"
+                raise ValueError(f"{name}={value!r} is not accepted: it must be a finite number {least}")
         rows = self._rows(X, reset=True)
         if self.n_clusters > len(rows):
             raise ValueError(f"n_clusters={self.n_clusters} exceeds n_samples={len(rows)}")
         self.is_uint8_ = rows.dtype == np.uint8
-        # Bytes count as [0, 1], and so do floating images there; others have a scale of their own.
-        self.scale_ = 1.0 if self.is_uint8_ else max(1.0, float(np.abs(rows).max()))
+        # Bytes count as [0, 1], and so do floating images there, unless a byte would show nothing of them.
+        # Others have a scale of their own.
+        largest = 1.0 if self.is_uint8_ else float(np.abs(rows).max())
+        self.scale_ = 1.0 if 1 / 256 <= largest <= 1 or largest == 0 else largest
+        self._check_memory(len(rows))
         return rows
+
+    def _num_maps(self) -> int:
+        """Of the network's layer that has most, by the images' number of pixels: what memory goes by."""
+        return self.image_shape_[2]
+
+    def _check_memory(self, number: int) -> None:
+        """Raises where the maps of a minibatch alone are more than the machine holds."""
+        if not hasattr(os, "sysconf"):
+            return
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        batch = max(1, min(number, getattr(self, "batch_size", 1)))
+        needed = 2 * 4 * batch * self.image_size**2 * self._num_maps()
+        if needed > memory:
+            raise ValueError(
+                f"image_size={self.image_size} is too large for this machine: maps of {batch} images need "
+                f"{needed / 2**30:.0f} GiB of {memory / 2**30:.0f}; a smaller batch_size may help"
+            )
 
     def _finish(self, rows: np.ndarray) -> np.ndarray:
         """Clusters what has been learned; returns the images' codes."""
@@ -120,7 +156,7 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         # A part at a time: no array of images × clusters × codes, and no cancellation as in expanded squares.
         parts = [
             np.stack([np.linalg.norm(part - one, axis=1) for one in self.cluster_centers_], axis=1)
-            for part in np.array_split(codes, -(-len(codes) // 4096))
+            for part in np.array_split(np.asarray(codes), max(1, -(-len(codes) // 4096)))
         ]
         return np.concatenate(parts)
 
@@ -128,18 +164,20 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         """A copy with another number of clusters, on the codes of the images learned from.
 
         Args:
-          codes: from `fit_transform`.
+          codes: from `fit_transform`, or anything that NumPy makes an array of.
           n_clusters: clusters.
 
         Raises:
-          ValueError: what is learned depends on the clusters.
+          ValueError: what is learned depends on the clusters; other codes, or fewer than clusters.
         """
         if self.learns_clusters:
             raise ValueError(
                 f"{type(self).__name__} learns its clusters; make another with n_clusters={n_clusters}"
             )
+        given = np.asarray(check_vectors("codes", codes, features=self.cluster_centers_.shape[1]))
+        check_integer("n_clusters", n_clusters, low=1, high=len(given), why=", the number of codes")
         other = copy.copy(self).set_params(n_clusters=n_clusters)
-        other._cluster(codes)
+        other._cluster(given)
         return other
 
     def _shown(self, codes: np.ndarray) -> np.ndarray:
@@ -154,9 +192,21 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             some = codes[np.random.default_rng(self.seed_).permutation(len(codes))[:most]]
         if self.verbose:
             print(f"k-means of {len(some)} codes, {self.n_clusters} clusters")
-        result = _k_means(key, jnp.asarray(some), num_clusters=self.n_clusters)
+        products, size = some.size * self.n_clusters, self.n_clusters * some[0].nbytes
+        starts = max(1, min(10, _CLUSTERING_PRODUCTS // products, _CLUSTERED_BYTES // size))
+        result = _k_means(key, jnp.asarray(some), num_clusters=self.n_clusters, num_init=starts)
         self.cluster_centers_ = np.asarray(result.centroids)
-        self.labels_ = self._labels(codes, self.distances_of(codes))
+        self._set_labels(self._labels(codes, self.distances_of(codes)))
+
+    def _set_labels(self, labels: np.ndarray) -> None:
+        self.labels_ = labels
+        number = len(np.unique(labels))
+        if number < self.n_clusters:
+            warn_caller(
+                f"{number} of the n_clusters={self.n_clusters} asked for were found: images, or what the "
+                "network makes of them, differ too little",
+                ConvergenceWarning,
+            )
 
     def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """The nearest centre's number."""
@@ -177,9 +227,8 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             X = np.asarray(X)  # noqa: N806
         if getattr(X, "ndim", 0) in (3, 4):
             shape = tuple(X.shape[1:]) + ((1,) if X.ndim == 3 else ())
-            X = np.asarray(X).reshape(len(X), -1)  # noqa: N806
-        kept = np.asarray(X).dtype if hasattr(X, "dtype") else None
-        dtype = np.uint8 if kept == np.uint8 else np.float32
+            X = np.asarray(X).reshape(len(X), math.prod(shape))  # noqa: N806
+        dtype = np.uint8 if np.asarray(X).dtype == np.uint8 else np.float32
         rows: np.ndarray = validate_data(
             self, X, reset=reset, dtype=dtype, ensure_min_samples=2 if reset else 1
         )
@@ -190,11 +239,24 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             raise ValueError(
                 f"images of shape {shape} were given, but those learned from had {self.image_shape_}"
             )
-        if rows.dtype == np.uint8 and self.scale_ != 1:
-            raise ValueError("uint8 images were given, but those learned from were floating, beyond [0, 1]")
-        if rows.dtype != np.uint8 and self.is_uint8_ and np.abs(rows).max() > 1:
-            raise ValueError("floating images beyond [0, 1] were given, but those learned from were uint8")
+        self._check_scale(rows)
         return rows
+
+    def _check_scale(self, rows: np.ndarray) -> None:
+        """Raises where images are on another scale than those learned from; all zeros are on any."""
+        kind = "uint8" if self.is_uint8_ else f"floating, on a scale up to {self.scale_:.3g}"
+        if rows.dtype == np.uint8:
+            if self.scale_ != 1:
+                raise ValueError(f"uint8 images were given, but those learned from were {kind}")
+            return
+        largest = float(np.abs(rows).max())
+        # Between bytes, [0, 1] and wider integers lie factors of 255 and more.
+        low, high = (1 / 256, 2 - self.is_uint8_) if self.scale_ == 1 else (1 / 128, 128)
+        if largest and not low <= largest / self.scale_ <= high:
+            raise ValueError(
+                f"floating images up to {largest:.3g} were given, beyond the scale of those learned from, "
+                f"which were {kind}"
+            )
 
     def _images(self, rows: np.ndarray) -> Images:
         scale = 255.0 if rows.dtype == np.uint8 else self.scale_
@@ -204,15 +266,25 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         images = self._images(rows)
         number = len(rows)
         every = None
-        encode = self._encoder(learned)
-        for start in self._progress(range(0, number, ENCODED), "codes"):
-            chosen = np.minimum(np.arange(start, start + ENCODED), number - 1)
+        encode, batch = self._encoder(learned), self._encoded_together()
+        for start in self._progress(range(0, number, batch), "codes"):
+            chosen = np.minimum(np.arange(start, start + batch), number - 1)
             codes = np.asarray(encode(images.take(chosen)))
             if every is None:  # filled in place: many codes are not held twice
                 every = np.empty((number, codes.shape[1]), codes.dtype)
             every[start : start + len(codes)] = codes[: number - start]
         assert every is not None
+        if not np.isfinite(every).all():
+            raise ValueError(
+                f"{type(self).__name__} diverged: its codes are not finite; a smaller learning_rate may help"
+            )
         return every
+
+    def _encoded_together(self) -> int:
+        """Images that a program takes at a time: of their size and the network alone, not of their number."""
+        pixels = 4 * self.image_size**2
+        most = min(_IMAGE_BYTES // (pixels * self.image_shape_[2]), _MAP_BYTES // (pixels * self._num_maps()))
+        return max(1, min(ENCODED, most))
 
     def _progress(self, steps: Sequence[Any] | np.ndarray, title: str) -> Iterable[Any]:
         if not self.verbose:

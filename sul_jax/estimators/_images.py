@@ -1,5 +1,6 @@
 """Images as estimators are given them: flattened or not, bytes or floats on a scale of their own."""
 
+import operator
 import sys
 import warnings
 from functools import partial
@@ -36,19 +37,22 @@ def _seen(rows: Array, scale: float, *, shape: tuple[int, int, int], size: int) 
     return seen.reshape(*rows.shape[:-1], *seen.shape[1:])
 
 
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the first function up the stack that is neither this package's nor scikit-learn's."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
 def _warn_of_rows(num_features: int, side: int) -> None:
     """Warns that rows are no square image and how they are read."""
     hint, colour = "", int(np.sqrt(num_features // 3))
     if 3 * colour**2 == num_features:
         hint = f"; flattened colour images need image_shape=({colour}, {colour}, 3)"
-    # At the first function up the stack that is neither this package's nor scikit-learn's.
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(
+    warn_caller(
         f"rows of {num_features} values are no square image and are read as the first pixels of a gray one "
-        f"of {side}×{side}: give image_shape{hint}",
-        stacklevel=level,
+        f"of {side}×{side}: give image_shape{hint}"
     )
 
 
@@ -73,18 +77,21 @@ def shape_of(
         if side**2 != num_features >= _IMAGE:
             _warn_of_rows(num_features, side)
         return side, side, 1
-    shape = tuple(int(n) for n in (given if given is not None else own or ()))
+    try:
+        shape = tuple(operator.index(n) for n in (own if given is None else given) or ())
+    except TypeError:  # neither numbers nor something that has some
+        shape = ()
     shape += (1,) * (len(shape) == 2)
+    if len(shape) != 3 or int(np.prod(shape)) != num_features:
+        raise ValueError(
+            f"image_shape={given!r} does not fit images of {num_features} values; it must be "
+            "(height, width) or (height, width, channels)"
+        )
     if given is None and shape[0] in (1, 3, 4) and min(shape[1:]) > 4:
         raise ValueError(
             f"images of shape {shape} seem to have their channels first; they come last here. "
             f"If they do, give image_shape={shape}"
         )
     if given is not None and own is not None and shape != own:
-        raise ValueError(f"image_shape={given} does not fit images of shape {own}")
-    if len(shape) != 3 or int(np.prod(shape)) != num_features:
-        raise ValueError(
-            f"image_shape={given} does not fit images of {num_features} values; it must be "
-            "(height, width) or (height, width, channels)"
-        )
+        raise ValueError(f"image_shape={given!r} does not fit images of shape {own}")
     return shape[0], shape[1], shape[2]

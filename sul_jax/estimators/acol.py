@@ -100,6 +100,9 @@ class ACOLClustering(ImageClustering):
     def _encoder(self, learned: Any) -> Callable[[Array], Array]:
         return partial(_learning.encoder(self._rule()), learned)
 
+    def _num_maps(self) -> int:
+        return self.num_filters
+
     def first_kernels(self) -> np.ndarray:
         """The first layer's, `[num, 3, 3, channels]`."""
         check_is_fitted(self)

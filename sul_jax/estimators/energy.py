@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -12,13 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from sul_jax import energy, k_subspaces, training, whitening
 from sul_jax.estimators import _learning
-from sul_jax.estimators._base import ENCODED, ImageClustering
+from sul_jax.estimators._base import ImageClustering
 from sul_jax.estimators._images import Images
 from sul_jax.nn import EnergyNet
 from sul_jax.seeds import of_seed, over_seeds, stacked
 
-# Images that whitening is learned from.
-_WHITENED_FROM = 2048
+# Images that whitening is learned from, and bytes of them at most.
+_WHITENED_FROM, _WHITENED_BYTES = 2048, 2**30
 # Components of the codes kept where they are whitened.
 _CODE_COMPONENTS = 20
 
@@ -86,11 +87,17 @@ class EnergyClustering(ImageClustering):
                 accepted = ", ".join(energy.ARCHITECTURES)
                 raise ValueError(f"architecture={self.architecture!r} is unknown; accepted: {accepted}")
             return energy.ARCHITECTURES[self.architecture]
+        if not isinstance(self.architecture, energy.EnergyArchitecture):
+            kind = type(self.architecture).__name__
+            raise ValueError(f"architecture is a {kind}; it must be a name or an energy.EnergyArchitecture")
         return self.architecture
 
+    def _num_maps(self) -> int:
+        return max(layer.num_subspaces for layer in self._sizes().layers)
+
     def _learn(self, keys: Array, images: Images) -> Any:
-        if not 0 <= self.code_whitening <= 0.5:
-            raise ValueError(f"code_whitening={self.code_whitening} is not accepted: it must be 0 to 0.5")
+        if not (isinstance(self.code_whitening, Real) and 0 <= self.code_whitening <= 0.5):
+            raise ValueError(f"code_whitening={self.code_whitening!r} is not accepted: it must be 0 to 0.5")
         architecture = self._sizes()
         least = _least_side(architecture)
         if self.image_size < least:
@@ -99,7 +106,8 @@ class EnergyClustering(ImageClustering):
             )
         number, programs = len(images.rows), _programs(architecture)
         keys = jnp.stack([jax.random.split(key, len(architecture.layers) + 2) for key in keys], axis=1)
-        some = _learning.orders(keys[-1], number, _WHITENED_FROM, 1)[0]
+        most = _WHITENED_BYTES // (4 * self.image_size**2 * self.image_shape_[2])
+        some = _learning.orders(keys[-1], number, max(1, min(_WHITENED_FROM, most)), 1)[0]
         whitened = _learn_whitening(architecture, images.take(some))
         # One pass; three where images are few.
         steps = min(
@@ -123,7 +131,8 @@ class EnergyClustering(ImageClustering):
             )
         if not self.code_whitening:
             return states, None
-        parts = _learning.orders(keys[-1], number, ENCODED, -(-min(number, _WHITENED_FROM) // ENCODED))
+        together = self._encoded_together()
+        parts = _learning.orders(keys[-1], number, together, -(-min(number, _WHITENED_FROM) // together))
         whiteners = [
             self._learn_code_whitening(of_seed(states, seed), images, parts[:, seed])
             for seed in range(parts.shape[1])

@@ -123,6 +123,11 @@ class NMCEClustering(ImageClustering):
         )
         return partial(_outputs, nnx.graphdef(network), learned)
 
+    def _num_maps(self) -> int:
+        return (
+            2 * self.num_filters
+        )  # two views; the stem halves the sides, its maps are kept for the gradient
+
     def first_kernels(self) -> np.ndarray:
         """The stem's, `[num_filters, 5, 5, channels]`."""
         check_is_fitted(self)
@@ -136,7 +141,7 @@ class NMCEClustering(ImageClustering):
         return np.argmax(codes[:, self.num_features :], axis=1).astype(np.int32)
 
     def _cluster(self, codes: np.ndarray) -> None:
-        self.labels_ = self._labels(codes, np.empty(0))
+        self._set_labels(self._labels(codes, np.empty(0)))
         one_hot = (self.labels_ == np.arange(self.n_clusters)[:, None]).astype(np.float32)
         sums = one_hot @ self._shown(codes)
         number = one_hot.sum(axis=1, keepdims=True)
