@@ -1,6 +1,8 @@
 """Scikit-learn's own checks, and what the estimators add to them."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -252,6 +254,27 @@ def test_other_numbers_of_clusters_take_the_same_codes() -> None:
         model.with_clusters(codes[:, :2], 2)
     with pytest.raises(ValueError, match="learns its clusters"):
         clone(ESTIMATORS[4]).with_clusters(codes, 3)
+
+
+_FIT = """
+import hashlib, numpy as np
+from sul_jax import energy, estimators
+layer = energy.EnergyLayer(6, 2, 2, 4, 0)
+model = estimators.EnergyClustering(
+    3, architecture=energy.EnergyArchitecture(3, 2, (layer,)), image_size=8, batch_size=8, random_state=0
+)
+codes = model.fit_transform(np.random.default_rng(0).random((40, 8, 8)))
+print(hashlib.sha256(codes.tobytes() + model.labels_.tobytes()).hexdigest())
+"""
+
+
+def test_the_same_program_gives_the_same_bits() -> None:
+    """In processes of their own, with as many threads, and with K-Subspaces, which amplify any rounding."""
+    command = [sys.executable, "-c", _FIT]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    hashes = {run.communicate(timeout=300)[0] for run in runs}
+    assert len(hashes) == 1
+    assert len(hashes.pop().strip()) == 64
 
 
 def test_a_single_step() -> None:

@@ -35,7 +35,7 @@ class ACOLClustering(ImageClustering):
       max_steps: minibatches, in at most `epochs` passes.
       epochs: passes over the images, in at most `max_steps` minibatches.
       learning_rate: of Adam.
-      random_state: an integer for the same result every time.
+      random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
     Attributes:

@@ -35,7 +35,7 @@ class DeepClustering(ImageClustering):
       steps_per_cycle: minibatches of a cycle, at most one pass over the images.
       batch_size: images in a minibatch.
       learning_rate: of the descent with momentum 0.9.
-      random_state: an integer for the same result every time.
+      random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
     Attributes:

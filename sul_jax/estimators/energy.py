@@ -38,7 +38,7 @@ class EnergyClustering(ImageClustering):
       code_whitening: if positive, codes are normalised and their 20 leading components divided by their
         variance to this power, at most 0.5. Of what helped on MNIST's training images, 0.2 is a cautious
         value; README says what was tried.
-      random_state: an integer for the same result every time.
+      random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
     Attributes:

@@ -38,7 +38,7 @@ class NMCEClustering(ImageClustering):
       learning_rate: of Adam.
       eps_squared: squared distortion of the coding rates.
       invariance_weight: weight λ of the views' similarity.
-      random_state: an integer for the same result every time.
+      random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
     Attributes:

@@ -16,7 +16,7 @@ class PixelClustering(ImageClustering):
       n_clusters: clusters.
       image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
       image_size: side to which images are resized.
-      random_state: an integer for the same result every time.
+      random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
     Example:
