@@ -144,6 +144,10 @@ def test_a_frame_is_the_same_as_an_array() -> None:
     for given in (Frame(codes), codes.tolist(), codes.astype(">f8")):
         np.testing.assert_array_equal(model.with_clusters(given, 3).labels_, model.labels_)
         np.testing.assert_allclose(model.distances_of(given), model.distances_of(codes), rtol=1e-6)
+    exact = np.linalg.norm(codes[:, None] - np.float64(model.cluster_centers_), axis=2)
+    np.testing.assert_allclose(model.distances(rows), exact, rtol=1e-6)
+    at_centers = model.distances_of(model.cluster_centers_)
+    np.testing.assert_allclose(np.diag(at_centers), 0, atol=1e-6)
 
 
 SCALES: dict[str, Any] = {

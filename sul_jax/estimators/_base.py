@@ -16,6 +16,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -153,12 +154,11 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
 
     def distances_of(self, codes: np.ndarray) -> np.ndarray:
         """Distance of each code, from `transform`, to the centre of every cluster."""
-        # A part at a time: no array of images × clusters × codes, and no cancellation as in expanded squares.
-        parts = [
-            np.stack([np.linalg.norm(part - one, axis=1) for one in self.cluster_centers_], axis=1)
-            for part in np.array_split(np.asarray(codes), max(1, -(-len(codes) // 4096)))
-        ]
-        return np.concatenate(parts)
+        # In float64 by parts: there the products' cancellation is below float32's rounding.
+        known = np.isfinite(self.cluster_centers_).all(axis=1)
+        distances = np.full((len(codes), len(known)), np.inf, np.float32)
+        distances[:, known] = euclidean_distances(codes, self.cluster_centers_[known])
+        return distances
 
     def with_clusters(self, codes: np.ndarray, n_clusters: int) -> Self:
         """A copy with another number of clusters, on the codes of the images learned from.
