@@ -1,5 +1,6 @@
 """Argument checks with one style of message: the argument, what was given, what is accepted."""
 
+import math
 import operator
 from typing import Any
 
@@ -13,6 +14,8 @@ def check_integer(name: str, value: int, *, low: int, high: int | None = None, w
     """Raises unless `value` is an integer in `[low, high]`."""
     given = value
     try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
         operator.index(value)
     except TypeError:
         value = True
@@ -21,6 +24,27 @@ def check_integer(name: str, value: int, *, low: int, high: int | None = None, w
     if value < low or (high is not None and value > high):
         accepted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name}={value} is not accepted: it must be {accepted}{why}")
+
+
+def check_number(
+    name: str, value: Any, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf
+) -> None:
+    """Raises unless a number, or each of an array of them, is finite and in range, where it is known."""
+    if not is_known(value):
+        return
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "iuf" and not jnp.issubdtype(numbers.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (np.isfinite(numbers) & (numbers >= low) & (numbers > above) & (numbers <= high)).all():
+        bounds = {"at least": low, "above": above, "at most": high}
+        words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
+        raise ValueError(f"{name}={value} is not accepted: it must be {words or 'finite'}")
+
+
+def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    """Raises unless `value` is one of the accepted words."""
+    if value not in accepted:
+        raise ValueError(f"{name}={value!r} is not accepted: it must be one of {accepted}")
 
 
 def on_host(name: str, values: Any) -> np.ndarray:
@@ -84,9 +108,9 @@ def check_floating(name: str, array: Any) -> Array:
     return array
 
 
-def is_known(values: Array) -> bool:
+def is_known(values: Any) -> bool:
     """Whether this process has the values: not inside jit, nor where others hold a part of them."""
-    return not isinstance(values, jax.core.Tracer) and getattr(values, "is_fully_addressable", True)
+    return not isinstance(values, jax.core.Tracer) and bool(getattr(values, "is_fully_addressable", True))
 
 
 def check_finite(name: str, values: Array) -> None:

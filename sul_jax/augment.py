@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax._check import check_floating, check_images, check_integer
+from sul_jax._check import check_floating, check_images, check_integer, check_number
 
 Transformation = Callable[[Array], Array]
 
@@ -215,10 +215,8 @@ def color_jitter(
     """
     images = _check_color(images)
     for name, strength in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
-        if strength < 0:
-            raise ValueError(f"{name}={strength} is not accepted: it must be at least 0")
-    if not 0 <= hue <= 0.5:
-        raise ValueError(f"hue={hue} is not accepted: it must be between 0 and 0.5")
+        check_number(name, strength, low=0)
+    check_number("hue", hue, low=0, high=0.5)
     keys = jax.random.split(key, 5)
 
     def factor(index: int, strength: float) -> Array:

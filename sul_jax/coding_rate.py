@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_array, check_floating, check_vectors
+from sul_jax._check import check_array, check_floating, check_number, check_vectors
 from sul_jax._linalg import at_least_float32
 from sul_jax._parallel import drawn, sum_over
 from sul_jax.whitening import normalize
@@ -48,7 +48,7 @@ def coding_rate(features: Array, *, eps_squared: float | Array, axis_name: str |
       0.6931
     """
     features = check_vectors("features", features)
-    _check_positive("eps_squared", eps_squared)
+    check_number("eps_squared", eps_squared, above=0)
     features = at_least_float32(features)
     batch, dimension = features.shape
     if axis_name is None and batch < dimension:
@@ -93,7 +93,7 @@ def class_coding_rate(
       0.5493
     """
     features = check_vectors("features", features)
-    _check_positive("eps_squared", eps_squared)
+    check_number("eps_squared", eps_squared, above=0)
     memberships = _check_memberships(memberships, features.shape[0])
     features, memberships = at_least_float32(features), at_least_float32(memberships)
     masses = sum_over(jnp.sum(memberships, axis=0), axis_name)
@@ -269,7 +269,7 @@ def gumbel_softmax(
       (5, 3)
     """
     logits = check_floating("logits", logits)
-    _check_positive("temperature", temperature)
+    check_number("temperature", temperature, above=0)
     draw = partial(jax.random.gumbel, key, dtype=logits.dtype)
     noise = drawn(draw, logits.shape, axis_name, batch_axis=max(logits.ndim - 2, 0))
     return jax.nn.softmax((jax.nn.log_softmax(logits) + noise) / temperature)
@@ -350,11 +350,6 @@ def _log_det_and_factor(gram: Array) -> tuple[Array, Array]:
 
 def _axis_size(axis_name: str | None) -> int:
     return 1 if axis_name is None else lax.axis_size(axis_name)
-
-
-def _check_positive(name: str, value: float | Array) -> None:
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
-        raise ValueError(f"{name}={value} is not accepted: it must be positive")
 
 
 def _unit_views(features: Array) -> Array:

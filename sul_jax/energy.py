@@ -60,8 +60,18 @@ class EnergyArchitecture(NamedTuple):
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "EnergyArchitecture":
-        """What `to_dict` made a dict of."""
-        return cls(**{**stored, "layers": tuple(EnergyLayer(**layer) for layer in stored["layers"])})
+        """What `to_dict` made a dict of; `ValueError` for anything else."""
+        try:
+            if not (isinstance(layers := stored["layers"], list | tuple) and layers):
+                raise ValueError("layers must be a list of at least one layer")
+            own = cls(**{**stored, "layers": tuple(EnergyLayer(**layer) for layer in layers)})
+            for sizes in (own._asdict() | {"layers": 0}, *(layer._asdict() for layer in own.layers)):
+                for name, value in sizes.items():
+                    check_integer(name, value, low=0)
+        except (TypeError, KeyError, ValueError) as error:
+            words = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"this is no architecture of energy layers: {words}") from None
+        return own
 
 
 ARCHITECTURES = {

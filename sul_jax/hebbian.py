@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from sul_jax import patches
-from sul_jax._check import as_array, check_floating, check_integer, check_vectors
+from sul_jax._check import as_array, check_floating, check_integer, check_number, check_vectors
 from sul_jax._linalg import at_least_float32, inverse_norm
 from sul_jax._parallel import sum_over
 from sul_jax.learning_rule import LearningRule
@@ -137,7 +136,7 @@ def update(
       The new state and a `HebbianInfo`.
 
     Raises:
-      ValueError: `rank` out of range, or inputs of another number of features.
+      ValueError: `rank` or `learning_rate` out of range, or inputs of another number of features.
 
     Example:
       >>> import jax
@@ -153,6 +152,7 @@ def update(
     num_units = weights.shape[0]
     inputs = check_vectors("inputs", inputs, features=weights.shape[1])
     check_integer("rank", rank, low=2, high=num_units, why=f": there are {num_units} units")
+    check_number("learning_rate", learning_rate, low=0)
     inputs = at_least_float32(inputs)
     # Units on the major axis: reductions over them then vectorise over the batch.
     drives = jnp.matmul(weights, inputs.T, precision="highest")
@@ -435,8 +435,7 @@ def steepen(cosines: Array, *, power: float | Array) -> Array:
       [0.0, 0.0, 0.25, 1.0]
     """
     cosines = check_floating("cosines", cosines)
-    if not isinstance(power, jax.core.Tracer) and not np.all(np.asarray(power) > 0):
-        raise ValueError(f"power={power} is not accepted: it must be positive")
+    check_number("power", power, above=0)
     if isinstance(power, int | float) and power == 1:
         return jnp.maximum(cosines, 0)
     active = cosines > 0

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_finite, check_integer, check_vectors, is_known, on_host
+from sul_jax._check import (
+    check_choice,
+    check_finite,
+    check_integer,
+    check_number,
+    check_vectors,
+    is_known,
+    on_host,
+)
 from sul_jax._linalg import at_least_float32
 from sul_jax._parallel import sum_over
 
@@ -113,9 +121,10 @@ def fit(
     check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
     check_integer("num_init", num_init, low=1)
     check_integer("max_iterations", max_iterations, low=1)
+    check_number("tolerance", tolerance, low=0)
     check_finite("inputs", inputs)
     if isinstance(init, str):
-        _check_choice("init", init, ("k-means++", "random"))
+        check_choice("init", init, ("k-means++", "random"))
     else:
         init = init if isinstance(init, jax.Array) else on_host("init", init)
         if init.shape != (num_clusters, inputs.shape[1]):
@@ -125,7 +134,7 @@ def fit(
             )
         check_finite("init", init)
         num_init = 1
-    _check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
+    check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
 
     inputs = at_least_float32(inputs)
     scale = _scale(jnp.max(jnp.abs(inputs)), axis_name)
@@ -432,8 +441,3 @@ def _split(key: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
     # Fractional sizes below one would be lost on `maximum(counts, 1)`; sizes are at least one.
     counts = jnp.maximum(counts, 1)
     return centroids * counts[..., None], counts
-
-
-def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name}={value!r} is not accepted: it must be one of {accepted}")

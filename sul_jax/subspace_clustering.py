@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from sul_jax._check import check_number
+
 # Rounds in which vectors may be added to those that express another one.
 _ACTIVE_SET_ROUNDS = 40
 
@@ -114,6 +116,8 @@ def self_expression(
     """
     from sklearn.linear_model import ElasticNet, LassoLars
 
+    check_number("gamma", gamma, above=0)
+    check_number("l1_ratio", l1_ratio, above=0, high=1)
     number, dimension = features.shape
     features = features.astype(np.float64)
     coefficients = np.zeros((number, number))

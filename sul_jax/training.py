@@ -274,6 +274,8 @@ def train(
       >>> state.weights.shape
       (4, 6)
     """
+    check_integer("num_steps", num_steps, low=0)
+    check_integer("stride", stride, low=1)
     done = start
     while done < num_steps:
         end = min(done + stride, num_steps, *(stop for stop in stops if stop > done))

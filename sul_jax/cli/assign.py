@@ -18,7 +18,7 @@ import tyro
 from sul_jax import estimators
 from sul_jax.cli.images import Images, read, summary
 from sul_jax.cli.listing import HEADER, write_clusters
-from sul_jax.cli.options import ConfigError
+from sul_jax.cli.options import ConfigError, as_path
 from sul_jax.cli.pictures import Scale
 
 
@@ -60,7 +60,8 @@ def run(config: Config) -> Assigned:
     Raises:
       ValueError: no model, images that cannot be used, or an output that is something else.
     """
-    folder, path, output = Path(config.model), Path(config.images), Path(config.output)
+    names = ("model", "images", "output")
+    folder, path, output = (as_path(name, getattr(config, name)) for name in names)
     _refuse_what_is_not_ours(output)
     model, scale = load(folder)
     height, width, channels = model.image_shape_

@@ -14,7 +14,7 @@ changed; files that cannot be read are counted and left out.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,7 +28,7 @@ from sul_jax.cli import report as page
 from sul_jax.cli.images import Images, read, readable, summary
 from sul_jax.cli.listing import write_clusters
 from sul_jax.cli.networks import Fit, Networks, estimator
-from sul_jax.cli.options import ConfigError, check_options
+from sul_jax.cli.options import ConfigError, as_path, check_options
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
 from sul_jax.cli.tables import format_table
 from sul_jax.cli.workdir import Workdir, identity, make_workdir
@@ -50,7 +50,7 @@ class Config:
     not always that of the kinds of images. By default the number of classes, where there are labels."""
     method: Literal["energy", "acol", "nmce", "deepcluster", "pixels"] = "energy"
     """How to learn; pixels is plain k-means."""
-    image_size: Annotated[int, Range(4)] | None = None
+    image_size: Annotated[int, Range(4, 4096)] | None = None
     """Side of the square to which pictures are resized (the shorter side, then the middle); by default what
     the method's network is made for: 28, for acol 16, for deepcluster 32."""
     seeds: PositiveInt = 3
@@ -138,11 +138,12 @@ def run(config: Config) -> Report:
 
 def _checked(config: Config) -> Config:
     """The options with their types, as a caller in Python may not have given them."""
+    numbers = config.num_clusters
     config = dataclasses.replace(
         config,
-        images=Path(config.images),
-        workdir=Path(config.workdir),
-        num_clusters=tuple(int(number) for number in np.atleast_1d(config.num_clusters)),
+        images=as_path("images", config.images),
+        workdir=as_path("workdir", config.workdir),
+        num_clusters=tuple(numbers) if isinstance(numbers, Iterable) else (numbers,),
     )
     check_options(config)
     if config.workdir.resolve() == config.images.resolve():

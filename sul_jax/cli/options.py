@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -47,6 +48,14 @@ def check_options(config: Any) -> None:
     last = getattr(config, "seed", 0) + getattr(config, "seeds", 1) - 1
     if last >= 2**32:  # jax.random.key takes 32 bits: larger seeds are smaller ones again
         raise ConfigError(f"seed={config.seed} is not accepted: the last seed, {last}, is beyond 2³² − 1")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path, which a caller in Python may have given as text; raises `ConfigError` for anything else."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{name}={value!r} is not accepted: it must be a path") from None
 
 
 def command_line(

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
@@ -20,9 +21,12 @@ class Range:
     high: float = math.inf
     open: bool = False
 
-    def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.open else self.low <= value
-        return above and value <= self.high and not math.isinf(value)
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return False
+        number = float(value)
+        above = self.low < number if self.open else self.low <= number
+        return above and number <= self.high and not math.isinf(number)
 
     def __str__(self) -> str:
         if math.isinf(self.high):

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import k_means, training
-from sul_jax._check import check_integer, check_vectors
+from sul_jax._check import check_integer, check_vectors, on_host
 from sul_jax.estimators import _saved
 from sul_jax.estimators._images import Images, shape_of, warn_caller
 from sul_jax.seeds import of_seed
@@ -223,8 +223,8 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
 
     def _rows(self, X: Any, *, reset: bool) -> np.ndarray:  # noqa: N803
         shape = None
-        if isinstance(X, list | tuple):
-            X = np.asarray(X)  # noqa: N806
+        if X is None or isinstance(X, str | list | tuple):
+            X = on_host("X", X)  # noqa: N806
         if getattr(X, "ndim", 0) in (3, 4):
             shape = tuple(X.shape[1:]) + ((1,) if X.ndim == 3 else ())
             X = np.asarray(X).reshape(len(X), math.prod(shape))  # noqa: N806
