@@ -1,6 +1,7 @@
 """Arithmetic that more than one rule needs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def inverse_norm(squares: Array) -> Array:
     return jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, squares)))
 
 
-def each(factorise: Callable[[Array], Array], matrices: Array) -> Array:
+def each(factorise: Callable[[Array], Any], matrices: Array) -> Any:
     """A factorisation of each matrix of a batch, `[batch, ...]`.
 
     XLA's CPU spreads a batch of factorisations over the threads that run the program, and waits for them in

@@ -10,13 +10,14 @@ one orthogonal power iteration with the vectors that it won.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax._check import check_finite, check_integer, check_vectors
+from sul_jax import k_means
+from sul_jax._check import check_choice, check_finite, check_integer, check_number, check_vectors
 from sul_jax._linalg import at_least_float32, each, fix_signs, root
 from sul_jax.learning_rule import LearningRule
 
@@ -29,6 +30,8 @@ _SHIFT = 1e-4
 _GATHER_FROM_ROWS = 128
 _GATHER_BLOCK = 64
 _CACHED_BYTES = 2**20
+# First steps of `fit` that assign by one direction of each subspace, as the paper's training does.
+_WARMUP_STEPS = 10
 
 
 class KSubspacesState(NamedTuple):
@@ -71,6 +74,29 @@ class Statistics(NamedTuple):
     total: Array
 
 
+class _Start(NamedTuple):
+    state: KSubspacesState
+    energy: Array  # of the state before
+    steps: Array
+    rests: Array
+
+
+class KSubspacesResult(NamedTuple):
+    """The best of all starts of `fit`.
+
+    Attributes:
+      bases: `[num_subspaces, rank, features]`.
+      labels: int32 `[batch]`, the nearest subspace of each vector.
+      energy: mean squared distance to it.
+      num_iterations: steps until this start converged.
+    """
+
+    bases: Array
+    labels: Array
+    energy: Array
+    num_iterations: Array
+
+
 def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspacesState:
     """Subspaces around randomly chosen vectors.
 
@@ -106,12 +132,17 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
     size = jnp.linalg.norm(inputs, axis=1)
     order = jnp.where(size > 0, jax.random.uniform(choice_key, (batch,)), 2.0)
     chosen = jnp.argsort(order)[:num_subspaces]
-    first = inputs[chosen] / jnp.where(size > 0, size, 1)[chosen, None]
-    rest = 0.01 * jax.random.normal(noise_key, (num_subspaces, rank - 1, features), inputs.dtype)
+    return _around(noise_key, inputs[chosen], size[chosen], rank)
+
+
+def _around(key: Array, vectors: Array, size: Array, rank: int) -> KSubspacesState:
+    """A subspace for each vector of some norm, which is its first direction; the others are noise."""
+    first = vectors / jnp.where(size > 0, size, 1)[:, None]
+    rest = 0.01 * jax.random.normal(key, (len(vectors), rank - 1, vectors.shape[1]), vectors.dtype)
     rows = jnp.concatenate([first[:, None], rest], axis=1)
     basis = each(lambda columns: jnp.linalg.qr(columns)[0], rows.mT)
     # QR leaves signs open; keep the first direction the vector itself.
-    sign = jnp.where(jnp.sum(basis[..., 0] * first, axis=1) < 0, -1.0, 1.0).astype(inputs.dtype)
+    sign = jnp.where(jnp.sum(basis[..., 0] * first, axis=1) < 0, -1.0, 1.0).astype(vectors.dtype)
     return KSubspacesState(basis.mT * sign[:, None, None])
 
 
@@ -192,6 +223,90 @@ def encode(state: KSubspacesState, inputs: Array) -> Array:
     """
     inputs = _check_inputs(state, inputs)
     return norms(_responses(state.bases, inputs)).T
+
+
+def fit(
+    key: Array,
+    inputs: Array,
+    *,
+    num_subspaces: int,
+    rank: int,
+    num_init: int = 10,
+    max_iterations: int = 300,
+    tolerance: float | Array = 1e-5,
+    init: Literal["k-means", "random"] = "k-means",
+    axis_name: str | None = None,
+) -> KSubspacesResult:
+    """Clusters vectors by the subspaces that explain them best: `update` on all of them until it rests.
+
+    As in the paper, the first ten steps assign by the first direction of each subspace alone.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: `[batch, features]`.
+      num_subspaces: k.
+      rank: r, at most `features`.
+      num_init: starts, of which the one with the least energy is returned.
+      max_iterations: bound on the steps of a start.
+      tolerance: a start has converged when a step lowers its energy by less than this share of it.
+      init: first directions: `"k-means"`, the centroids of a k-means of one start each; or `"random"`,
+        vectors drawn from the inputs, which suits subspaces whose vectors lie all around the origin.
+      axis_name: mapped axis over which the batch is split; `labels` are then the shard's own and everything
+        else is that of the whole batch. With `"k-means"` only.
+
+    Returns:
+      A `KSubspacesResult`.
+
+    Raises:
+      ValueError: more subspaces than vectors, an argument out of range, or (outside jit) values that are
+        not finite.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_subspaces
+      >>> lines = jnp.array([[1.0, 0.1], [-2.0, 0.0], [0.1, 3.0], [0.0, -1.0]])  # near the two axes
+      >>> result = k_subspaces.fit(jax.random.key(0), lines, num_subspaces=2, rank=1, init="random")
+      >>> bool(result.labels[0] == result.labels[1] != result.labels[2] == result.labels[3])
+      True
+    """
+    inputs = check_vectors("inputs", inputs)
+    check_integer("rank", rank, low=1, high=inputs.shape[1], why=f": inputs has {inputs.shape[1]} features")
+    check_integer("num_init", num_init, low=1)
+    check_integer("max_iterations", max_iterations, low=1)
+    check_number("tolerance", tolerance, low=0)
+    check_choice("init", init, ("k-means", "random"))
+    if init == "random" and axis_name is not None:
+        raise ValueError(
+            "init='random' is not accepted with axis_name: each device would draw its own vectors"
+        )
+    inputs = at_least_float32(inputs)
+
+    def begin(key: Array) -> KSubspacesState:
+        if init == "random":
+            return rule(num_subspaces=num_subspaces, rank=rank).init(key, inputs)
+        centroids = k_means.fit(
+            key, inputs, num_clusters=num_subspaces, num_init=1, axis_name=axis_name
+        ).centroids
+        return _around(jax.random.fold_in(key, 1), centroids, jnp.linalg.norm(centroids, axis=1), rank)
+
+    def step(start: _Start) -> _Start:
+        state, info = update(start.state, inputs, warmup=start.steps < _WARMUP_STEPS, axis_name=axis_name)
+        gain = start.energy - info.energy
+        rests = (start.steps > _WARMUP_STEPS) & (gain <= tolerance * info.energy)
+        return _Start(state, info.energy, start.steps + 1, rests)
+
+    def run(key: Array) -> tuple[KSubspacesState, Array, Array]:
+        first = _Start(begin(key), jnp.asarray(jnp.inf, inputs.dtype), jnp.asarray(0), jnp.asarray(False))
+        last = lax.while_loop(lambda s: ~s.rests & (s.steps < max_iterations), step, first)
+        # `update` tells of the state before it.
+        _, info = update(last.state, inputs, axis_name=axis_name)
+        return last.state, info.energy, last.steps
+
+    states, energies, steps = each(run, jax.random.split(key, num_init))
+    best = jnp.argmin(energies)
+    state, energy, steps = jax.tree.map(lambda leaf: leaf[best], (states, energies, steps))
+    return KSubspacesResult(state.bases, assign(state, inputs), energy, steps)
 
 
 def rule(*, num_subspaces: int, rank: int) -> LearningRule:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sul_jax import k_subspaces
+from sul_jax import k_means, k_subspaces, metrics
 from sul_jax.k_subspaces import KSubspacesState
 
 INIT = jax.jit(k_subspaces.init, static_argnames=("num_subspaces", "rank"))
@@ -186,3 +186,63 @@ def test_bad_inputs() -> None:
             function(state, jnp.ones((3, 5)))
         with pytest.raises(TypeError, match="floating point, got uint8"):
             function(state, jnp.ones((3, 4), jnp.uint8))
+
+
+def planted(num_subspaces: int, rank: int, features: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy vectors of random subspaces, and the subspace of each."""
+    rng = np.random.default_rng(0)
+    bases = [np.linalg.qr(rng.standard_normal((features, rank)))[0] for _ in range(num_subspaces)]
+    owner = rng.integers(0, num_subspaces, number)
+    inputs = np.stack([bases[k] @ rng.standard_normal(rank) for k in owner])
+    return np.float32(inputs + 0.02 * rng.standard_normal(inputs.shape)), owner
+
+
+def test_fit_finds_planted_subspaces_that_k_means_does_not_see() -> None:
+    inputs, owner = planted(6, 3, 40, 900)
+    fit = jax.jit(k_subspaces.fit, static_argnames=("num_subspaces", "rank", "init", "num_init"))
+    best = fit(jax.random.key(0), inputs, num_subspaces=6, rank=3, init="random")
+    assert metrics.clustering_accuracy(owner, best.labels) > 0.99
+    centres = k_means.fit(jax.random.key(0), inputs, num_clusters=6)
+    assert metrics.clustering_accuracy(owner, centres.labels) < 0.8
+    orthonormal(best.bases)
+    state = KSubspacesState(best.bases)
+    np.testing.assert_array_equal(best.labels, k_subspaces.assign(state, inputs))
+    _, info = UPDATE(state, inputs)
+    np.testing.assert_allclose(best.energy, info.energy, rtol=1e-3)
+    # The best of ten: no worse than any of fewer from the same keys.
+    one = fit(jax.random.key(0), inputs, num_subspaces=6, rank=3, init="random", num_init=1)
+    assert best.energy <= one.energy
+    assert 10 < best.num_iterations < 300
+
+
+def test_fit_from_k_means_sees_bundles_apart() -> None:
+    """Two bundles about one mean, and one elsewhere: first directions are those of the centroids."""
+    rng = np.random.default_rng(0)
+    means = np.eye(8)[:3] * 3
+    owner = rng.integers(0, 3, 300)
+    inputs = np.float32(means[owner] + 0.1 * rng.standard_normal((300, 8)))
+    best = k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=3, rank=2, num_init=3)
+    assert metrics.clustering_accuracy(owner, best.labels) == 1
+    assert best.energy < 0.1
+
+
+def test_fit_over_a_mapped_axis_is_that_of_the_whole_batch() -> None:
+    inputs, _ = planted(3, 2, 10, 64)
+    inputs += 1  # off the origin, where k-means sees something
+    whole = k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=3, rank=2, num_init=2)
+    parts = jax.vmap(
+        lambda part: k_subspaces.fit(
+            jax.random.key(0), part, num_subspaces=3, rank=2, num_init=2, axis_name="batch"
+        ),
+        axis_name="batch",
+    )(inputs.reshape(4, 16, 10))
+    np.testing.assert_allclose(parts.energy, np.full(4, whole.energy), rtol=1e-3)
+    np.testing.assert_array_equal(parts.labels.ravel(), whole.labels)
+
+
+def test_fit_bad_input() -> None:
+    inputs = jnp.ones((9, 4))
+    with pytest.raises(ValueError, match="rank=5 is not accepted"):
+        k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=5)
+    with pytest.raises(ValueError, match="init='random' is not accepted with axis_name"):
+        k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=1, init="random", axis_name="batch")
