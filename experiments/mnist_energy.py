@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,11 @@ class Config(RunOptions):
     code_whitening: Annotated[float, Range(0, 0.5)] = 0.0
     """If positive, codes are normalised and their 20 leading principal components divided by their
     variance to this power before clustering; 0.5 would be full whitening."""
+    cluster_by: Literal["k_means", "k_subspaces"] = "k_means"
+    """What clusters the pooled codes: k-means, as in the paper, or its own local rule on codes of unit norm,
+    begun from k-means' clusters (ten starts, the least energy is taken)."""
+    cluster_rank: PositiveInt = 3
+    """Rank of the subspaces of that rule, one for each cluster."""
     num_train: PositiveInt | None = None
     """Use only the first training images."""
     num_test: PositiveInt | None = None
@@ -125,7 +130,7 @@ class Filled(Config):
 # Options that a resumed run may change: its networks are evaluated again.
 EVALUATION = (
     "networks", "num_test", "num_train_evaluated", "evaluate_layers", "num_clusters", "code_power",
-    "code_whitening", "learning_curve",
+    "code_whitening", "learning_curve", "cluster_by", "cluster_rank",
 )  # fmt: skip
 
 
@@ -368,7 +373,7 @@ def evaluate(
             ("clustering_error", "purity", "normalized_mutual_info", "adjusted_rand_index"),
         )
         bar.update()
-        network = build(whitening=whitening_state, centroids=clustering.centroids)
+        network = build(whitening=whitening_state, **clustering.model)
         network.save(config.workdir / f"network-seed{seed}")
         some = train[: config.num_train_evaluated]
         if some.labels is not None and len(some):
@@ -384,7 +389,7 @@ def evaluate(
 def cluster_codes(
     config: Filled, key: Array, codes: Array, labels: np.ndarray | None
 ) -> tuple[evaluation.Clustering, whitening.PCAState | None]:
-    """k-means on pooled codes, and the whitening that they went through."""
+    """Clusters of pooled codes, and the whitening that they went through."""
     state = None
     if config.code_whitening:
         codes = whitening.normalize(codes)
@@ -392,7 +397,8 @@ def cluster_codes(
         fit = jax.jit(partial(whitening.pca, num_components=components, exponent=config.code_whitening))
         state = fit(codes)
         codes = whitening.pca_whiten(codes, state)
-    return evaluation.cluster(key, codes, labels, num_clusters=config.num_clusters), state
+    rank = config.cluster_rank if config.cluster_by == "k_subspaces" else None
+    return evaluation.cluster(key, codes, labels, num_clusters=config.num_clusters, rank=rank), state
 
 
 def draw(
@@ -430,7 +436,7 @@ def paper_numbers(config: Filled) -> dict[str, float]:
     ablations = tuple(name for name in switches if getattr(config, name) != getattr(Config, name))
     errors = PAPER.get((config.architecture, ablations))
     published = (config.networks, config.code_power, config.code_whitening) == (1, 1.0, 0.0)
-    if config.dataset != "mnist" or errors is None or not published:
+    if config.dataset != "mnist" or errors is None or not published or config.cluster_by != "k_means":
         return {}
     numbers = dict(zip(("test_clustering_error", "train_clustering_error"), errors, strict=True))
     if (config.architecture, ablations) == ("3layer", ()):

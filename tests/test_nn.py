@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sul_jax import energy, hebbian, k_means, patches, stack, whitening
+from sul_jax import energy, hebbian, k_means, k_subspaces, patches, stack, whitening
 from sul_jax.nn import ACOL, MLP, NMCE, AlexNet, EnergyNet, LeNet5, NNLBlock, NNLConv, ResNet, convolution
 
 ARCHITECTURE = energy.EnergyArchitecture(
@@ -79,6 +79,16 @@ def test_whitened_codes(images: jax.Array, tmp_path: Path) -> None:
     np.testing.assert_allclose(net(images), whitening.pca_whiten(codes, state), rtol=1e-4, atol=1e-5)
     net.save(tmp_path / "net")
     np.testing.assert_array_equal(EnergyNet.load(tmp_path / "net").predict(images), net.predict(images))
+
+
+def test_clusters_that_are_subspaces(net: EnergyNet, images: jax.Array, tmp_path: Path) -> None:
+    subspaces = k_subspaces.init(jax.random.key(3), net(images), num_subspaces=4, rank=2)
+    by_rule = EnergyNet(net.learned_states(), ARCHITECTURE, subspaces=subspaces)
+    by_rule.save(tmp_path / "net")
+    expected = k_subspaces.assign(subspaces, net(images))
+    np.testing.assert_array_equal(EnergyNet.load(tmp_path / "net").predict(images), expected)
+    with pytest.raises(ValueError, match="centroids and subspaces are both given"):
+        EnergyNet(net.learned_states(), ARCHITECTURE, centroids=jnp.ones((3, 20)), subspaces=subspaces)
 
 
 def test_bad_checkpoints(net: EnergyNet, tmp_path: Path) -> None:

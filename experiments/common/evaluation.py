@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sul_jax import k_means, metrics
+from sul_jax import k_means, k_subspaces, metrics, whitening
+from sul_jax.k_subspaces import KSubspacesState
 
 MEASURES = (
     metrics.clustering_error,
@@ -20,19 +21,21 @@ MEASURES = (
 )
 # Compiled once for each shape, however often `cluster` is called.
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
+_fit_subspaces = jax.jit(k_subspaces.fit, static_argnames=("num_subspaces", "rank", "num_init"))
 
 
 class Clustering(NamedTuple):
-    """A k-means clustering of codes.
+    """A clustering of codes.
 
     Attributes:
       labels: `[num_examples]`, clusters.
-      centroids: `[num_clusters, features]`.
+      model: what further codes are assigned by: `centroids`, `[num_clusters, features]`, or `subspaces`, a
+        `KSubspacesState`.
       scores: of `MEASURES` by name, in percent; empty where there is nothing to compare with.
     """
 
     labels: np.ndarray
-    centroids: Array
+    model: Mapping[str, Any]
     scores: Mapping[str, float]
 
 
@@ -83,21 +86,29 @@ def cluster(
     *,
     num_clusters: int,
     num_init: int = 10,
+    rank: int | None = None,
 ) -> Clustering:
-    """k-means (k-means++, best of `num_init`) on the codes themselves, then the metrics.
+    """k-means (k-means++, best of `num_init`) on the codes themselves, or K-Subspaces; then the metrics.
 
     Args:
       key: `jax.random.key`.
       codes: `[num_examples, ...]`, flattened.
       labels_true: `[num_examples]` or None.
       num_clusters: k.
-      num_init: starts of k-means.
+      num_init: starts.
+      rank: of the subspaces of K-Subspaces, which clusters codes of unit norm; None for k-means.
 
     Returns:
       A `Clustering`.
     """
     flat = codes.reshape(codes.shape[0], -1)
-    result = _fit(key, flat, num_clusters=num_clusters, num_init=num_init)
-    clusters = np.asarray(result.labels)
+    model: dict[str, Any] = {}
+    if rank is None:
+        centres = _fit(key, flat, num_clusters=num_clusters, num_init=num_init)
+        clusters, model["centroids"] = np.asarray(centres.labels), centres.centroids
+    else:
+        unit = whitening.normalize(flat)
+        best = _fit_subspaces(key, unit, num_subspaces=num_clusters, rank=rank, num_init=num_init)
+        clusters, model["subspaces"] = np.asarray(best.labels), KSubspacesState(best.bases)
     scores = {} if labels_true is None else metrics.in_percent(labels_true, clusters, MEASURES)
-    return Clustering(clusters, result.centroids, scores)
+    return Clustering(clusters, model, scores)

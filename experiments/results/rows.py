@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     Example:
       >>> from experiments.results.rows import TABLES
-      >>> row = TABLES["000"][11]
+      >>> row = TABLES["000"][13]
       >>> row.label, row.paper, row.command
       ('MNIST, 1 layer', '20.2', 'mnist_energy --dataset mnist --architecture 1layer')
     """

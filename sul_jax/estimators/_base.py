@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import k_means, training
-from sul_jax._check import check_integer, check_vectors, on_host
+from sul_jax._check import check_integer, check_number, check_vectors, on_host
 from sul_jax.estimators import _saved
 from sul_jax.estimators._images import Images, shape_of, warn_caller
 from sul_jax.seeds import of_seed
@@ -36,7 +35,7 @@ _CLUSTERED_BYTES = 2**29
 _CLUSTERING = 2**31 - 1
 _AT_LEAST = {
     "n_clusters": 1, "image_size": 4, "batch_size": 1, "max_steps": 1, "epochs": 1, "cycles": 0,
-    "steps_per_cycle": 1, "num_filters": 1, "num_features": 1, "nodes_per_parent": 1,
+    "steps_per_cycle": 1, "num_filters": 1, "num_features": 1, "nodes_per_parent": 1, "cluster_rank": 1,
 }  # fmt: skip
 
 _NOT_NEGATIVE, _POSITIVE = ("learning_rate", "invariance_weight"), ("code_power", "eps_squared")
@@ -92,12 +91,10 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             value = getattr(self, name, low)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
                 raise ValueError(f"{name}={value!r} is not accepted: it must be an integer of at least {low}")
-        for name in (*_NOT_NEGATIVE, *_POSITIVE):
-            value, zero = getattr(self, name, 1), name in _NOT_NEGATIVE
-            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (value == 0 and not zero):
-                least = "at least 0" if zero else "above 0"
-                raise ValueError(f"{name}={value!r} is not accepted: it must be a finite number {least}")
+        for name in _NOT_NEGATIVE:
+            check_number(name, getattr(self, name, 1), low=0)
+        for name in _POSITIVE:
+            check_number(name, getattr(self, name, 1), above=0)
         rows = self._rows(X, reset=True)
         if self.n_clusters > len(rows):
             raise ValueError(f"n_clusters={self.n_clusters} exceeds n_samples={len(rows)}")
@@ -174,7 +171,7 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             raise ValueError(
                 f"{type(self).__name__} learns its clusters; make another with n_clusters={n_clusters}"
             )
-        given = np.asarray(check_vectors("codes", codes, features=self.cluster_centers_.shape[1]))
+        given = np.asarray(check_vectors("codes", codes, features=self._n_features_out))
         check_integer("n_clusters", n_clusters, low=1, high=len(given), why=", the number of codes")
         other = copy.copy(self).set_params(n_clusters=n_clusters)
         other._cluster(given)
@@ -191,12 +188,15 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         if len(codes) > most:
             some = codes[np.random.default_rng(self.seed_).permutation(len(codes))[:most]]
         if self.verbose:
-            print(f"k-means of {len(some)} codes, {self.n_clusters} clusters")
+            print(f"clustering {len(some)} codes, {self.n_clusters} clusters")
         products, size = some.size * self.n_clusters, self.n_clusters * some[0].nbytes
         starts = max(1, min(10, _CLUSTERING_PRODUCTS // products, _CLUSTERED_BYTES // size))
-        result = _k_means(key, jnp.asarray(some), num_clusters=self.n_clusters, num_init=starts)
-        self.cluster_centers_ = np.asarray(result.centroids)
+        self.cluster_centers_ = np.asarray(self._centers(key, jnp.asarray(some), starts))
         self._set_labels(self._labels(codes, self.distances_of(codes)))
+
+    def _centers(self, key: Array, codes: Array, starts: int) -> Array:
+        """What `distances_of` measures from, learned from codes."""
+        return _k_means(key, codes, num_clusters=self.n_clusters, num_init=starts).centroids
 
     def _set_labels(self, labels: np.ndarray) -> None:
         self.labels_ = labels
@@ -214,7 +214,7 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.cluster_centers_.shape[1])
+        return int(self.cluster_centers_.shape[-1])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax import Array
 from sklearn.utils.validation import check_is_fitted
 
 from sul_jax import energy, k_subspaces, training, whitening
+from sul_jax._check import check_choice, check_number
 from sul_jax.estimators import _learning
 from sul_jax.estimators._base import ImageClustering
 from sul_jax.estimators._images import Images
@@ -23,9 +23,11 @@ _WHITENED_FROM, _WHITENED_BYTES = 2048, 2**30
 # Components of the codes kept where they are whitened.
 _CODE_COMPONENTS = 20
 
+_k_subspaces = jax.jit(k_subspaces.fit, static_argnames=("num_subspaces", "rank", "num_init"))
+
 
 class EnergyClustering(ImageClustering):
-    """Stacked convolutional energy layers learned by K-Subspaces, then k-means (paper 000).
+    """Stacked convolutional energy layers, then k-means or, as the layers learn, K-Subspaces (paper 000).
 
     Args:
       n_clusters: clusters.
@@ -38,12 +40,15 @@ class EnergyClustering(ImageClustering):
       code_whitening: if positive, codes are normalised and their 20 leading components divided by their
         variance to this power, at most 0.5. Of what helped on MNIST's training images, 0.2 is a cautious
         value; README says what was tried.
+      cluster_by: `"k_means"`, as in the paper, or `"k_subspaces"`, its own local rule on codes of unit norm.
+      cluster_rank: rank of the subspaces of that rule, one for each cluster.
       random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
     Attributes:
       labels_: int32 `[num_images]`, clusters of the images learned from.
-      cluster_centers_: `[n_clusters, num_codes]`.
+      cluster_centers_: `[n_clusters, num_codes]`; of subspaces the bases,
+        `[n_clusters, cluster_rank, num_codes]`.
 
     Example:
       >>> import numpy as np
@@ -67,6 +72,8 @@ class EnergyClustering(ImageClustering):
         max_steps: int = 120,
         code_power: float = 1.0,
         code_whitening: float = 0.2,
+        cluster_by: Literal["k_means", "k_subspaces"] = "k_means",
+        cluster_rank: int = 3,
         random_state: Any = None,
         verbose: bool = False,
     ):
@@ -78,6 +85,8 @@ class EnergyClustering(ImageClustering):
         self.max_steps = max_steps
         self.code_power = code_power
         self.code_whitening = code_whitening
+        self.cluster_by = cluster_by
+        self.cluster_rank = cluster_rank
         self.random_state = random_state
         self.verbose = verbose
 
@@ -96,8 +105,8 @@ class EnergyClustering(ImageClustering):
         return max(layer.num_subspaces for layer in self._sizes().layers)
 
     def _learn(self, keys: Array, images: Images) -> Any:
-        if not (isinstance(self.code_whitening, Real) and 0 <= self.code_whitening <= 0.5):
-            raise ValueError(f"code_whitening={self.code_whitening!r} is not accepted: it must be 0 to 0.5")
+        check_number("code_whitening", self.code_whitening, low=0, high=0.5)
+        check_choice("cluster_by", self.cluster_by, ("k_means", "k_subspaces"))
         architecture = self._sizes()
         least = _least_side(architecture)
         if self.image_size < least:
@@ -138,6 +147,22 @@ class EnergyClustering(ImageClustering):
             for seed in range(parts.shape[1])
         ]
         return states, stacked(whiteners)
+
+    def _centers(self, key: Array, codes: Array, starts: int) -> Array:
+        if self.cluster_by == "k_means":
+            return super()._centers(key, codes, starts)
+        sizes = {"num_subspaces": self.n_clusters, "rank": self.cluster_rank, "num_init": starts}
+        return _k_subspaces(key, whitening.normalize(codes), **sizes).bases
+
+    def distances_of(self, codes: np.ndarray) -> np.ndarray:
+        """Distance of each code to every centre; of subspaces, that of the code at unit norm."""
+        if self.cluster_by == "k_means":
+            return super().distances_of(codes)
+        wide = np.asarray(codes, np.float64)
+        squares = np.sum(wide**2, axis=1)
+        captured = [np.sum((wide @ basis.T) ** 2, axis=1) for basis in self.cluster_centers_]
+        shares = np.stack(captured, axis=1) / np.where(squares > 0, squares, 1)[:, None]
+        return np.sqrt(np.maximum(1 - shares, 0)).astype(np.float32)
 
     def _template(self) -> Any:
         leaf = jnp.zeros(())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from sul_jax import energy, k_means
+from sul_jax import energy, k_means, k_subspaces
 from sul_jax._check import check_finite, check_images
 from sul_jax.k_subspaces import KSubspacesState
 from sul_jax.learning_rule import stack
@@ -34,6 +34,7 @@ class EnergyNet(nnx.Module):
       code_power: power of the pooled codes.
       whitening: of the codes, or None.
       centroids: of the clusters, or None.
+      subspaces: those of the clusters, or None.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EnergyNet(nnx.Module):
         code_power: float = 1.0,
         whitening: PCAState | None = None,
         centroids: Array | None = None,
+        subspaces: KSubspacesState | None = None,
     ):
         """Wraps learned states.
 
@@ -57,9 +59,10 @@ class EnergyNet(nnx.Module):
           code_power: as in `energy.pooled_codes`.
           whitening: of the normalised codes, from `whitening.pca`.
           centroids: `[num_clusters, features]` of the codes, for `predict`.
+          subspaces: of the codes, one a cluster, from `k_subspaces.fit`, in the place of centroids.
 
         Raises:
-          ValueError: the states do not fit the architecture.
+          ValueError: the states do not fit the architecture, or there are centroids and subspaces.
 
         Example:
           >>> import jax
@@ -75,6 +78,8 @@ class EnergyNet(nnx.Module):
             raise ValueError("states is empty: a network or a list of networks is needed")
         # States are tuples too; a list of networks holds plain tuples of states.
         several = not hasattr(states[0], "_fields")
+        if centroids is not None and subspaces is not None:
+            raise ValueError("centroids and subspaces are both given: a cluster has one or the other")
         networks = list(states) if several else [states]
         for one in networks:
             _check_states(one, architecture)
@@ -84,6 +89,7 @@ class EnergyNet(nnx.Module):
         self.networks = nnx.data([jax.tree.map(Learned, tuple(one)) for one in networks])
         self.whitening = nnx.data(None if whitening is None else jax.tree.map(Learned, whitening))
         self.centroids = nnx.data(None if centroids is None else Learned(centroids))
+        self.subspaces = nnx.data(None if subspaces is None else jax.tree.map(Learned, subspaces))
 
     def __call__(self, images: Array) -> Array:
         """Pooled codes, whitened if the network has a whitening.
@@ -125,10 +131,14 @@ class EnergyNet(nnx.Module):
         """The cluster of each image, int32 `[batch]`; images are on the scale learned from, as for codes.
 
         Raises:
-          ValueError: the network has no centroids.
+          ValueError: the network has no clusters.
         """
+        if self.subspaces is not None:
+            return k_subspaces.assign(self._arrays(self.subspaces), self(images))
         if self.centroids is None:
-            raise ValueError("predict needs centroids: give them to EnergyNet(..., centroids=...)")
+            raise ValueError(
+                "predict needs centroids or subspaces: give them to EnergyNet(..., centroids=...)"
+            )
         return k_means.assign(self.centroids[...], self(images))
 
     def learned_states(self) -> list[tuple[Any, ...]]:
@@ -159,6 +169,8 @@ class EnergyNet(nnx.Module):
             arrays["whitening"] = self._arrays(self.whitening)._asdict()
         if self.centroids is not None:
             arrays["centroids"] = self.centroids[...]
+        if self.subspaces is not None:
+            arrays["subspaces"] = self._arrays(self.subspaces).bases
         sizes = {
             "architecture": self.architecture.to_dict(),
             "rescale": self.rescale,
@@ -198,6 +210,7 @@ class EnergyNet(nnx.Module):
             code_power=sizes["code_power"],
             whitening=PCAState(**arrays["whitening"]) if "whitening" in arrays else None,
             centroids=arrays.get("centroids"),
+            subspaces=KSubspacesState(arrays["subspaces"]) if "subspaces" in arrays else None,
         )
 
 
