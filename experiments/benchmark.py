@@ -103,7 +103,7 @@ def run(config: Config) -> str:
     print(text)
     if config.workdir is not None:
         with atomic_path(config.workdir / "benchmark.md") as temporary:
-            temporary.write_text(text + "\n")
+            temporary.write_text(text + "\n", encoding="utf-8")
     return text
 
 

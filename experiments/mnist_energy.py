@@ -456,7 +456,10 @@ def fill_in(config: Config, name: str, train: Split, test: Split, options: Mappi
     """The defaults that depend on the data and on the network, and the data set's own name."""
     number = len(train.images)
     small = number < 10_000
+    if unknown := options.keys() - vars(config).keys():
+        raise ConfigError(f"architecture={config.architecture!r} names unknown options: {', '.join(unknown)}")
     left = {key: value for key, value in options.items() if getattr(config, key) == getattr(Config, key)}
+    check_options(replace(config, **left))
     if left.get("batch_size", 1) > number:
         del left["batch_size"]
     config = replace(config, dataset=name, **left)
@@ -490,7 +493,11 @@ def _check_sizes(config: Filled, train: Split, test: Split) -> None:
         raise ConfigError(f"seeds_together={config.seeds_together} is not accepted on a CPU with devices > 1")
     if config.batch_size % config.devices:
         raise ConfigError(f"batch_size={config.batch_size} cannot be split over devices={config.devices}")
-    energy.average_pool(jnp.zeros(_shapes(config, train)[-1]))
+    maps = _shapes(config, train)[-1]
+    pooled = jax.eval_shape(energy.pooled_codes, jax.ShapeDtypeStruct(maps, jnp.float32)).shape[1]
+    codes = min(_WHITENED_COMPONENTS, pooled) if config.code_whitening else pooled * config.networks
+    if config.cluster_by == "k_subspaces" and config.cluster_rank > codes:
+        raise ConfigError(f"cluster_rank={config.cluster_rank} exceeds the {codes} codes of an image")
 
 
 def _shapes(config: Filled, train: Split) -> list[tuple[int, ...]]:

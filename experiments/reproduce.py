@@ -156,7 +156,10 @@ def _finished(task: Task, parent: Path) -> bool:
         return process.wait() == 0
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            if os.name == "posix":
+                os.killpg(process.pid, signal.SIGTERM)
+            else:
+                process.terminate()
             process.wait()
 
 

@@ -73,11 +73,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
-def read_json(path: Path) -> Any:
+_NOTHING = object()
+
+
+def read_json(path: Path, default: Any = _NOTHING) -> Any:
     """What a JSON file holds.
 
     Args:
       path: the file.
+      default: returned where there is no such file.
 
     Raises:
       ValueError: it is not JSON, such as one that is cut off.
@@ -92,6 +96,8 @@ def read_json(path: Path) -> Any:
       >>> read_json(file)
       {'seeds': 3}
     """
+    if default is not _NOTHING and not path.exists():
+        return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

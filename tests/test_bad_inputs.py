@@ -1,6 +1,7 @@
 """Bad input gives one clear line that names the argument, what was given and what is accepted."""
 
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
+from experiments import mnist_energy
 from sul_jax import (
     acol,
     augment,
@@ -247,7 +249,7 @@ def check(call: Callable[[], Any], words: str) -> None:
     message = str(caught.value)
     assert words in message
     first, *rest = message.splitlines()
-    assert len(first) <= 250
+    assert len(first) <= 300
     assert not rest or "scikit-learn" in message or "sklearn" in message  # whose checks say more below
 
 
@@ -317,6 +319,54 @@ def test_commands(name: str, tmp_path: Path) -> None:
     make, options, words = COMMANDS[name]
     defaults = {"num_clusters": 3, "method": "pixels", "seeds": 1, "workdir": tmp_path / "run"}
     check(lambda: cluster.run(cluster.Config(make(tmp_path), **defaults | options)), words)
+
+
+LAYER = {"num_subspaces": 4, "rank": 2, "num_winners": 2, "kernel_size": 3, "padding": 0}
+
+
+def file(
+    architecture: Any = SIZES | {"layers": [LAYER]}, options: Any = None
+) -> Callable[[Path], dict[str, str]]:
+    """What writes a file for `--architecture`."""
+
+    def write(folder: Path) -> dict[str, str]:
+        stored = {"architecture": architecture, "options": options or {}, "study": {}}
+        return {"architecture": str(text(folder / "mine.json", json.dumps(stored).encode()))}
+
+    return write
+
+
+ENERGY: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "unknown options": (file(options={"no_such": 1}), "names unknown options: no_such"),
+    "listed options": (file(options=[1]), "is no file of tune_energy (options=[1] are not names and values)"),
+    "options of another type": (file(options={"networks": "many"}), "networks='many' is not accepted"),
+    "options out of range": (file(options={"code_power": -1}), "code_power=-1 is not accepted"),
+    "no layers": (file(SIZES | {"layers": []}), "layers must be a list of at least one layer"),
+    "layers in words": (file(SIZES | {"layers": "abc"}), "layers must be a list of at least one layer"),
+    "a rank in words": (file(SIZES | {"layers": [LAYER | {"rank": "2"}]}), "rank must be an integer, got '2"),
+    "a rank too many": (file(SIZES | {"layers": [LAYER | {"rank": 99}]}), "rank=99 is not accepted"),
+    "a list": (lambda f: {"architecture": str(text(f / "a.json", b"[1]"))}, "is no file of tune_energy"),
+    "cut off": (lambda f: {"architecture": str(text(f / "a.json", b'{"arch'))}, "a.json' is damaged or not"),
+    "no file": (lambda f: {"architecture": "no.json"}, "architecture='no.json' is no file of tune_energy"),
+    "no name": (lambda f: {"architecture": "5layer"}, "architecture='5layer' is unknown; accepted: 1layer"),
+    "clusters": (lambda f: {"num_clusters": 61}, "num_clusters=61 exceeds the 60 test images"),
+    "devices": (lambda f: {"devices": 99}, "devices=99 is not accepted: there are"),
+    "whitening": (lambda f: {"code_whitening": 0.7}, "code_whitening=0.7 is not accepted: it must be betwee"),
+    "cluster_by": (lambda f: {"cluster_by": "kmeans"}, "cluster_by='kmeans' is not accepted"),
+    "cluster_rank": (
+        lambda f: file()(f) | {"cluster_by": "k_subspaces", "cluster_rank": 500}, "cluster_rank=500 exceeds",
+    ),
+    "batch": (lambda f: {"batch_size": 61}, "batch_size=61 exceeds the 60 training images"),
+    "data": (lambda f: {"dataset": "nope"}, "dataset 'nope' is unknown; accepted: auto, mnist"),
+    "data's file": (lambda f: {"dataset": "nope.npz"}, "'nope.npz' does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENERGY)
+def test_experiments(name: str, tmp_path: Path) -> None:
+    options, words = ENERGY[name]
+    defaults = {"dataset": "digits", "num_train": 60, "num_test": 60, "workdir": tmp_path / "run"}
+    check(lambda: mnist_energy.run(mnist_energy.Config(**defaults | options(tmp_path))), words)
 
 
 @pytest.mark.parametrize("within", ["run", "run/deeper"])

@@ -1,12 +1,11 @@
 """Energy networks by name: the published ones, and those that `tune_energy` found and saved."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.options import ConfigError
-from experiments.common.runs import write_json
+from experiments.common.runs import read_json, write_json
 from sul_jax import energy
 
 SEARCHED = Path(__file__).parent / "architectures.json"
@@ -44,7 +43,7 @@ def get(name: str) -> Named:
         return Named(energy.ARCHITECTURES[name])
     if name.endswith(".json"):
         try:
-            return _named(json.loads(Path(name).read_text()))
+            return _named(read_json(Path(name)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"architecture={name!r} is no file of tune_energy ({error})") from None
     searched = _searched()
@@ -71,7 +70,7 @@ def check_new_name(name: str) -> None:
 
 
 def _searched() -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(SEARCHED.read_text()) if SEARCHED.exists() else {}
+    stored: dict[str, Any] = read_json(SEARCHED, {})
     return stored
 
 
@@ -81,4 +80,7 @@ def _stored(named: Named) -> dict[str, Any]:
 
 def _named(stored: Mapping[str, Any]) -> Named:
     architecture = energy.EnergyArchitecture.from_dict(stored["architecture"])
-    return Named(architecture, stored["options"], stored["study"])
+    options, study = stored["options"], stored["study"]
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options={options!r} are not names and values")
+    return Named(architecture, options, study)

@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 
 from experiments.data import Dataset
+from sul_jax._files import read_json as read_json
 from sul_jax._files import write_json as write_json
 from sul_jax.cli import workdir
 from sul_jax.cli.tables import format_table
@@ -100,7 +101,7 @@ class Workdir(workdir.Workdir):
     def finished(self, seed: int) -> dict[str, Any] | None:
         """`metrics` and `seconds` of a seed that an earlier run of this configuration has finished."""
         path = self.path / f"seed{seed}.json"
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        stored: dict[str, Any] = read_json(path, {})
         return stored if stored.get("config") == self.described else None
 
     def discard(self, seed: int) -> None:
@@ -138,7 +139,7 @@ def same_setting(one: Any, other: Any, may_differ: Collection[str] = ()) -> bool
 def record(experiment: str, config: Any, seed: int, outcome: Outcome) -> None:
     """Appends one run to `experiments/results/<experiment>.json`."""
     path = RESULTS / f"{experiment}.json"
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = read_json(path, [])
     records.append(
         {
             "experiment": experiment,

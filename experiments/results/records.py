@@ -118,5 +118,5 @@ def _default(name: str, option: str) -> Any:
 
 def _read(name: str) -> list[dict[str, Any]]:
     path = runs.RESULTS / f"{_FILES.get(name, name)}.json"
-    stored: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    stored: list[dict[str, Any]] = runs.read_json(path, [])
     return stored

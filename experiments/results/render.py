@@ -1,6 +1,5 @@
 """The results tables as text, and the pages that hold them between their markers."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,9 +17,9 @@ _ROOT = Path(__file__).parents[2]
 def write_pages() -> None:
     """Renders the tables of all pages anew."""
     for page, tables in PAGES.items():
-        text = rendered(page.read_text(), tables)
+        text = rendered(page.read_text(encoding="utf-8"), tables)
         with atomic_path(page) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def rendered(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
@@ -75,7 +74,7 @@ def comparison_table() -> str:
     """All methods on the bundled digits, from the last run of each seed."""
     path = runs.RESULTS / "compare.json"
     latest: dict[str, dict[int, dict[str, float]]] = {}
-    for one in json.loads(path.read_text()) if path.exists() else []:
+    for one in runs.read_json(path, []):
         if one["dataset"]["name"] == "digits" and one["config"]["num_images"] is None:
             (method,) = one["config"]["methods"]
             latest.setdefault(method, {})[one["seed"]] = one["metrics"]

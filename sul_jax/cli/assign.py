@@ -7,7 +7,6 @@ The images are read as those that were learned from: the same size, and the same
 than 8 bits. Writes file, cluster, distance and margin of each. A model file is data, not code.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import tyro
 
 from sul_jax import estimators
+from sul_jax._files import read_json
 from sul_jax.cli.images import Images, read, summary
 from sul_jax.cli.listing import HEADER, write_clusters
 from sul_jax.cli.options import ConfigError, as_path
@@ -90,7 +90,7 @@ def load(folder: Path) -> tuple[Any, Scale | None]:
     of_run = (folder / "model").is_dir()
     stored, reading = (folder / "model", folder) if of_run else (folder, folder.parent)
     try:
-        about = json.loads((reading / "reading.json").read_text(encoding="utf-8"))
+        about = read_json(reading / "reading.json")
         scale = None if about["scale"] is None else Scale(*map(float, about["scale"]))
         return estimators.load(stored), scale
     except (ValueError, TypeError, KeyError, OSError) as error:

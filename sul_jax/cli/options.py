@@ -44,7 +44,7 @@ def check_options(config: Any) -> None:
         several = isinstance(value, tuple)
         if any(one not in accepted for one in (value if several else (value,)) if one is not None):
             must_be = "each must be" if several else "it must be"
-            raise ConfigError(f"{name}={value} is not accepted: {must_be} {accepted}")
+            raise ConfigError(f"{name}={value!r} is not accepted: {must_be} {accepted}")
     last = getattr(config, "seed", 0) + getattr(config, "seeds", 1) - 1
     if last >= 2**32:  # jax.random.key takes 32 bits: larger seeds are smaller ones again
         raise ConfigError(f"seed={config.seed} is not accepted: the last seed, {last}, is beyond 2³² − 1")

@@ -4,7 +4,7 @@ import inspect
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,26 @@ class Range:
         return f"above {self.low}, up to {self.high}" if self.open else f"between {self.low} and {self.high}"
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """The words of a `Literal`."""
+
+    words: tuple[Any, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.words))}"
+
+
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, open=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 
 
-def ranges(kind: type) -> dict[str, Range]:
+def ranges(kind: type) -> dict[str, Range | OneOf]:
     """By the option's name, those of a class and the classes below; declared anew, an option keeps its range.
 
     Example:
@@ -56,7 +69,11 @@ def ranges(kind: type) -> dict[str, Range]:
     return {name: own for name, hint in hints if (own := _range(hint)) is not None}
 
 
-def _range(hint: Any) -> Range | None:
-    """The first in an annotation, which may be a union or a tuple."""
+def _range(hint: Any) -> Range | OneOf | None:
+    """An annotation's own, its tuple's, or the first of a union whose types but None all have one."""
+    if get_origin(hint) is Literal:
+        return OneOf(get_args(hint))
     own = [data for data in getattr(hint, "__metadata__", ()) if isinstance(data, Range)]
-    return next((range_ for range_ in [*own, *map(_range, get_args(hint))] if range_ is not None), None)
+    inner = [_range(one) for one in get_args(hint) if one not in (type(None), ...)]
+    within = [] if None in inner else inner
+    return next(iter([*own, *within]), None)

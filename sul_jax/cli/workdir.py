@@ -12,7 +12,7 @@ from typing import Any, Self
 import filelock
 import numpy as np
 
-from sul_jax._files import write_json
+from sul_jax._files import read_json, write_json
 from sul_jax.cli.options import ConfigError
 
 
@@ -112,7 +112,7 @@ class Workdir:
 
     def _read(self, stored: Path, program: str) -> dict[str, Any]:
         try:
-            earlier = json.loads(stored.read_text(encoding="utf-8"))
+            earlier = read_json(stored)
         except ValueError:
             earlier = None
         if not isinstance(earlier, dict) or earlier.get("experiment") != program:
