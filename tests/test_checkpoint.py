@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.common import training
+from experiments import mnist_energy
+from experiments.common import runs, training
 from sul_jax import _checkpoint, estimators
 from sul_jax.nn import MLP
 
@@ -136,3 +137,11 @@ def test_no_path_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(ValueError, match="path='gs://bucket/net' is not accepted: name a folder on a"):
             use("gs://bucket/net")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_result_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    with runs.Workdir("mnist_energy", mnist_energy.Config(workdir=tmp_path), data={}) as workdir:
+        assert workdir.finished(0) is None
+        (tmp_path / "seed0.json").write_text('{"config": {')
+        with pytest.raises(ValueError, match=r"seed0\.json' is damaged or not JSON: .* line 1"):
+            workdir.finished(0)
