@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Two files run at a time: threads that wait for a core of their own spin, in t-SNE for most of its time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Programs run for moments here, in notebooks and commands of their own too: compiling them takes longest.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "XLA_FLAGS" not in os.environ:  # parallel workers find what the first process set
@@ -25,6 +27,9 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Tracing makes many objects and few cycles.
+gc.set_threshold(50_000)
 
 # The first example compiles; time says nothing here.
 settings.register_profile("default", deadline=None)

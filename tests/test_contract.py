@@ -160,9 +160,20 @@ def begin(case: Case) -> tuple[Any, jax.Array]:
 
 
 @cache
+def compiled(case: Case) -> Callable[..., Any]:
+    """The plain compiled step, traced once for every test of a case."""
+    return jax.jit(case.update)
+
+
+@cache
+def encoder(case: Case) -> Callable[..., jax.Array]:
+    return jax.jit(case.rule.encode)
+
+
+@cache
 def one_step(case: Case) -> Any:
-    """The plain compiled step, with which every other form is compared."""
-    return jax.device_get(jax.jit(case.update)(*_begin(case)))
+    """What the plain compiled step gives, with which every other form is compared."""
+    return jax.device_get(compiled(case)(*_begin(case)))
 
 
 def invariant(state: Any) -> Any:
@@ -197,7 +208,7 @@ def test_types_and_finite(case: Case) -> None:
     new_state, info = one_step(case)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
     chex.assert_tree_all_finite((new_state, info))
-    codes = jax.jit(case.rule.encode)(new_state, inputs)
+    codes = encoder(case)(new_state, inputs)
     assert codes.shape[0] == inputs.shape[0]
     chex.assert_tree_all_finite(codes)
 
@@ -206,7 +217,7 @@ def test_jit_equals_eager(case: Case) -> None:
     state, inputs = begin(case)
     assert_same(one_step(case), case.update(state, inputs))
     chex.assert_trees_all_close(
-        jax.jit(case.rule.encode)(state, inputs), case.rule.encode(state, inputs), rtol=1e-5, atol=1e-5
+        encoder(case)(state, inputs), case.rule.encode(state, inputs), rtol=1e-5, atol=1e-5
     )
 
 
@@ -268,7 +279,7 @@ def test_hyperparameters_may_be_traced(case: Case) -> None:
 def test_scan(case: Case) -> None:
     state, inputs = begin(case)
     scanned, _ = jax.lax.scan(lambda s, _: case.update(s, inputs), state, length=3)
-    step = jax.jit(case.update)
+    step = compiled(case)
     for _ in range(3):
         state, _ = step(state, inputs)
     chex.assert_trees_all_close(invariant(scanned), invariant(state), rtol=2e-3, atol=2e-4)
@@ -281,7 +292,7 @@ def test_vmap_over_keys(case: Case, request: pytest.FixtureRequest) -> None:
     keys = jax.random.split(jax.random.key(3), 3)
     states = jax.jit(jax.vmap(lambda key: case.rule.init(key, inputs)))(keys)
     together = jax.jit(jax.vmap(case.update, in_axes=(0, None)))(states, inputs)
-    step = jax.jit(case.update)
+    step = compiled(case)
     for index in range(3):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], (states, together))
         assert_same(one[1], step(one[0], inputs))
@@ -324,5 +335,5 @@ def test_jit_over_sharded_batch(case: Case) -> None:
     state, inputs = begin(case)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     sharded = jax.device_put(inputs, NamedSharding(mesh, P("batch")))
-    got = jax.jit(case.update)(state, sharded)
+    got = compiled(case)(state, sharded)
     assert_same(jax.device_get(got), one_step(case))
