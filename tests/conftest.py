@@ -42,15 +42,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: parallel workers then end together."""
     longest = (
         "contract",
-        "cli",
         "estimators",
-        "training",
+        "deep_cluster",
         "notebooks",
         "nmce",
         "mnist_energy",
-        "deep_cluster",
         "gar",
         "tune_energy",
+        "cli",
+        "real_data",
+        "nn",
+        "benchmark",
+        "training",
     )
     place = {f"test_{name}.py": index for index, name in enumerate(longest)}
     items.sort(key=lambda item: place.get(item.path.name, len(longest)))

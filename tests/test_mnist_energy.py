@@ -19,17 +19,17 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """A run of seconds: one layer, a few hundred digits."""
+    """A run of seconds: one layer, a hundred digits."""
     return Config(
         dataset="digits",
         workdir=tmp_path / "run",
         architecture="1layer",
-        num_train=256,
-        num_test=200,
-        batch_size=64,
+        num_train=128,
+        num_test=100,
+        batch_size=32,
         passes=1,
         warmup_steps=2,
-        num_train_evaluated=200,
+        num_train_evaluated=100,
         evaluate_layers=False,
         learning_curve=False,
     )
@@ -127,8 +127,8 @@ def test_killed_and_resumed(config: Config) -> None:
         "from pathlib import Path; from experiments import mnist_energy as m\n"
         "from experiments.common import training; training.CHECKPOINT_SECONDS = 0.0\n"
         f"m.run(m.Config(dataset='digits', workdir=Path({str(workdir)!r}), architecture='1layer',"
-        "num_train=256, num_test=200, batch_size=64, passes=10, warmup_steps=2,"
-        "num_train_evaluated=200, evaluate_layers=False, learning_curve=False))"
+        "num_train=128, num_test=100, batch_size=32, passes=10, warmup_steps=2,"
+        "num_train_evaluated=100, evaluate_layers=False, learning_curve=False))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
