@@ -105,8 +105,9 @@ def plan(paper: str | None = None) -> list[Task]:
 
     Example:
       >>> from experiments import reproduce
-      >>> [task.command for task in reproduce.plan("000")]
-      ['mnist_energy --dataset mnist --architecture 4layer']
+      >>> costs = [task.minutes for task in reproduce.plan("000")]
+      >>> costs == sorted(costs)
+      True
     """
     rows = [row for key, table in TABLES.items() if paper in (None, key) for row in table]
     missing = {row.command: row for row in rows if not records.recorded(row)}
