@@ -569,9 +569,10 @@ def test_names_that_are_not_utf8_and_other_colours(tmp_path: Path) -> None:
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its chromedriver on this machine")
 def test_the_report_in_a_browser(folder: Path, tmp_path: Path) -> None:
     webdriver = pytest.importorskip("selenium.webdriver")
     cluster.run(Config(folder, method="pixels", workdir=tmp_path, seeds=2, image_size=16))
@@ -580,9 +581,7 @@ def test_the_report_in_a_browser(folder: Path, tmp_path: Path) -> None:
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver_path = shutil.which("chromedriver")
-    service = webdriver.ChromeService(executable_path=driver_path) if driver_path else None
-    browser = webdriver.Chrome(options=options, service=service)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
     try:
         browser.set_window_size(390, 800)
         browser.get((tmp_path / "report.html").as_uri())
