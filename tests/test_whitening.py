@@ -6,6 +6,8 @@ from sklearn.decomposition import PCA
 
 from sul_jax import whitening
 
+KEYS = jax.random.split(jax.random.key(0))
+
 
 def inputs() -> jax.Array:
     mixed = jax.random.normal(jax.random.key(0), (300, 6)) @ jax.random.normal(jax.random.key(1), (6, 9))
@@ -67,3 +69,17 @@ def test_unit_norm_in_half_precision() -> None:
     found = whitening.normalize(jnp.array([300.0, 400.0], jnp.float16))
     assert found.dtype == jnp.float16
     np.testing.assert_allclose(found, [0.6, 0.8], rtol=1e-3)
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.5])
+def test_dc_ratio_of_brightness_and_noise(gain: float) -> None:
+    """Eq. 8 where it is known: one component, the brightness, is levelled to the noise of each pixel.
+
+    Of k² pixels W = I − (1 − g)/k² 11ᵀ then, where g² is the noise's share in the second moment along 1.
+    """
+    brightness, noise = (jax.random.normal(k, (400, n, n, 1)) for k, n in zip(KEYS, (1, 16), strict=True))
+    brightness = brightness / jnp.std(brightness) * np.sqrt((gain**-2 - 1) / 9)
+    kernel = whitening.conv_zca_kernel(brightness + noise, kernel_size=3, num_components=2)
+    expected = np.eye(9)[4].reshape(3, 3) - (1 - gain) / 9
+    np.testing.assert_allclose(kernel[..., 0, 0], expected, atol=0.01)
+    np.testing.assert_allclose(whitening.dc_ratio(kernel), gain / (1 - (1 - gain) / 9), atol=0.02)
