@@ -145,3 +145,22 @@ def test_a_result_that_is_cut_off_is_named(tmp_path: Path) -> None:
         (tmp_path / "seed0.json").write_text('{"config": {')
         with pytest.raises(ValueError, match=r"seed0\.json' is damaged or not JSON: .* line 1"):
             workdir.finished(0)
+
+
+def test_a_whole_checkpoint_is_there_while_the_new_one_takes_its_place(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == ".saved.new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _checkpoint.save(saved, {"a": jnp.zeros(3)})
+    jax.tree.map(np.testing.assert_array_equal, _checkpoint.load(saved.with_name(".saved.old")), TREE)
+    _checkpoint.save(saved, {"a": jnp.zeros(3)})
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]

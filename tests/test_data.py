@@ -363,3 +363,10 @@ def test_coarse_labels_of_prepared_data(prepared: Callable[..., Path]) -> None:
     np.testing.assert_array_equal(found.train_images, images[:4])
     assert found.test_labels is not None
     assert found.test_labels.tolist() == [4, 5]
+
+
+def test_originals_of_another_content_are_refused(small_mnist: Path) -> None:
+    path = small_mnist / "mnist" / originals.FILES[0]
+    write_idx(path, 255 - data.read_idx(path))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is corrupt: its sha256 is"):
+        data.load("mnist", small_mnist)

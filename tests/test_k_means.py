@@ -221,3 +221,18 @@ def test_candidates_drawn_ahead_are_as_good(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(ahead.mean(), alone.mean(), rtol=0.01)
     expected = [KMeans(300, n_init=1, max_iter=1, random_state=i).fit(x).inertia_ for i in range(4)]
     np.testing.assert_allclose(ahead.mean(), np.mean(expected), rtol=0.02)
+
+
+def test_relocation_by_hand() -> None:
+    """The farthest vector leaves its cluster, and takes its part of the sum and of the number along."""
+    x, first = jnp.array([[0.0], [1.0], [2.0], [10.0]]), np.array([[3.0], [1000.0]])
+    result = k_means.fit(jax.random.key(0), x, num_clusters=2, init=first, max_iterations=1)
+    np.testing.assert_allclose(result.centroids, [[1], [10]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("tolerance", "iterations"), [(2.5, 1), (2.4, 2)])
+def test_tolerance_is_a_share_of_the_variance(tolerance: float, iterations: int) -> None:
+    """The second centroid goes from 1 to 20/3: a squared shift of 2.47 times the variance, 13."""
+    x, first = jnp.array([[0.0], [4.0], [6.0], [10.0]]), np.array([[0.0], [1.0]])
+    result = k_means.fit(jax.random.key(0), x, num_clusters=2, init=first, tolerance=tolerance)
+    assert result.num_iterations == iterations

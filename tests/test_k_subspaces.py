@@ -246,3 +246,17 @@ def test_fit_bad_input() -> None:
         k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=5)
     with pytest.raises(ValueError, match="init='random' is not accepted with axis_name"):
         k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=1, init="random", axis_name="batch")
+
+
+def test_a_direction_without_data_keeps_its_old_basis() -> None:
+    idle = jnp.array([0.0, 0, 0.6, 0.8])
+    state = KSubspacesState(jnp.stack([jnp.eye(4)[0], idle])[None])
+    new, _ = k_subspaces.update(state, jnp.array([[2.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+    np.testing.assert_allclose(new.bases[0], state.bases[0], atol=1e-6)
+
+
+def test_the_old_basis_hardly_holds_back_a_step() -> None:
+    """With a second moment of diag(4, 1) a line at 45° goes to (4, 1)."""
+    state = KSubspacesState(jnp.full((1, 1, 2), np.sqrt(0.5)))
+    new, _ = k_subspaces.update(state, jnp.array([[2.0, 0], [0, 1]]))
+    np.testing.assert_allclose(new.bases[0, 0], np.array([4, 1]) / np.sqrt(17), atol=2e-4)

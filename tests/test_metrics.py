@@ -83,3 +83,8 @@ def test_labels_that_are_missing_or_mixed(labels: Any, message: str) -> None:
 def test_bad_input(pair: tuple) -> None:
     with pytest.raises(ValueError, match="non-empty vectors of one length"):
         metrics.clustering_accuracy(*pair)
+
+
+def test_purity_is_that_of_the_clusters() -> None:
+    assert metrics.purity([0, 0, 1, 1], [0, 1, 2, 2]) == 1
+    assert metrics.purity([0, 0, 1, 1], [0, 0, 0, 0]) == 0.5
