@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.preprocessing import normalize
 
-from experiments import deepcluster, deepcluster_alignment
+from experiments import data, deepcluster, deepcluster_alignment
+from experiments.common import deep_cluster as common
 from experiments.common import evaluation, runs, training
 from experiments.common.options import ConfigError
 from experiments.deepcluster import Config
@@ -86,6 +87,15 @@ def test_balanced_indices_are_in_random_order_and_reach_every_example() -> None:
     indices = BALANCED(jax.random.key(0), labels, num_clusters=2, num_samples=100)
     assert sorted(indices.tolist()) == list(range(100))
     assert 0.3 < float(jnp.mean(labels[indices][:50])) < 0.7
+
+
+def test_balanced_indices_of_a_cluster_just_below_its_share() -> None:
+    """Three of seven examples go round once and a half: none of another cluster takes the place."""
+    labels = jnp.array([0] * 3 + [1] * 8)
+    for seed in range(5):
+        indices = BALANCED(jax.random.key(seed), labels, num_clusters=2, num_samples=7)
+        small, large = (indices[labels[indices] == cluster].tolist() for cluster in range(2))
+        assert (len(small), len(large), len(set(large))) == (4, 3, 3)
 
 
 def test_initial_alignment() -> None:
@@ -247,6 +257,17 @@ def leaves(result: runs.SeedResult) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
 
 
+def probed(config: Config, network: nn.LeNet5 | nn.AlexNet, layer: str) -> float:
+    """The accuracy of seed 0's linear probe of a layer."""
+    dataset = data.load(config.dataset, config.data_dir)
+    train = common.prepare(dataset.train[: config.num_train])
+    test = common.prepare(dataset.test[: config.num_test], train.scale)
+    seen, unseen = (common.features(network, split.seen, layer) for split in (train, test))
+    labels = train.labels, test.labels
+    options = {"num_epochs": config.probe_epochs}
+    return probes.linear_probe(jax.random.key(0), seen, labels[0], unseen, labels[1], **options)
+
+
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "RESULTS", config.workdir.parent)
     (result,) = deepcluster.run(replace(config, record=True, probe_every=1, every_layer=True))
@@ -254,9 +275,13 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
     (one,) = json.loads((config.workdir.parent / "deepcluster.json").read_text())
     assert one["config"]["architecture"] == "lenet5"
-    names = ("probe_accuracy", "probe_accuracy_after_1", "random_probe_accuracy", "probe_accuracy_relu_1")
-    for name in names:
-        assert 0 <= one["metrics"][name] <= 100
+    untrained, accuracies = nn.LeNet5(rngs=nnx.Rngs(0)), one["metrics"]
+    for name, network, layer in (
+        ("probe_accuracy", result.network, "conv_2"),
+        ("probe_accuracy_relu_1", result.network, "relu_1"),
+        ("random_probe_accuracy", untrained, "conv_2"),
+    ):
+        assert accuracies[name] == pytest.approx(probed(config, network, layer), abs=1e-3)
     # Same seed, same result, also after an interruption.
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     stopped = replace(config, workdir=config.workdir.with_name("stopped"), probe_every=1)
@@ -318,17 +343,16 @@ def test_halted_clusters_stay(config: Config, tmp_path: Path) -> None:
 
 
 def test_street_numbers_through_tfds_take_alexnet(street_numbers: Path, config: Config) -> None:
-    (result,) = deepcluster.run(
-        replace(
-            config, dataset="svhn_cropped", data_dir=street_numbers, num_components=5, cycles=1,
-            batch_size=10, num_train=None, num_test=None,
-        )
+    config = replace(
+        config, dataset="svhn_cropped", data_dir=street_numbers, num_components=5, cycles=1,
+        batch_size=10, num_train=None, num_test=None,
     )  # fmt: skip
+    (result,) = deepcluster.run(config)
     assert isinstance(result.network, nn.AlexNet)
     assert result.network.use_sobel == "random"
     before = nn.AlexNet(use_sobel="random", rngs=nnx.Rngs(0))
     chex.assert_trees_all_equal(*(nnx.state(net, convnets.Fixed) for net in (result.network, before)))
-    assert 0 <= result.metrics["probe_accuracy"] <= 100
+    assert result.metrics["probe_accuracy"] == pytest.approx(probed(config, result.network, "relu_5"))
 
 
 def test_alignment_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,11 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 
 from experiments import acol_pseudo, data
 from experiments.acol_pseudo import Config
-from sul_jax import acol, augment, gar
+from sul_jax import acol, augment, gar, metrics
 from sul_jax.nn import ACOL
 
 
@@ -372,6 +373,19 @@ def test_street_numbers_through_tfds(
 ) -> None:
     monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
     change = {"dataset": "svhn_cropped", "data_dir": street_numbers, "num_train": None, "num_test": None}
-    (result,) = acol_pseudo.run(replace(config, **change, batch_size=10, num_clusters=3, epochs=1))
+    config = replace(config, **change, batch_size=10, num_clusters=3, epochs=1)
+    (result,) = acol_pseudo.run(config)
     assert result.network.image_shape == (32, 32, 3)
-    assert 0 <= result.metrics["clustering_accuracy"] <= 100
+    _, _, test = acol_pseudo._load(config)
+    codes = np.asarray(result.network.features(test.images))
+    clusters = KMeans(3, n_init=10, random_state=0).fit_predict(codes)
+    accuracy = 100 * metrics.clustering_accuracy(np.arange(20, 30) % 3, clusters)
+    assert result.metrics["clustering_accuracy"] == pytest.approx(accuracy)
+
+
+def test_parent_loss_of_the_impossible_is_bounded() -> None:
+    """A probability of 0 counts −log 1e-7 and has no gradient."""
+    loss = partial(gar.parent_loss, parents=jnp.array([1, 0]), num_parents=2)
+    value, gradient = jax.value_and_grad(loss)(jnp.array([[200.0, 0.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(value, (np.log(1e7) + np.log(2)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0, 0], [-0.25, 0.25]], atol=1e-6)

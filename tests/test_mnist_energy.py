@@ -4,14 +4,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import mnist_energy
+from experiments import data, mnist_energy
 from experiments.common import energy_curve, runs
 from experiments.mnist_energy import Config
+from sul_jax import metrics
 from sul_jax.nn import EnergyNet
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +62,10 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
         assert (folder / f"{name}.png").stat().st_size > 1000, name
     stored = json.loads((folder / "results.json").read_text())
     assert stored == [{"seed": 3, "metrics": result.metrics}]
-    assert 0 <= result.metrics["test_clustering_error"] <= 100
+    test = data.load("digits").test[:200]
+    clusters = result.network.predict(test.images / np.float32(255))
+    error = 100 * metrics.clustering_error(test.labels, clusters)
+    assert result.metrics["test_clustering_error"] == pytest.approx(error, abs=0.5)
     assert json.loads((folder / "config.json").read_text())["architecture"] == "1layer"
     network = EnergyNet.load(folder / "network-seed3")
     np.testing.assert_array_equal(np.asarray(network.learned_states()[0][1].bases), bases(result))
@@ -227,3 +232,23 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypa
     for field in Config.__dataclass_fields__:
         assert field.replace("_", "-") in text
     assert jax.device_count() == 8  # the virtual devices of conftest.py
+
+
+def test_networks_of_a_seed_have_minibatches_of_their_own() -> None:
+    own = SimpleNamespace(config=SimpleNamespace(batch_size=8, random_subspaces=False), number=64, steps=8)
+    members = [mnist_energy.Member(3, 0), mnist_energy.Member(3, 1), mnist_energy.Member(4, 0)]
+    first, second = (mnist_energy.Trainer._plan(own, members, place).inputs(0, 8) for place in (0, 1))
+    orders = [*np.moveaxis(first, 1, 0), *np.moveaxis(second, 1, 0)]
+    assert len({order.tobytes() for order in orders}) == 6
+    for order in orders:  # each is a pass over all images
+        np.testing.assert_array_equal(np.sort(order, axis=None), np.arange(64))
+
+
+def test_images_whose_labels_the_search_saw_are_not_tested(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mnist_energy, "run_seeds", lambda workdir, learn, *_, **__: learn.args)
+    images = data.load("digits").test_images
+    for architecture, number in (("digits", 898), ("1layer", 0)):
+        *_, test = mnist_energy.run(replace(config, architecture=architecture, num_test=None))
+        np.testing.assert_array_equal(test.images, images[number:])

@@ -214,7 +214,7 @@ def test_coil(objects: Path, tmp_path: Path) -> None:
         num_pre_features=16, num_features=8, steps=3,
     )  # fmt: skip
     (result,) = nmce_coil.run(config)
-    assert 0 <= result.metrics["clustering_error"] <= 100
+    assert result.metrics["clustering_error"] == 0  # three kinds of noise lie far apart
     for name in ("clusters", "figure_a3_singular_values"):
         assert (config.workdir / f"{name}.png").stat().st_size > 1000
     # Evaluated again with another number of clusters: nothing is trained anew.

@@ -50,7 +50,10 @@ def test_a_search_and_what_it_found(tmp_path: Path) -> None:
     assert study.trials[0].params == Space("full", 1, (28, 28, 1)).parameters(first)
     begun = [t for t in study.trials if "error_first" in t.user_attrs]
     assert len(begun) == 3
-    assert 0 <= found.error <= 90
+    ((_, _, errors),) = found.table
+    assert found.error == pytest.approx(errors[0])
+    assert found.error < 50  # chance would be wrong in about 75 %
+    assert found.named.study["train_clustering_error"] == pytest.approx(found.error)
     assert all(t.user_attrs["mflop"] <= 2 for t in begun)
     for name in ("history", "importances", "cost"):
         assert (config.workdir / f"{name}.png").exists()
@@ -266,3 +269,28 @@ def test_the_digits_have_a_network_of_their_own() -> None:
     found = architectures.get("digits")
     assert found.study["dataset"] == "digits"
     assert found.study["searched"] == 898
+
+
+def test_a_trial_worse_than_the_median_is_stopped_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[list[int]] = []
+
+    class Learner:
+        """Five good networks, and a bad one."""
+
+        def __init__(self, *_: object) -> None:
+            budgets.append([])
+
+        def errors(self, seeds: list[int], num_batches: int) -> list[float]:
+            budgets[-1].append(num_batches)
+            return [10.0 if len(budgets) <= 5 else 50.0] * len(seeds)
+
+    monkeypatch.setattr(tune_energy, "Learner", Learner)
+    monkeypatch.setattr(tune_energy, "draw", lambda *_: None)
+    tune_energy.run(Config(**(SMALL | {"trials": 6, "finalist_seeds": 0}), workdir=tmp_path))
+    assert budgets[:6] == [[1, 2]] * 5 + [[1]]
+    begun = [trial for trial in study_in(tmp_path).trials if "error_first" in trial.user_attrs]
+    states = optuna.trial.TrialState
+    assert [trial.state for trial in begun] == [states.COMPLETE] * 5 + [states.PRUNED]
+    assert begun[-1].user_attrs["reason"] == "an error of 50.0 % after 1 of 2 minibatches"
