@@ -158,3 +158,9 @@ def test_bad_input(call, message: str) -> None:
 def test_perspective_needs_two_pixels() -> None:
     with pytest.raises(ValueError, match="at least 2 pixels"):
         augment.random_perspective(jax.random.key(0), jnp.ones((1, 1, 4, 1)), distortion=0.3)
+
+
+@pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation"])
+def test_jitter_stays_between_black_and_white(strength: str) -> None:
+    changed = augment.color_jitter(KEY, jnp.round(images()), **{strength: 0.9})
+    assert (changed.min(), changed.max()) == (0, 1)

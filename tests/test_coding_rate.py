@@ -174,3 +174,14 @@ def test_gumbel_softmax_draws_with_the_probabilities() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(unit(0, 2, 8, 4), soft(1, 2, 8, 3))
+
+
+def test_all_terms_count_once_by_default() -> None:
+    views, memberships = unit(0, 2, 30, 5), soft(1, 2, 30, 4)
+    tcr = coding_rate.tcr_loss(views, eps_squared=0.1)
+    mean = whitening.normalize(views.mean(0))
+    rate = coding_rate.coding_rate(mean, eps_squared=0.1)
+    np.testing.assert_allclose(tcr, -rate - coding_rate.view_similarity(views), rtol=1e-5)
+    compressed = coding_rate.class_coding_rate(mean, memberships.mean(0), eps_squared=0.1)
+    nmce = coding_rate.nmce_loss(views, memberships, eps_squared=0.1)
+    np.testing.assert_allclose(nmce, tcr + compressed, rtol=1e-5)

@@ -255,8 +255,9 @@ def test_a_direction_without_data_keeps_its_old_basis() -> None:
     np.testing.assert_allclose(new.bases[0], state.bases[0], atol=1e-6)
 
 
-def test_the_old_basis_hardly_holds_back_a_step() -> None:
+@pytest.mark.parametrize("scale", [1, 1e-4])
+def test_the_old_basis_hardly_holds_back_a_step(scale: float) -> None:
     """With a second moment of diag(4, 1) a line at 45° goes to (4, 1)."""
     state = KSubspacesState(jnp.full((1, 1, 2), np.sqrt(0.5)))
-    new, _ = k_subspaces.update(state, jnp.array([[2.0, 0], [0, 1]]))
+    new, _ = k_subspaces.update(state, scale * jnp.array([[2.0, 0], [0, 1]]))
     np.testing.assert_allclose(new.bases[0, 0], np.array([4, 1]) / np.sqrt(17), atol=2e-4)

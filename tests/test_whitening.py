@@ -83,3 +83,9 @@ def test_dc_ratio_of_brightness_and_noise(gain: float) -> None:
     expected = np.eye(9)[4].reshape(3, 3) - (1 - gain) / 9
     np.testing.assert_allclose(kernel[..., 0, 0], expected, atol=0.01)
     np.testing.assert_allclose(whitening.dc_ratio(kernel), gain / (1 - (1 - gain) / 9), atol=0.02)
+
+
+@pytest.mark.parametrize("constant", [3.3, 1e6])
+def test_rounding_of_a_mean_is_no_component(constant: float) -> None:
+    x = jnp.full((1000, 5), constant)
+    np.testing.assert_array_equal(whitening.pca_whiten(x, whitening.pca(x, num_components=2)), 0)
