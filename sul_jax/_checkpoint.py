@@ -129,6 +129,8 @@ def load(folder: Path) -> Any:
 
 def _metadata(folder: Path) -> Any:
     """Orbax's description; it is asked of no folder that is not whole, where it fails in many ways."""
+    if not folder.exists() and is_complete(old := folder.with_name(f".{folder.name}.old")):
+        old.rename(folder)  # `_save` was killed between its two renames
     if not folder.is_dir():
         raise ValueError(f"path={str(folder)!r} is not a folder")
     if not is_complete(folder):

@@ -161,6 +161,7 @@ def test_a_whole_checkpoint_is_there_while_the_new_one_takes_its_place(
         patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             _checkpoint.save(saved, {"a": jnp.zeros(3)})
-    jax.tree.map(np.testing.assert_array_equal, _checkpoint.load(saved.with_name(".saved.old")), TREE)
+    assert not saved.exists()
+    jax.tree.map(np.testing.assert_array_equal, _checkpoint.load(saved), TREE)
     _checkpoint.save(saved, {"a": jnp.zeros(3)})
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]

@@ -62,10 +62,10 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
         assert (folder / f"{name}.png").stat().st_size > 1000, name
     stored = json.loads((folder / "results.json").read_text())
     assert stored == [{"seed": 3, "metrics": result.metrics}]
-    test = data.load("digits").test[:200]
+    test = data.load("digits").test[: config.num_test]
     clusters = result.network.predict(test.images / np.float32(255))
     error = 100 * metrics.clustering_error(test.labels, clusters)
-    assert result.metrics["test_clustering_error"] == pytest.approx(error, abs=0.5)
+    assert result.metrics["test_clustering_error"] == pytest.approx(error, abs=1)
     assert json.loads((folder / "config.json").read_text())["architecture"] == "1layer"
     network = EnergyNet.load(folder / "network-seed3")
     np.testing.assert_array_equal(np.asarray(network.learned_states()[0][1].bases), bases(result))
