@@ -12,15 +12,12 @@ from jax import Array
 
 def check_integer(name: str, value: int, *, low: int, high: int | None = None, why: str = "") -> None:
     """Raises unless `value` is an integer in `[low, high]`."""
-    given = value
     try:
-        if isinstance(value, bool | np.bool_):
+        if isinstance(value, bool | np.bool_):  # Python counts them as integers
             raise TypeError
         operator.index(value)
     except TypeError:
-        value = True
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {given!r}")
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if value < low or (high is not None and value > high):
         accepted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name}={value} is not accepted: it must be {accepted}{why}")

@@ -119,12 +119,18 @@ def load(folder: Path) -> Any:
     Raises:
       ValueError: no checkpoint, or not as it was written.
     """
+    return read(folder)[1]
+
+
+def read(folder: Path) -> tuple[dict[str, Any], Any]:
+    """`about` and `load` at once: the folder's checksums are taken once."""
+    stored = _metadata(folder)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        _metadata(folder).metadata,
+        stored.metadata,
     )
-    return ocp.load(folder, like)
+    return dict(stored.custom_metadata or {}), ocp.load(folder, like)
 
 
 def _metadata(folder: Path) -> Any:

@@ -68,7 +68,7 @@ def write(path: str | os.PathLike[str], module: str, arrays: Any, sizes: dict[st
     """
     target = _checkpoint.local(path)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        _about(target, module)  # never replace what is not ours
+        _check_module(target, _checkpoint.about(target), module)  # never replace what is not ours
     _checkpoint.save(target, arrays, {"module": module, **sizes})
 
 
@@ -79,12 +79,12 @@ def read(path: str | os.PathLike[str], *modules: str) -> tuple[dict[str, Any], A
       ValueError: no such checkpoint, one of another module, or not as it was written.
     """
     folder = _checkpoint.local(path)
-    return _about(folder, *modules), _checkpoint.load(folder)
+    about, arrays = _checkpoint.read(folder)
+    _check_module(folder, about, *modules)
+    return about, arrays
 
 
-def _about(folder: Path, *modules: str) -> dict[str, Any]:
-    about = _checkpoint.about(folder)
+def _check_module(folder: Path, about: dict[str, Any], *modules: str) -> None:
     if about.get("module") not in modules:
         words = " or ".join(f"{'an' if name[0] in 'AEIOU' else 'a'} {name}" for name in modules)
         raise ValueError(f"path={str(folder)!r} is not a checkpoint of {words}")
-    return about
