@@ -28,21 +28,23 @@ from sul_jax.estimators import (
 )
 from sul_jax.nn import backbones
 
-SMALL = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(6, 2, 2, 4, 0),))
+SMALL = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(4, 2, 2, 4, 0),))
 ESTIMATORS = [
-    PixelClustering(2, image_size=8, random_state=0),
+    PixelClustering(2, image_size=4, random_state=0),
     EnergyClustering(2, architecture=SMALL, image_size=8, batch_size=8, max_steps=2, random_state=0),
     ACOLClustering(
         2,
         image_size=4,
         num_filters=2,
-        num_features=8,
+        num_features=16,
         nodes_per_parent=2,
         batch_size=8,
         max_steps=2,
         random_state=0,
     ),
-    NMCEClustering(2, image_size=8, num_filters=2, num_features=4, batch_size=8, max_steps=2, random_state=0),
+    NMCEClustering(
+        2, image_size=8, num_filters=2, num_features=16, batch_size=8, max_steps=2, random_state=0
+    ),
     DeepClustering(2, cycles=1, steps_per_cycle=1, batch_size=8, random_state=0),
 ]
 

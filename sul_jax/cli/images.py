@@ -111,10 +111,10 @@ def hidden(name: str) -> bool:
 
     Example:
       >>> from sul_jax.cli import images
-      >>> images.hidden(".thumbnails"), images.hidden("__MACOSX"), images.hidden("cats")
+      >>> images.hidden(".thumbnails"), images.hidden("__MACOSX"), images.hidden("__1.png")
       (True, True, False)
     """
-    return name.startswith((".", "__"))
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def readable(name: str) -> str:

@@ -61,17 +61,17 @@ def open_picture(file: Path) -> Opened:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait without end
             raise PictureError("not a file of data")
-        with warnings.catch_warnings():  # of many pixels: they are made fewer below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file, formats=_formats())
-        with opened as image:
-            if image.format in _BY_ENDING and Image.EXTENSION.get(file.suffix.lower()) != image.format:
-                raise PictureError("not a picture")
-            frames = int(getattr(image, "n_frames", 1))
-            cut = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
-            cut = cut and not image.mode.startswith(("I", "F"))
-            ImageOps.exif_transpose(image, in_place=True)
-            return Opened(_plain(_no_larger_than_needed(image)), frames, cut)
+        with warnings.catch_warnings():
+            # Of many pixels, which are made fewer below, and of details of a file that do not matter here.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=_formats()) as image:
+                if image.format in _BY_ENDING and Image.EXTENSION.get(file.suffix.lower()) != image.format:
+                    raise PictureError("not a picture")
+                frames = int(getattr(image, "n_frames", 1))
+                cut = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
+                cut = cut and not image.mode.startswith(("I", "F"))
+                ImageOps.exif_transpose(image, in_place=True)
+                return Opened(_plain(_no_larger_than_needed(image)), frames, cut)
     except PictureError:
         raise
     except UnidentifiedImageError:
