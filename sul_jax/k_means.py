@@ -153,39 +153,16 @@ def fit(
     else:
         centroids = _random_rows(start_key, inputs, num_clusters, num_init, axis_name)
 
-    def body(state: _Lloyd) -> _Lloyd:
-        labels, distances = _nearest(state.centroids, inputs, squares)
-        sums, counts = sum_over(_sums(labels, inputs, num_clusters), axis_name)
-        weights = counts.astype(inputs.dtype)
-
-        def refill() -> tuple[Array, Array]:
-            if empty_clusters == "relocate":
-                return _relocate(sums, weights, labels, distances, inputs, axis_name)
-            return _split(jax.random.fold_in(split_key, state.step), sums, weights)
-
-        # The refilled sums equal the others where nothing is empty, so a batched `cond` is right too.
-        sums, weights = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, weights))
-        moved = sums / jnp.maximum(weights, 1)[..., None]
-        shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
-        same = sum_over(jnp.sum(labels != state.labels, axis=1), axis_name) == 0
-        done = state.done | same | (shift <= tolerance * variance)
-        return _Lloyd(
-            centroids=jnp.where(state.done[:, None, None], state.centroids, moved),
-            labels=labels,
-            iterations=jnp.where(state.done, state.iterations, state.iterations + 1),
-            done=done,
-            step=state.step + 1,
-        )
-
-    first = _Lloyd(
-        centroids=centroids,
-        # Taken from the inputs, the carry varies over `axis_name` as the labels do.
-        labels=jnp.zeros_like(squares, jnp.int32)[None] - jnp.ones((num_init, 1), jnp.int32),
-        iterations=jnp.zeros(num_init, jnp.int32),
-        done=jnp.zeros(num_init, bool),
-        step=jnp.zeros((), jnp.int32),
+    last = _lloyd(
+        inputs,
+        squares,
+        centroids,
+        split_key,
+        max_iterations=max_iterations,
+        least_shift=tolerance * variance,
+        empty_clusters=empty_clusters,
+        axis_name=axis_name,
     )
-    last = lax.while_loop(lambda s: (s.step < max_iterations) & ~jnp.all(s.done), body, first)
     labels, distances = _nearest(last.centroids, inputs, squares)
     inertia = sum_over(jnp.sum(distances, axis=1), axis_name)
     best = jnp.argmin(inertia)
@@ -203,6 +180,55 @@ def fit(
             stacklevel=2,
         )
     return result
+
+
+def _lloyd(
+    inputs: Array,
+    squares: Array,
+    centroids: Array,
+    key: Array,
+    *,
+    max_iterations: int,
+    least_shift: Array,
+    empty_clusters: Literal["relocate", "split"],
+    axis_name: str | None,
+) -> _Lloyd:
+    """Lloyd's iterations from `[starts, num_clusters, features]`, of all starts until the last is done."""
+
+    def body(state: _Lloyd) -> _Lloyd:
+        labels, distances = _nearest(state.centroids, inputs, squares)
+        sums, counts = sum_over(_sums(labels, inputs, centroids.shape[1]), axis_name)
+        weights = counts.astype(inputs.dtype)
+
+        def refill() -> tuple[Array, Array]:
+            if empty_clusters == "relocate":
+                return _relocate(sums, weights, labels, distances, inputs, axis_name)
+            return _split(jax.random.fold_in(key, state.step), sums, weights)
+
+        # The refilled sums equal the others where nothing is empty, so a batched `cond` is right too.
+        sums, weights = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, weights))
+        moved = sums / jnp.maximum(weights, 1)[..., None]
+        shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
+        same = sum_over(jnp.sum(labels != state.labels, axis=1), axis_name) == 0
+        done = state.done | same | (shift <= least_shift)
+        return _Lloyd(
+            centroids=jnp.where(state.done[:, None, None], state.centroids, moved),
+            labels=labels,
+            iterations=jnp.where(state.done, state.iterations, state.iterations + 1),
+            done=done,
+            step=state.step + 1,
+        )
+
+    starts = centroids.shape[0]
+    first = _Lloyd(
+        centroids=centroids,
+        # Taken from the inputs, the carry varies over `axis_name` as the labels do.
+        labels=jnp.zeros_like(squares, jnp.int32)[None] - jnp.ones((starts, 1), jnp.int32),
+        iterations=jnp.zeros(starts, jnp.int32),
+        done=jnp.zeros(starts, bool),
+        step=jnp.zeros((), jnp.int32),
+    )
+    return lax.while_loop(lambda s: (s.step < max_iterations) & ~jnp.all(s.done), body, first)
 
 
 def assign(centroids: Array, inputs: Array) -> Array:

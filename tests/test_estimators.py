@@ -312,7 +312,6 @@ def test_digits_fall_into_clusters() -> None:
     [
         ({"n_clusters": 0}, "n_clusters=0"),
         ({"n_clusters": 31}, "n_clusters=31"),
-        ({"n_clusters": True}, "n_clusters=True"),
         ({"image_shape": (5, 5)}, "image_shape=\\(5, 5\\)"),
         ({"image_shape": 28}, r"image_shape=28 does not fit .* it must be \(height, width\)"),
         ({"image_shape": "88"}, r"image_shape='88' does not fit .* it must be \(height, width\)"),

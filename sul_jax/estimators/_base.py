@@ -88,9 +88,7 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     def _begin(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """Checks options and images before learning; returns the images as rows."""
         for name, low in _AT_LEAST.items():
-            value = getattr(self, name, low)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-                raise ValueError(f"{name}={value!r} is not accepted: it must be an integer of at least {low}")
+            check_integer(name, getattr(self, name, low), low=low)
         for name in _NOT_NEGATIVE:
             check_number(name, getattr(self, name, 1), low=0)
         for name in _POSITIVE:
