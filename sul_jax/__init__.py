@@ -18,6 +18,7 @@ from sul_jax import (
     nmce,
     patches,
     seeds,
+    soft_hebb,
     training,
     whitening,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "patches",
     "probes",
     "seeds",
+    "soft_hebb",
     "stack",
     "subspace_clustering",
     "training",

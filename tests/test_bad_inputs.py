@@ -223,13 +223,13 @@ ESTIMATORS: dict[str, tuple[Callable[[], Any], str]] = {
     "infinite": (lambda: pixel_clusters(np.full((30, 8, 8), np.inf)), "X contains infinity"),
     "image_shape": (lambda: pixel_clusters(PIXELS.reshape(30, -1), image_shape=28), "image_shape=28 does no"),
     "image_size": (lambda: pixel_clusters(image_size=0), "image_size=0 is not accepted"),
-    "image_size as a word": (lambda: pixel_clusters(image_size="28"), "image_size must be an integer, got '28'"),
+    "image_size as a word": (lambda: pixel_clusters(image_size="28"), "image_size must be an integer, got"),
     "image_size beyond memory": (lambda: pixel_clusters(image_size=1_000_000), "image_size=1000000 is too"),
     "learning rate": (lambda: ACOLClustering(3, learning_rate=-1.0).fit(PIXELS), "learning_rate=-1.0 is not"),
     "learning rate NaN": (lambda: ACOLClustering(3, learning_rate=np.nan).fit(PIXELS), "learning_rate=nan i"),
     "steps": (lambda: ACOLClustering(3, max_steps=0).fit(PIXELS), "max_steps=0 is not accepted"),
     "batch": (lambda: ACOLClustering(3, batch_size=0).fit(PIXELS), "batch_size=0 is not accepted"),
-    "batch as a word": (lambda: ACOLClustering(3, batch_size="all").fit(PIXELS), "batch_size must be an integer, got 'all'"),  # type: ignore[arg-type]
+    "batch as a word": (lambda: ACOLClustering(3, batch_size="all").fit(PIXELS), "batch_size must be an"),  # type: ignore[arg-type]
     "not fitted": (lambda: PixelClustering(3).predict(PIXELS), "is not fitted yet"),
     "not fitted to save": (lambda: PixelClustering(3).save("model"), "is not fitted yet"),
     "other clusters": (lambda: pixel_clusters().with_clusters(np.ones((30, 784)), 0), "=0 is not accepted"),

@@ -28,6 +28,7 @@ from sul_jax import (
     k_subspaces,
     nmce,
     nn,
+    soft_hebb,
     stack,
     whitening,
 )
@@ -99,6 +100,7 @@ def views(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 LAYER = energy.EnergyLayer(num_subspaces=5, rank=2, num_winners=3, kernel_size=3, padding=1)
+SOFT_LAYER = soft_hebb.SoftHebbLayer(6, 3, learning_rate=0.02, inverse_temperature=1.0, power=1.4)
 WARMUP, RATE = ("warmup", False, True), ("learning_rate", 0.02, 0.01)
 CASES = {
     "k_subspaces": Case(k_subspaces.rule(num_subspaces=5, rank=2), vectors, k_subspaces, WARMUP),
@@ -110,6 +112,8 @@ CASES = {
         hebbian.layer_rule(kernel_size=3, num_units=6, num_patches=50, learning_rate=0.02, power=4.0),
         images, None, RATE, True,
     ),
+    "soft_hebb": Case(soft_hebb.rule(num_units=6, norm=2.0, learning_rate=0.02), vectors, soft_hebb, RATE),
+    "soft_hebb layer": Case(soft_hebb.layer_rule(SOFT_LAYER), images, None, RATE),
     "energy layer": Case(energy.layer_rule(LAYER), images, energy, WARMUP),
     "energy layer, large kernels": Case(  # projected by spectra, gathered, thresholds in a loop
         energy.layer_rule(energy.EnergyLayer(40, 7, 20, kernel_size=8, padding=5)), images, energy, WARMUP

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from tqdm import tqdm
 
 from sul_jax import k_means, k_subspaces, metrics, whitening
 from sul_jax.k_subspaces import KSubspacesState
@@ -77,6 +78,33 @@ def map_batches(
 @partial(jax.jit, static_argnames="size")
 def _window(images: Array, start: int | Array, *, size: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(images, start, size)
+
+
+def half_precision_features(
+    take: Callable[[Array], Array], images: np.ndarray, *, title: str, batch_size: int = 250
+) -> Array:
+    """Features of all images in half precision, filled in batch by batch: never held twice on a CPU.
+
+    Args:
+      take: maps `[batch, ...]` to features, `[batch, num_features]` of float16.
+      images: `[num_images, ...]`.
+      title: of the progress bar.
+      batch_size: images at a time.
+
+    Returns:
+      float16 `[num_images, num_features]`.
+    """
+    number = len(images)
+    num_features = jax.eval_shape(take, images[:1]).shape[1]
+    size = 2 * number * num_features
+    # A CPU's device takes an array over as it is if it begins at a multiple of 64 bytes.
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    kept = memory[begin : begin + size].view(np.float16).reshape(number, num_features)
+    for start in tqdm(range(0, number, batch_size), desc=title, unit="batch"):
+        part = images[start : start + batch_size]
+        kept[start : start + len(part)] = np.asarray(take(jnp.asarray(part)))
+    return jax.device_put(kept, may_alias=True)
 
 
 def cluster(

@@ -17,12 +17,11 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from tqdm import tqdm
 
 from experiments import data
 from experiments.common import figures
 from experiments.common import hebbian_options as options
-from experiments.common.evaluation import map_batches, to_float
+from experiments.common.evaluation import half_precision_features, map_batches, to_float
 from experiments.common.hebbian_options import Config, Filled
 from experiments.common.options import ConfigError
 from experiments.common.runs import (
@@ -42,7 +41,7 @@ from sul_jax.learning_rule import GradientState, LearningRule, gradient_rule
 from sul_jax.nn import NNLBlock, NNLConv
 
 _SHADOW = 25, 0.3  # columns of figure 6's shadow, and what is left of the light there
-_FEATURE_BATCH = 250  # images of which features are taken at a time
+_FEATURE_BATCH = 250  # images whose classes are guessed at a time
 _PATCHES_OF_A_UNIT = 50  # of which those that filters start from are drawn; and that they compete for
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
 
@@ -89,7 +88,7 @@ def run(
     """
     options.check(config)
     dataset = data.load(config.dataset, config.data_dir, auto=auto)
-    images, splits, num_classes = _split(dataset, config)
+    images, splits, num_classes = split(dataset, config.num_train, config.num_test)
     number, shape = len(images), images.shape[1:]
     if len(config.powers) > 1 and not (splits and 0 < config.num_validation < number):
         raise ConfigError(
@@ -416,22 +415,9 @@ def _inputs(config: Filled, network: NNLConv, splits: Mapping[str, Split]) -> li
         return [jnp.asarray(split.images) for split in splits.values()]
     take = partial(_features, *nnx.split(network))
     return [
-        _kept(take, split.images, network.num_features, f"{name} features".lstrip())
+        half_precision_features(take, split.images, title=f"{name} features".lstrip())
         for name, split in splits.items()
     ]
-
-
-def _kept(take: Any, images: np.ndarray, num_features: int, title: str) -> Array:
-    """Features of all images in half precision, filled in batch by batch: never held twice on a CPU."""
-    size = 2 * len(images) * num_features
-    # A CPU's device takes an array over as it is if it begins at a multiple of 64 bytes.
-    memory = np.empty(size + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    kept = memory[begin : begin + size].view(np.float16).reshape(len(images), num_features)
-    for start in tqdm(range(0, len(images), _FEATURE_BATCH), desc=title, unit="batch"):
-        part = images[start : start + _FEATURE_BATCH]
-        kept[start : start + len(part)] = np.asarray(take(jnp.asarray(part)))
-    return jax.device_put(kept, may_alias=True)
 
 
 def _choose_power(setting: Setting, seed: int, filters: Sequence[Array]) -> tuple[float, float]:
@@ -467,17 +453,19 @@ def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[A
     return [weights[...] for weights in network.filters]
 
 
-def _split(dataset: data.Dataset, config: Config) -> tuple[np.ndarray, dict[str, Split], int]:
+def split(
+    dataset: data.Dataset, num_train: int | None, num_test: int | None
+) -> tuple[np.ndarray, dict[str, Split], int]:
     """Training images; where there are labels, training and test sets and the number of classes, else 1.
 
     Of data that come as one set, every fifth is a test image.
     """
     train, test = dataset.train, dataset.test
     if train.labels is None or test.labels is None:
-        return train.images[: config.num_train], {}, 1
+        return train.images[:num_train], {}, 1
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     if dataset.is_one_set:
         held = np.arange(len(train)) % 5 == 4
         train, test = train[~held], train[held]
-    train, test = train[: config.num_train], test[: config.num_test]
+    train, test = train[:num_train], test[:num_test]
     return train.images, {"train": train, "test": test}, classes

@@ -7,6 +7,7 @@ from sul_jax.nn.convnets import AlexNet, LeNet5, sobel
 from sul_jax.nn.energy_net import EnergyNet
 from sul_jax.nn.nmce import NMCE
 from sul_jax.nn.nnl_conv import NNLBlock, NNLConv
+from sul_jax.nn.soft_hebb_net import SoftHebbNet
 
 __all__ = [
     "ACOL",
@@ -19,5 +20,6 @@ __all__ = [
     "NNLBlock",
     "NNLConv",
     "ResNet",
+    "SoftHebbNet",
     "sobel",
 ]
