@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,8 @@ pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 WEIGHT = 0.3
 
 
+@cache
+@jax.jit
 def batch() -> dict[str, Array]:
     """Sixteen inputs of two views; soft memberships and parents that stay as they are."""
     keys = jax.random.split(jax.random.key(0))
@@ -49,6 +51,7 @@ def batch() -> dict[str, Array]:
     return {"inputs": jax.random.normal(keys[1], (16, 2, 6)), "memberships": memberships, "parents": parents}
 
 
+@cache
 def matrix() -> Array:
     return jax.random.normal(jax.random.key(2), (6, 6))
 
@@ -68,6 +71,10 @@ def value(case: Case, weight: Any, parameters: Array, data: dict[str, Array], **
 def mean_over_shards(case: Case, parameters: Array, data: dict[str, Array]) -> tuple[Array, Array]:
     loss = jax.value_and_grad(partial(value, case, WEIGHT, axis_name="batch"))
     return jax.lax.pmean(loss(parameters, data), "batch")
+
+
+def shards() -> dict[str, np.ndarray]:
+    return {name: np.asarray(v).reshape(4, 4, *v.shape[1:]) for name, v in batch().items()}
 
 
 def whole(case: Case) -> Any:
@@ -104,16 +111,16 @@ def test_strict_promotion(case: Case) -> None:
         jax.eval_shape(gradient, WEIGHT, matrix(), batch())
         # More must not be asked of a shard than of the whole.
         shard = jax.vmap(partial(mean_over_shards, case), (None, 0), axis_name="batch")
-        jax.eval_shape(shard, matrix(), jax.tree.map(lambda v: v.reshape(4, 4, *v.shape[1:]), batch()))
+        jax.eval_shape(shard, matrix(), shards())
 
 
 def test_lists(case: Case) -> None:
-    activations, *more = jax.tree.map(
-        lambda v: v.swapaxes(0, 1) if case.views else v[:, 0],
-        [batch()["inputs"], *(batch()[name] for name in case.more)],
+    activations, *more = (
+        np.asarray(batch()[name]).swapaxes(0, 1) if case.views else np.asarray(batch()[name])[:, 0]
+        for name in ("inputs", *case.more)
     )
     options = case.options | ({case.hyperparameter: WEIGHT} if case.hyperparameter else {})
-    expected = case.loss(activations, *more, **options)
+    expected = case.loss(jnp.asarray(activations), *map(jnp.asarray, more), **options)
     found = case.loss(activations.tolist(), *(v.tolist() for v in more), **options)
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -129,8 +136,7 @@ def test_global_under_axis_name(case: Case, form: str) -> None:
         mapped = jax.shard_map(split, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P(), check_vma=False)
         got = jax.jit(mapped)(matrix(), batch())
     else:
-        mapping = jax.vmap if form == "vmap" else jax.pmap
-        shards = jax.tree.map(lambda v: v.reshape(4, 4, *v.shape[1:]), batch())
-        together = mapping(split, in_axes=(None, 0), axis_name="batch")(matrix(), shards)
-        got = jax.tree.map(lambda leaf: leaf[0], together)
+        options = {"in_axes": (None, 0), "axis_name": "batch"}
+        mapped = jax.jit(jax.vmap(split, **options)) if form == "vmap" else jax.pmap(split, **options)
+        got = [leaf[0] for leaf in jax.device_get(mapped(matrix(), shards()))]
     assert_same(jax.device_get(got), jax.device_get(whole(case)))

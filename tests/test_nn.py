@@ -16,42 +16,54 @@ from sul_jax.nn import ACOL, MLP, NMCE, AlexNet, EnergyNet, LeNet5, NNLBlock, NN
 ARCHITECTURE = energy.EnergyArchitecture(
     3, 2, (energy.EnergyLayer(6, 2, 3, 3, 1), energy.EnergyLayer(5, 3, 2, 4, 0))
 )
+RULE = stack(*energy.network_rules(ARCHITECTURE))
+INIT = jax.jit(RULE.init)
+# Of any module.
+CALL = nnx.jit(lambda net, images: net(images))
+PREDICT = nnx.jit(lambda net, images: net.predict(images))
 
 
-@pytest.fixture
-def images() -> jax.Array:
-    return jax.random.uniform(jax.random.key(0), (20, 8, 8, 1))
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.asarray(jax.random.uniform(jax.random.key(0), (20, 8, 8, 1)))
 
 
-@pytest.fixture
-def net(images: jax.Array) -> EnergyNet:
-    states = stack(*energy.network_rules(ARCHITECTURE)).init(jax.random.key(1), images)
+@pytest.fixture(scope="module")
+def net(images: np.ndarray) -> EnergyNet:
+    states = INIT(jax.random.key(1), images)
     return EnergyNet(states, ARCHITECTURE, centroids=jax.random.uniform(jax.random.key(2), (3, 20)))
 
 
-def test_module_is_the_function(net: EnergyNet, images: jax.Array) -> None:
-    rules = energy.network_rules(ARCHITECTURE)
+def test_module_is_the_function(net: EnergyNet, images: np.ndarray) -> None:
     (states,) = net.learned_states()
-    maps = stack(*rules).encode(states, images)
-    np.testing.assert_allclose(net(images), energy.pooled_codes(maps), rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    def expected(states: Any, images: jax.Array) -> Any:
+        maps = [RULE.encode(states[: depth + 1], images) for depth in range(3)]
+        return maps, energy.pooled_codes(maps[-1])
+
+    maps, codes = expected(states, images)
+    found = net(images)
+    np.testing.assert_allclose(found, codes, rtol=1e-4, atol=1e-5)
     for depth in range(3):
-        expected = stack(*rules).encode(states[: depth + 1], images)
         got = net.feature_maps(images, num_layers=depth)
-        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(net.predict(images), k_means.assign(net.centroids[...], net(images)))
-    np.testing.assert_allclose(nnx.jit(lambda n, x: n(x))(net, images), net(images), rtol=1e-4)
+        np.testing.assert_allclose(got, maps[depth], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(net.predict(images), jax.jit(k_means.assign)(net.centroids[...], found))
+    np.testing.assert_allclose(CALL(net, images), found, rtol=1e-4)
 
 
-def test_an_answer_does_not_depend_on_the_batch(net: EnergyNet, images: jax.Array) -> None:
-    np.testing.assert_allclose(net(images)[:3], net(images[:3]), rtol=1e-4, atol=1e-5)
+def test_an_answer_does_not_depend_on_the_batch(net: EnergyNet, images: np.ndarray) -> None:
+    np.testing.assert_allclose(np.asarray(net(images))[:3], net(images[:3]), rtol=1e-4, atol=1e-5)
 
 
-def test_images_that_are_not_finite(net: EnergyNet, images: jax.Array) -> None:
+def test_images_that_are_not_finite(net: EnergyNet, images: np.ndarray) -> None:
+    broken = images.copy()
+    broken[0, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="images holds NaN or infinite values"):
-        net.predict(images.at[0, 0, 0, 0].set(jnp.nan))
+        net.predict(broken)
 
 
-def test_save_and_load(net: EnergyNet, images: jax.Array, tmp_path: Path) -> None:
+def test_save_and_load(net: EnergyNet, images: np.ndarray, tmp_path: Path) -> None:
     net.save(tmp_path / "net")
     net.save(tmp_path / "net")  # replaces
     loaded = EnergyNet.load(tmp_path / "net", architecture=ARCHITECTURE)
@@ -60,33 +72,38 @@ def test_save_and_load(net: EnergyNet, images: jax.Array, tmp_path: Path) -> Non
     np.testing.assert_array_equal(loaded.predict(images), net.predict(images))
 
 
-def test_networks_side_by_side(images: jax.Array, tmp_path: Path) -> None:
-    rule = stack(*energy.network_rules(ARCHITECTURE))
-    states = [rule.init(jax.random.key(seed), images) for seed in range(2)]
+def test_networks_side_by_side(images: np.ndarray, tmp_path: Path) -> None:
+    states = [INIT(jax.random.key(seed), images) for seed in range(2)]
     both = EnergyNet(states, ARCHITECTURE, code_power=0.5)
     each = [EnergyNet(s, ARCHITECTURE).feature_maps(images) for s in states]
-    together = jnp.concatenate(each, axis=-1)
-    np.testing.assert_allclose(both.feature_maps(images), together, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(both(images) ** 2, energy.pooled_codes(both.feature_maps(images)), rtol=1e-4)
+    together = np.concatenate(each, axis=-1)
+    maps, codes = both.feature_maps(images), np.asarray(both(images))
+    np.testing.assert_allclose(maps, together, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(codes**2, jax.jit(energy.pooled_codes)(maps), rtol=1e-4)
     both.save(tmp_path / "both")
-    np.testing.assert_array_equal(EnergyNet.load(tmp_path / "both")(images), both(images))
+    np.testing.assert_array_equal(EnergyNet.load(tmp_path / "both")(images), codes)
 
 
-def test_whitened_codes(images: jax.Array, tmp_path: Path) -> None:
-    states = stack(*energy.network_rules(ARCHITECTURE)).init(jax.random.key(1), images)
-    codes = whitening.normalize(EnergyNet(states, ARCHITECTURE)(images))
-    state = whitening.pca(codes, num_components=4, exponent=0.3)
-    net = EnergyNet(states, ARCHITECTURE, whitening=state, centroids=jnp.ones((2, 4)))
-    np.testing.assert_allclose(net(images), whitening.pca_whiten(codes, state), rtol=1e-4, atol=1e-5)
-    net.save(tmp_path / "net")
-    np.testing.assert_array_equal(EnergyNet.load(tmp_path / "net").predict(images), net.predict(images))
+def test_whitened_codes(net: EnergyNet, images: np.ndarray, tmp_path: Path) -> None:
+    @jax.jit
+    def learned(codes: jax.Array) -> Any:
+        codes = whitening.normalize(codes)
+        state = whitening.pca(codes, num_components=4, exponent=0.3)
+        return state, whitening.pca_whiten(codes, state)
+
+    state, expected = learned(net(images))
+    whitened = EnergyNet(net.learned_states(), ARCHITECTURE, whitening=state, centroids=jnp.ones((2, 4)))
+    np.testing.assert_allclose(CALL(whitened, images), expected, rtol=1e-4, atol=1e-5)
+    whitened.save(tmp_path / "net")
+    loaded = EnergyNet.load(tmp_path / "net")
+    np.testing.assert_array_equal(PREDICT(loaded, images), PREDICT(whitened, images))
 
 
-def test_clusters_that_are_subspaces(net: EnergyNet, images: jax.Array, tmp_path: Path) -> None:
-    subspaces = k_subspaces.init(jax.random.key(3), net(images), num_subspaces=4, rank=2)
+def test_clusters_that_are_subspaces(net: EnergyNet, images: np.ndarray, tmp_path: Path) -> None:
+    subspaces = compiled(k_subspaces.init)(jax.random.key(3), net(images), num_subspaces=4, rank=2)
     by_rule = EnergyNet(net.learned_states(), ARCHITECTURE, subspaces=subspaces)
     by_rule.save(tmp_path / "net")
-    expected = k_subspaces.assign(subspaces, net(images))
+    expected = jax.jit(k_subspaces.assign)(subspaces, net(images))
     np.testing.assert_array_equal(EnergyNet.load(tmp_path / "net").predict(images), expected)
     with pytest.raises(ValueError, match="centroids and subspaces are both given"):
         EnergyNet(net.learned_states(), ARCHITECTURE, centroids=jnp.ones((3, 20)), subspaces=subspaces)
@@ -133,9 +150,9 @@ def test_states_must_fit(net: EnergyNet) -> None:
     ],
 )
 def test_convolution_agrees_with_xla(size: int, kernel_size: int, strides: int, padding: Any) -> None:
-    keys = jax.random.split(jax.random.key(0), 2)
-    images = jax.random.normal(keys[0], (6, size, size + 1, 3))
-    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, 3, 5))
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((6, size, size + 1, 3), np.float32)
+    kernel = generator.standard_normal((kernel_size, kernel_size, 3, 5), np.float32)
     settings = ((strides, strides), padding)
 
     def ours(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -162,9 +179,13 @@ def test_convolution_agrees_with_xla(size: int, kernel_size: int, strides: int, 
 
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 3), (3, 2), (2, 1)])
 def test_max_pool_agrees_with_flax(window: int, stride: int) -> None:
-    values = jax.random.normal(jax.random.key(0), (2, 9, 10, 3))
-    wanted = nnx.max_pool(values, (window, window), (stride, stride))  # type: ignore[no-untyped-call]
-    chex.assert_trees_all_equal(convolution.max_pool(values, window, stride), wanted)
+    @jax.jit
+    def both(values: jax.Array) -> Any:
+        wanted = nnx.max_pool(values, (window, window), (stride, stride))  # type: ignore[no-untyped-call]
+        return convolution.max_pool(values, window, stride), wanted
+
+    values = np.random.default_rng(0).standard_normal((2, 9, 10, 3), np.float32)
+    chex.assert_trees_all_equal(*both(values))
 
 
 @pytest.mark.parametrize("response", ["nnl", "relu"])
@@ -172,26 +193,32 @@ def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
     # More than ten blocks: their names do not sort as their numbers do.
     blocks = [NNLBlock(3, 6, 10, 4, 2), NNLBlock(5, 4, 20, 3, 3), *[NNLBlock(3, 2, 5, 2, 2)] * 10]
     net = NNLConv((12, 11, 3), blocks, num_classes=5, response=response, rngs=nnx.Rngs(0))
-    images = jax.random.uniform(jax.random.key(0), (7, 12, 11, 3)).at[0].set(0)
-    found = net.features(images)
-    parts = []
-    for block, weights in zip(blocks, net.filters, strict=True):
-        if response == "nnl":
-            responses = hebbian.convolve(
-                images, weights[...], kernel_size=block.kernel_size, power=block.power
-            )
-        else:
-            patch = patches.extract(images, kernel_size=block.kernel_size)
-            responses = jax.nn.relu(jnp.matmul(patch, weights[...].T, precision="highest"))
-        window, strides = (block.pool,) * 2, (block.pool_stride,) * 2
-        pooled = nnx.max_pool(responses, window, strides)  # type: ignore[no-untyped-call]
-        parts.append(pooled.reshape(7, -1))
-    np.testing.assert_allclose(found, jnp.concatenate(parts, axis=1), rtol=1e-3, atol=1e-5)
+    images = np.random.default_rng(0).random((7, 12, 11, 3), np.float32)
+    images[0] = 0
+
+    @nnx.jit
+    def both(net: NNLConv, images: jax.Array) -> Any:
+        parts = []
+        for block, weights in zip(blocks, net.filters, strict=True):
+            if response == "nnl":
+                responses = hebbian.convolve(
+                    images, weights[...], kernel_size=block.kernel_size, power=block.power
+                )
+            else:
+                patch = patches.extract(images, kernel_size=block.kernel_size)
+                responses = jax.nn.relu(jnp.matmul(patch, weights[...].T, precision="highest"))
+            window, strides = (block.pool,) * 2, (block.pool_stride,) * 2
+            pooled = nnx.max_pool(responses, window, strides)  # type: ignore[no-untyped-call]
+            parts.append(pooled.reshape(7, -1))
+        return net.features(images), jnp.concatenate(parts, axis=1)
+
+    found, expected = map(np.asarray, both(net, images))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
     assert net.num_features == found.shape[1]
     assert (found[0] == 0).all()
     net.save(tmp_path / "net")
     loaded = NNLConv.load(tmp_path / "net")
-    np.testing.assert_array_equal(loaded(images), net(images))
+    np.testing.assert_array_equal(CALL(loaded, images), CALL(net, images))
     assert (loaded.blocks, loaded.response) == (tuple(blocks), response)
     with pytest.raises(ValueError, match="is not a checkpoint of an EnergyNet"):
         EnergyNet.load(tmp_path / "net")
@@ -215,13 +242,13 @@ def test_nnl_blocks(response: Any, tmp_path: Path) -> None:
 def test_saved_with_its_arguments(build: Any, tmp_path: Path) -> None:
     net = build(nnx.Rngs(0))
     size = 32 if isinstance(net, LeNet5) else 8
-    images = jax.random.uniform(jax.random.key(0), (4, size, size, 3))
+    images = np.random.default_rng(0).random((4, size, size, 3), np.float32)
     net.train()
-    net(images)  # moves the statistics of batch normalisation
+    CALL(net, images)  # moves the statistics of batch normalisation
     net.eval()
     net.save(tmp_path / "net")
     loaded = type(net).load(tmp_path / "net")
-    chex.assert_trees_all_equal(loaded(images), net(images))
+    chex.assert_trees_all_equal(CALL(loaded, images), CALL(net, images))
     with pytest.raises(ValueError, match="is not a checkpoint of an AlexNet"):
         AlexNet.load(tmp_path / "net")
 
@@ -255,21 +282,26 @@ def test_nnl_bad_input() -> None:
 def test_convolution_of_any_batch_and_lower_precision(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that do not divide the batch; sums of bfloat16 products do not lose what XLA's keep."""
     monkeypatch.setattr(convolution, "_BLOCK_BYTES", 4 * 36 * 27 * 2)
-    images = jax.random.uniform(jax.random.key(0), (batch, 6, 6, 3), jnp.bfloat16)
-    kernel = jnp.ones((3, 3, 3, 2), jnp.bfloat16)
-    settings = ((1, 1), "SAME")
-    ours = jax.grad(lambda k: convolution.conv_general_dilated(images, k, *settings).sum())(kernel)
-    wide = [value.astype(jnp.float32) for value in (images, kernel)]
-    exact = jax.grad(lambda k: convolution.conv_general_dilated(wide[0], k, *settings).sum())(wide[1])
+    images = np.random.default_rng(0).random((batch, 6, 6, 3), np.float32).astype(jnp.bfloat16)
+    kernel = np.ones((3, 3, 3, 2), jnp.bfloat16)
+
+    @jax.jit
+    @jax.grad
+    def gradient(kernel: jax.Array, images: jax.Array) -> jax.Array:
+        return convolution.conv_general_dilated(images, kernel, (1, 1), "SAME").sum()
+
+    ours = np.asarray(gradient(kernel, images))
+    exact = gradient(kernel.astype(np.float32), images.astype(np.float32))
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=5e-3)
+    np.testing.assert_allclose(ours.astype(np.float32), exact, rtol=5e-3)
 
 
 def test_convolution_under_shard_map() -> None:
     """The gradient of a kernel that all devices share is the sum of theirs."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
-    images = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((4, 6, 6, 3), np.float32)
+    kernel = generator.standard_normal((3, 3, 3, 2), np.float32)
 
     def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(convolution.conv_general_dilated(images, kernel, (1, 1), "SAME")))
@@ -282,6 +314,6 @@ def test_convolution_under_shard_map() -> None:
 
     sharded = jax.shard_map(shared, mesh=mesh, in_specs=(whole, split), out_specs=whole)
     within = jax.shard_map(jax.grad(shared), mesh=mesh, in_specs=(whole, split), out_specs=whole)
-    wanted = jax.grad(loss)(kernel, images)
-    chex.assert_trees_all_close(jax.grad(sharded)(kernel, images), wanted, atol=1e-4)
-    chex.assert_trees_all_close(within(kernel, images), wanted, atol=1e-4)
+    wanted = jax.jit(jax.grad(loss))(kernel, images)
+    chex.assert_trees_all_close(jax.jit(jax.grad(sharded))(kernel, images), wanted, atol=1e-4)
+    chex.assert_trees_all_close(jax.jit(within)(kernel, images), wanted, atol=1e-4)
