@@ -39,7 +39,8 @@ class Saved(nnx.Module):
           ValueError: no such checkpoint, one of another module, or not as it was written.
         """
         sizes, arrays = read(path, cls.__name__)
-        network = cls._build({name: value for name, value in sizes.items() if name != "module"})
+        arguments = {name: value for name, value in sizes.items() if name != "module"}
+        network = nnx.eval_shape(lambda: cls._build(arguments))  # without drawing what is replaced below
         state = nnx.state(network)
         if arrays.keys() != (names := _named(state)).keys():
             raise ValueError(f"path={os.fspath(path)!r} was written by another version: its arrays differ")
