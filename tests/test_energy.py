@@ -1,27 +1,48 @@
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sul_jax import energy, k_subspaces, patches, stack, whitening
 from sul_jax.k_subspaces import KSubspacesState
 
-WINDOW = ("kernel_size", "padding")
-EXTRACT, NORMS, PROJECT, BACK_PROJECT = (
-    jax.jit(function, static_argnames=WINDOW)
-    for function in (patches.extract, patches.norms, patches.project, patches.back_project)
+EXTRACT, INIT, LAYER, THRESHOLD, WHITEN, ZCA_KERNEL = map(
+    compiled,
+    (
+        patches.extract,
+        energy.init,
+        energy.energy_layer,
+        energy.adaptive_threshold,
+        whitening.conv_zca,
+        whitening.conv_zca_kernel,
+    ),
 )
-INIT = jax.jit(energy.init, static_argnames=(*WINDOW, "num_subspaces", "rank"))
-LAYER = jax.jit(energy.energy_layer, static_argnames=(*WINDOW, "num_winners", "rescale"))
-THRESHOLD = jax.jit(energy.adaptive_threshold, static_argnames="num_winners")
 
 
-def images(seed: int = 0, shape: tuple[int, ...] = (3, 7, 6, 2)) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def images(shape: tuple[int, ...] = (3, 7, 6, 2)) -> np.ndarray:
+    return normal(0, *shape)
+
+
+@compiled
+def extract_and_norms(x: jax.Array, **window: int) -> tuple[jax.Array, jax.Array]:
+    return patches.extract(x, **window), patches.norms(x, **window)
+
+
+@compiled
+def products(
+    x: jax.Array, kernels: jax.Array, weights: jax.Array, **window: int
+) -> tuple[jax.Array, jax.Array]:
+    return patches.project(x, kernels, **window), patches.back_project(x, weights, **window)
 
 
 def naive_patches(x: np.ndarray, size: int, padding: int) -> np.ndarray:
@@ -38,15 +59,10 @@ def naive_patches(x: np.ndarray, size: int, padding: int) -> np.ndarray:
 @given(size=st.integers(1, 6), padding=st.integers(0, 3))
 def test_patches_against_loop(size: int, padding: int) -> None:
     x = images()
-    expected = naive_patches(np.asarray(x), size, padding)
-    got = EXTRACT(x, kernel_size=size, padding=padding)
+    expected = naive_patches(x, size, padding)
+    got, norms = extract_and_norms(x, kernel_size=size, padding=padding)
     np.testing.assert_array_equal(got, expected)
-    np.testing.assert_allclose(
-        NORMS(x, kernel_size=size, padding=padding),
-        np.linalg.norm(expected, axis=-1),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    np.testing.assert_allclose(norms, np.linalg.norm(expected, axis=-1), rtol=1e-4, atol=1e-4)
 
 
 # By patch rows, by whole patches, by the spectra of rows.
@@ -57,35 +73,37 @@ def test_products_with_all_patches(number: int, size: int, padding: int) -> None
     if size > 10:
         assert patches._spectra_pay(x, number, size, padding) == (number == 300)
     window = {"kernel_size": size, "padding": padding}
-    vectors = EXTRACT(x, **window).reshape(-1, size**2 * 7)
-    kernels = jax.random.normal(jax.random.key(1), (number, vectors.shape[1]))
-    weights = jax.random.normal(jax.random.key(2), (number, vectors.shape[0]))
-    np.testing.assert_allclose(PROJECT(x, kernels, **window), kernels @ vectors.T, atol=1e-3)
-    np.testing.assert_allclose(BACK_PROJECT(x, weights, **window), weights @ vectors, atol=1e-3)
+    vectors = np.asarray(EXTRACT(x, **window)).reshape(-1, size**2 * 7)
+    kernels, weights = normal(1, number, vectors.shape[1]), normal(2, number, vectors.shape[0])
+    projected, back = products(x, kernels, weights, **window)
+    np.testing.assert_allclose(projected, kernels @ vectors.T, atol=1e-3)
+    np.testing.assert_allclose(back, weights @ vectors, atol=1e-3)
 
 
 @pytest.mark.parametrize("padding", [0, 2])
 def test_taken_patches_are_the_extracted(padding: int) -> None:
     x = images(shape=(3, 7, 6, 2))
     window = {"kernel_size": 4, "padding": padding}
-    vectors = patches.extract(x, **window).reshape(-1, 32)
-    chosen = jax.random.permutation(jax.random.key(1), len(vectors))
-    np.testing.assert_array_equal(patches.taker(x, **window)(chosen), vectors[chosen])
+    vectors = np.asarray(EXTRACT(x, **window)).reshape(-1, 32)
+    chosen = np.random.default_rng(1).permutation(len(vectors))
+    taken = jax.jit(lambda x, chosen: patches.taker(x, **window)(chosen))(x, chosen)
+    np.testing.assert_array_equal(taken, vectors[chosen])
 
 
 def test_sample_takes_distinct_patches_that_are_not_blank() -> None:
-    x = jnp.zeros((2, 6, 6, 1)).at[1, 2, 3, 0].set(1.0)  # nine 3×3 patches see the pixel
-    taken = patches.sample(jax.random.key(0), x, num_patches=9, kernel_size=3, padding=1)
-    np.testing.assert_array_equal(jnp.sort(jnp.argmax(taken, axis=1)), jnp.arange(9))
+    x = np.zeros((2, 6, 6, 1), np.float32)
+    x[1, 2, 3, 0] = 1.0  # nine 3×3 patches see the pixel
+    taken = compiled(patches.sample)(jax.random.key(0), x, num_patches=9, kernel_size=3, padding=1)
+    np.testing.assert_array_equal(np.sort(np.argmax(taken, axis=1)), np.arange(9))
     with pytest.raises(ValueError, match="num_patches=73 exceeds the 72 patches"):
         patches.sample(jax.random.key(0), x, num_patches=73, kernel_size=3, padding=1)
 
 
 def test_map_chunks_is_exact_with_a_ragged_last_chunk() -> None:
     x = images(shape=(7, 4, 4, 1))
-    doubled = patches.map_chunks(lambda c: 2 * c, x, bytes_per_image=64, max_bytes=200)
+    doubled = jax.jit(lambda x: patches.map_chunks(lambda c: 2 * c, x, bytes_per_image=64, max_bytes=200))(x)
     assert doubled.shape[0] == 3
-    np.testing.assert_array_equal(doubled.reshape(-1, 4, 4, 1)[:7], 2 * x)
+    np.testing.assert_array_equal(np.asarray(doubled).reshape(-1, 4, 4, 1)[:7], 2 * x)
 
 
 @pytest.mark.parametrize("num_winners", [1, 3, 4, 7, 8])
@@ -96,19 +114,19 @@ def test_adaptive_threshold_against_sort(num_winners: int) -> None:
     f[2, 2, :4] = 0.9  # ties across the threshold
     ordered = np.sort(f, axis=-1)[..., ::-1]
     tau = ordered[..., num_winners : num_winners + 1] if num_winners < 8 else 0
-    got = THRESHOLD(jnp.asarray(f), num_winners=num_winners)
+    got = THRESHOLD(f, num_winners=num_winners)
     np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
 
 
 def test_adaptive_threshold_of_many_features() -> None:
     f = np.random.default_rng(0).random((3, 400)).astype(np.float32)
     tau = np.sort(f, axis=-1)[:, -101, None]
-    got = THRESHOLD(jnp.asarray(f), num_winners=100)
+    got = THRESHOLD(f, num_winners=100)
     np.testing.assert_array_equal(got, np.maximum(f - tau, 0))
 
 
 def test_adaptive_threshold_of_one_vector() -> None:
-    got = energy.adaptive_threshold(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2)
+    got = THRESHOLD(jnp.array([1.0, 4.0, 2.0, 3.0]), num_winners=2)
     assert got.tolist() == [0, 2, 0, 1]
 
 
@@ -120,12 +138,13 @@ def test_bad_num_winners(num_winners: int) -> None:
 
 @pytest.mark.parametrize("rescale", [True, False])
 def test_layer_against_loop(rescale: bool) -> None:
-    x = images().at[0].set(0)
+    x = images()
+    x[0] = 0
     key = jax.random.key(1)
     sizes = {"kernel_size": 3, "padding": 1}
     bases = INIT(key, x, num_subspaces=5, rank=2, **sizes).bases
-    got = LAYER(x, bases, num_winners=2, rescale=rescale, **sizes)
-    vectors = naive_patches(np.asarray(x), 3, 1)
+    got = np.asarray(LAYER(x, bases, num_winners=2, rescale=rescale, **sizes))
+    vectors = naive_patches(x, 3, 1)
     expected = np.zeros((*vectors.shape[:3], 5))
     for index in np.ndindex(*vectors.shape[:3]):
         norms = np.array([np.linalg.norm(v @ vectors[index]) for v in np.asarray(bases)])
@@ -142,8 +161,8 @@ def test_layer_is_scale_equivariant() -> None:
     x = images()
     sizes = {"kernel_size": 3, "padding": 1}
     bases = INIT(jax.random.key(1), x, num_subspaces=5, rank=2, **sizes).bases
-    one = LAYER(x, bases, num_winners=2, **sizes)
-    np.testing.assert_allclose(LAYER(10 * x, bases, num_winners=2, **sizes), 10 * one, rtol=1e-3, atol=1e-3)
+    one, ten = (np.asarray(LAYER(scale * x, bases, num_winners=2, **sizes)) for scale in (1, 10))
+    np.testing.assert_allclose(ten, 10 * one, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("num_subspaces", "rank"), [(5, 2), (20, 7)])  # the second gathers
@@ -154,7 +173,7 @@ def test_update_is_k_subspaces_on_all_patches(
     sizes = {"kernel_size": 3, "padding": 1}
     state = INIT(jax.random.key(1), x, num_subspaces=num_subspaces, rank=rank, **sizes)
     assert k_subspaces.gathers(state.bases) == (num_subspaces == 20)
-    vectors = patches.extract(x, **sizes).reshape(-1, 18)
+    vectors = np.asarray(EXTRACT(x, **sizes)).reshape(-1, 18)
     expected, expected_info = jax.jit(k_subspaces.update)(state, vectors)
     # Two images at a time: three chunks, the last one filled up.
     monkeypatch.setattr(patches, "chunk_bytes", lambda: 2 * 7 * 6 * 18 * 4)
@@ -166,10 +185,10 @@ def test_update_is_k_subspaces_on_all_patches(
 
 
 def test_average_pool() -> None:
-    x = jnp.arange(49.0).reshape(1, 7, 7, 1)
     y = np.arange(49.0).reshape(7, 7)
     expected = [[y[:4, :4].mean(), y[:4, 4:].mean()], [y[4:, :4].mean(), y[4:, 4:].mean()]]
-    np.testing.assert_allclose(energy.average_pool(x)[0, :, :, 0], expected)
+    pooled = jax.jit(energy.average_pool)(y.reshape(1, 7, 7, 1))
+    np.testing.assert_allclose(np.asarray(pooled)[0, :, :, 0], expected)
     with pytest.raises(ValueError, match="at least 2×2"):
         energy.average_pool(jnp.ones((1, 1, 4, 1)))
 
@@ -188,12 +207,18 @@ def test_greedy_update_touches_one_layer() -> None:
     layer = energy.EnergyLayer(4, 2, 2, 3, 0)
     net = stack(energy.layer_rule(layer), energy.layer_rule(layer))
     x = images()
-    states = net.init(jax.random.key(0), x)
-    new, info = net.update(states, x, layer=1, warmup=True)
-    assert new[0] is states[0]
-    below = net.encode(states[:1], x)
-    expected, _ = energy.update(states[1], below, kernel_size=3, padding=0, warmup=True)
-    np.testing.assert_allclose(new[1].bases, expected.bases, atol=1e-5)
+    states = jax.jit(net.init)(jax.random.key(0), x)
+
+    @jax.jit
+    def update_and_expected(states: Any, x: jax.Array) -> Any:
+        new, info = net.update(states, x, layer=1, warmup=True)
+        assert new[0] is states[0]
+        below = net.encode(states[:1], x)
+        expected, _ = energy.update(states[1], below, kernel_size=3, padding=0, warmup=True)
+        return new[1], info, expected
+
+    new, info, expected = update_and_expected(states, x)
+    np.testing.assert_allclose(new.bases, expected.bases, atol=1e-5)
     assert info.counts.shape == (4,)
     with pytest.raises(ValueError, match="layer=2 is not accepted"):
         net.update(states, x, layer=2)
@@ -228,7 +253,7 @@ def test_greedy_update_touches_one_layer() -> None:
 )  # fmt: skip
 def test_bad_input(call, message: str) -> None:
     x = images(shape=(3, 7, 6, 2))
-    v = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (5, 18, 2)))[0].mT
+    v = np.linalg.qr(normal(0, 5, 18, 2))[0].mT
     with pytest.raises(ValueError, match=message):
         call(x, v)
 
@@ -239,7 +264,7 @@ class TestWhitening:
         x = np.random.default_rng(0).normal(size=(300, 9, 9, 1)).cumsum(1).cumsum(2)
         x = x.astype(np.float32)
         n = 4
-        kernel = whitening.conv_zca_kernel(jnp.asarray(x), kernel_size=3, num_components=n)
+        kernel = np.asarray(ZCA_KERNEL(x, kernel_size=3, num_components=n))
         vectors = naive_patches(x, 3, 0).reshape(-1, 9).astype(np.float64)
         moment = vectors.T @ vectors / len(vectors)
         values, basis = np.linalg.eigh(moment)
@@ -253,49 +278,46 @@ class TestWhitening:
     @pytest.mark.parametrize("num_components", [0, 1])
     def test_identity(self, num_components: int) -> None:
         x = images()
-        kernel = whitening.conv_zca_kernel(x, kernel_size=3, num_components=num_components)
-        np.testing.assert_allclose(whitening.conv_zca(x, kernel), x, atol=1e-4)
+        kernel = ZCA_KERNEL(x, kernel_size=3, num_components=num_components)
+        np.testing.assert_allclose(WHITEN(x, kernel), x, atol=1e-4)
 
     def test_reflection_padding(self) -> None:
-        x = np.asarray(images())
+        x = images()
         kernel = np.random.default_rng(0).normal(size=(4, 4, 2, 2)).astype(np.float32)
         padded = np.pad(x, ((0, 0), (2, 1), (2, 1), (0, 0)), mode="reflect")
         expected = naive_patches(padded, 4, 0) @ kernel.reshape(-1, 2)
-        got = whitening.conv_zca(jnp.asarray(x), jnp.asarray(kernel))
+        got = WHITEN(x, kernel)
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
     def test_sharded_kernel_is_the_whole_batchs(self) -> None:
         x = images(shape=(16, 7, 6, 2))
-        fit = lambda y: whitening.conv_zca_kernel(  # noqa: E731
-            y, kernel_size=3, num_components=4, axis_name="b"
-        )
-        got = jax.vmap(fit, axis_name="b")(x.reshape(4, 4, 7, 6, 2))[0]
-        expected = whitening.conv_zca_kernel(x, kernel_size=3, num_components=4)
-        np.testing.assert_allclose(got, expected, atol=1e-4)
+        fit = partial(whitening.conv_zca_kernel, kernel_size=3, num_components=4)
+        got = jax.jit(jax.vmap(partial(fit, axis_name="b"), axis_name="b"))(x.reshape(4, 4, 7, 6, 2))
+        np.testing.assert_allclose(np.asarray(got)[0], jax.jit(fit)(x), atol=1e-4)
 
 
 def test_gradients_at_blank_patches_are_zero() -> None:
-    spot = jnp.zeros((1, 6, 6, 1)).at[0, 2, 2, 0].set(1)
+    spot = np.zeros((1, 6, 6, 1), np.float32)
+    spot[0, 2, 2, 0] = 1
     window = {"kernel_size": 3, "padding": 1}
-    state = energy.init(
-        jax.random.key(0),
-        jax.random.normal(jax.random.key(1), (2, 6, 6, 1)),
-        num_subspaces=5,
-        rank=2,
-        **window,
-    )
+    state = INIT(jax.random.key(0), normal(1, 2, 6, 6, 1), num_subspaces=5, rank=2, **window)
 
     def total(images: jax.Array) -> jax.Array:
         return jnp.sum(energy.energy_layer(images, state.bases, num_winners=2, **window))
 
-    slope = jax.grad(total)(spot)[0, :, :, 0]
+    slope = np.asarray(jax.grad(total)(spot))
     assert np.isfinite(slope).all()
-    np.testing.assert_array_equal(slope[5], 0)  # only blank patches see it
-    power = jax.grad(lambda maps: jnp.sum(energy.pooled_codes(maps, power=0.5)))(jnp.zeros((1, 4, 4, 2)))
-    np.testing.assert_array_equal(power, 0)
-    flat = KSubspacesState(jnp.eye(3)[None, :2])
-    slope = jax.grad(lambda x: jnp.sum(k_subspaces.encode(flat, x)))(jnp.zeros((1, 3)))
-    np.testing.assert_array_equal(slope, 0)
+    np.testing.assert_array_equal(slope[0, 5, :, 0], 0)  # only blank patches see it
+
+    @jax.jit
+    def gradients(maps: jax.Array, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        flat = KSubspacesState(jnp.eye(3)[None, :2])
+        codes = lambda maps: jnp.sum(energy.pooled_codes(maps, power=0.5))  # noqa: E731
+        norms = lambda vectors: jnp.sum(k_subspaces.encode(flat, vectors))  # noqa: E731
+        return jax.grad(codes)(maps), jax.grad(norms)(vectors)
+
+    for slope in gradients(jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 3))):
+        np.testing.assert_array_equal(slope, 0)
 
 
 def test_integers_and_shapes_that_do_not_fit_are_refused() -> None:

@@ -42,7 +42,7 @@ def config(stripes: Path, tmp_path: Path, **options: object) -> cifar10_hebbian.
 
 
 def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
-    (result,) = cifar10_hebbian.run(config(stripes, tmp_path, num_validation=40, powers=(10.0, 30.0)))
+    (result,) = cifar10_hebbian.run(config(stripes, tmp_path, num_validation=48, powers=(10.0, 30.0)))
     assert result.metrics["test_error"] <= 5
     assert result.metrics["shadowed_test_error"] <= 15
     assert result.metrics["converged_units"] >= 95
@@ -108,7 +108,7 @@ def test_photographs_and_digits(tmp_path: Path) -> None:
     (whole,) = mnist_hebbian.run(
         mnist_hebbian.Config(
             dataset="digits", workdir=tmp_path / "b", filter_steps=200, num_units=40, epochs=10,
-            learning_rate=0.05, num_train=900, patch_batch=100,
+            learning_rate=0.05, num_train=1000, patch_batch=100,
         )
     )  # fmt: skip
     assert whole.network.filters[0].shape == (40, 784)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import chex
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import compiled
 from scipy import sparse
 
 from sul_jax import (
@@ -24,7 +26,7 @@ from sul_jax import (
 from sul_jax.k_subspaces import KSubspacesState
 
 HALF = jax.random.normal(jax.random.key(3), (2, 60, 6), jnp.bfloat16)
-SOFT = jax.nn.softmax(HALF[..., :3].astype(jnp.float32))
+SOFT = jax.jit(lambda half: jax.nn.softmax(half[..., :3].astype(jnp.float32)))(HALF)
 IN_FLOAT32: dict[str, Callable[[jax.Array], Any]] = {
     "k_means": lambda x: k_means.fit(jax.random.key(0), x[0], num_clusters=3).centroids,
     "k_subspaces": lambda x: k_subspaces.update(
@@ -52,23 +54,23 @@ IN_FLOAT32: dict[str, Callable[[jax.Array], Any]] = {
 @pytest.mark.parametrize("name", IN_FLOAT32)
 def test_half_precision_is_computed_in_float32(name: str) -> None:
     """Sums of many bfloat16 numbers stop growing, and none of them can be factorised."""
-    function = IN_FLOAT32[name]
+    function = jax.jit(IN_FLOAT32[name])
     chex.assert_trees_all_close(function(HALF), function(HALF.astype(jnp.float32)), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_a_number_stays_so() -> None:
     """Guarded roots must not hide a network that has diverged."""
     state = KSubspacesState(jnp.eye(3)[None, :2])
-    assert np.isnan(k_subspaces.encode(state, jnp.array([[jnp.nan, 1.0, 2.0]]))).all()
-    assert np.isnan(patches.norms(jnp.full((1, 3, 3, 1), jnp.nan), kernel_size=3)).all()
+    assert np.isnan(jax.jit(k_subspaces.encode)(state, jnp.array([[jnp.nan, 1.0, 2.0]]))).all()
+    assert np.isnan(compiled(patches.norms)(np.full((1, 3, 3, 1), np.nan), kernel_size=3)).all()
     with pytest.raises(TypeError, match="inputs must be floating"):
         whitening.normalize(jnp.array([[3, 4]]))
 
 
 def test_half_precision_memberships() -> None:
     soft = SOFT.astype(jnp.bfloat16)
-    loss = coding_rate.nmce_loss(HALF, soft, eps_squared=0.1)
-    whole = coding_rate.nmce_loss(HALF.astype(jnp.float32), SOFT, eps_squared=0.1)
+    nmce_loss = jax.jit(partial(coding_rate.nmce_loss, eps_squared=0.1))
+    loss, whole = nmce_loss(HALF, soft), nmce_loss(HALF.astype(jnp.float32), SOFT)
     np.testing.assert_allclose(loss, whole, rtol=0.02)
 
 
