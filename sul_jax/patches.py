@@ -159,8 +159,11 @@ def squared_norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array
     images, _, _ = check_window(images, kernel_size=kernel_size, padding=padding)
     energy = _pad(jnp.sum(jnp.square(at_least_float32(images)), axis=-1), padding)
     window = (1, kernel_size, 1), (1, 1, kernel_size)  # separable: 2p instead of p² additions
+    zero = np.zeros(
+        (), energy.dtype
+    )  # with a traced one JAX does not know the sum, nor its gradient under jit
     for size in window:
-        energy = lax.reduce_window(energy, jnp.zeros((), energy.dtype), lax.add, size, (1, 1, 1), "VALID")
+        energy = lax.reduce_window(energy, zero, lax.add, size, (1, 1, 1), "VALID")
     return energy
 
 

@@ -305,7 +305,7 @@ def test_gradients_at_blank_patches_are_zero() -> None:
     def total(images: jax.Array) -> jax.Array:
         return jnp.sum(energy.energy_layer(images, state.bases, num_winners=2, **window))
 
-    slope = np.asarray(jax.grad(total)(spot))
+    slope = np.asarray(jax.jit(jax.grad(total))(spot))
     assert np.isfinite(slope).all()
     np.testing.assert_array_equal(slope[0, 5, :, 0], 0)  # only blank patches see it
 

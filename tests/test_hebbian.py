@@ -133,7 +133,7 @@ def test_gradients_at_black_patches_are_finite() -> None:
     images[0, :2, :2] = 0.5
     weights = normal(0, 4, 4)
     total = lambda x: jnp.sum(hebbian.convolve(x, weights, kernel_size=2, power=3.0))  # noqa: E731
-    gradient = jax.grad(total)(images)
+    gradient = jax.jit(jax.grad(total))(images)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
 
