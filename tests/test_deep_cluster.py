@@ -2,12 +2,14 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import compiled
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,41 +28,54 @@ from sul_jax import deep_cluster, nn, probes
 from sul_jax.nn import convnets
 
 BALANCED = jax.jit(deep_cluster.balanced_indices, static_argnames=("num_clusters", "num_samples"))
+PREPROCESS = compiled(deep_cluster.preprocess)
+PSEUDO_LABELS = compiled(deep_cluster.pseudo_labels)
+
+
+@partial(jax.jit, static_argnames="number")
+def _blobs(number: int) -> jax.Array:
+    centres = 5 * jax.random.normal(jax.random.key(0), (3, 8))
+    return centres[np.arange(number) % 3] + 0.1 * jax.random.normal(jax.random.key(1), (number, 8))
 
 
 def blobs(number: int = 60) -> tuple[jax.Array, np.ndarray]:
-    labels = np.arange(number) % 3
-    centres = 5 * jax.random.normal(jax.random.key(0), (3, 8))
-    return centres[labels] + 0.1 * jax.random.normal(jax.random.key(1), (number, 8)), labels
+    return _blobs(number), np.arange(number) % 3
+
+
+@partial(nnx.jit, static_argnames="use_sobel")
+def alexnet(use_sobel: bool | str = True) -> nn.AlexNet:
+    return nn.AlexNet(use_sobel=use_sobel, rngs=nnx.Rngs(0))
+
+
+@nnx.jit
+def lenet() -> nn.LeNet5:
+    return nn.LeNet5(rngs=nnx.Rngs(0))
 
 
 def test_preprocess_is_that_of_scikit_learn() -> None:
-    x = jax.random.normal(jax.random.key(0), (200, 9)) @ jax.random.normal(jax.random.key(1), (9, 9))
+    draw = np.random.default_rng(0).standard_normal
+    x = np.float32(draw((200, 9)) @ draw((9, 9)))
     expected = normalize(PCA(4, whiten=True, svd_solver="full").fit_transform(np.float64(x)))
-    got = deep_cluster.preprocess(x, num_components=4)
+    got = PREPROCESS(x, num_components=4)
     np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=2e-3)
-    np.testing.assert_allclose(deep_cluster.preprocess(x), normalize(np.asarray(x)), atol=1e-6)
+    np.testing.assert_allclose(PREPROCESS(x), normalize(x), atol=1e-6)
 
 
 def test_preprocess_of_features_without_variance() -> None:
-    x = jnp.concatenate([blobs()[0], jnp.full((60, 2), 3.0)], axis=1)
-    ready = deep_cluster.preprocess(x, num_components=10)
-    assert np.isfinite(ready).all()
+    x = np.concatenate([blobs()[0], np.full((60, 2), 3, np.float32)], axis=1)
+    assert np.isfinite(PREPROCESS(x, num_components=10)).all()
     for constant in (1.0, 3.3):  # the mean of the latter is rounded
-        assert not np.any(deep_cluster.preprocess(jnp.full((1000, 5), constant), num_components=2))
-    assert not np.any(deep_cluster.preprocess(jnp.zeros((5, 3))))
+        assert not np.any(PREPROCESS(np.full((1000, 5), constant, np.float32), num_components=2))
+    assert not np.any(PREPROCESS(np.zeros((5, 3), np.float32)))
 
 
 def test_pseudo_labels_find_blobs_and_are_those_of_the_whole_batch() -> None:
     x, labels = blobs()
-    find = jax.jit(deep_cluster.pseudo_labels, static_argnames=("num_clusters", "axis_name"))
-    found = find(jax.random.key(0), x, num_clusters=3)
+    found = PSEUDO_LABELS(jax.random.key(0), x, num_clusters=3)
     assert normalized_mutual_info_score(labels, found) == pytest.approx(1)
-    sharded = jax.vmap(
-        lambda part: deep_cluster.pseudo_labels(jax.random.key(0), part, num_clusters=3, axis_name="b"),
-        axis_name="b",
-    )(x.reshape(6, 10, 8))
-    np.testing.assert_array_equal(sharded.ravel(), found)
+    find = partial(deep_cluster.pseudo_labels, jax.random.key(0), num_clusters=3, axis_name="b")
+    sharded = jax.jit(jax.vmap(find, axis_name="b"))(np.asarray(x).reshape(6, 10, 8))
+    np.testing.assert_array_equal(np.ravel(sharded), found)
 
 
 @settings(max_examples=30)
@@ -68,8 +83,9 @@ def test_pseudo_labels_find_blobs_and_are_those_of_the_whole_batch() -> None:
 def test_balanced_indices(seed: int, sizes: tuple[int, int, int]) -> None:
     batch, clusters, samples = sizes
     # Uneven clusters, some of them empty.
-    weights = jax.random.normal(jax.random.key(seed), (clusters,)) * 3
-    labels = np.asarray(jax.random.categorical(jax.random.key(seed + 1), weights, shape=(batch,)))
+    random = np.random.default_rng(seed)
+    weights = np.exp(3 * random.standard_normal(clusters))
+    labels = random.choice(clusters, batch, p=weights / weights.sum()).astype(np.int32)
     indices = np.asarray(BALANCED(jax.random.key(seed), labels, num_clusters=clusters, num_samples=samples))
     assert indices.shape == (samples,)
     counts = np.bincount(labels[indices], minlength=clusters)
@@ -83,17 +99,17 @@ def test_balanced_indices(seed: int, sizes: tuple[int, int, int]) -> None:
 
 
 def test_balanced_indices_are_in_random_order_and_reach_every_example() -> None:
-    labels = jnp.repeat(jnp.arange(2), 50)
+    labels = np.repeat(np.arange(2), 50)
     indices = BALANCED(jax.random.key(0), labels, num_clusters=2, num_samples=100)
     assert sorted(indices.tolist()) == list(range(100))
-    assert 0.3 < float(jnp.mean(labels[indices][:50])) < 0.7
+    assert 0.3 < np.mean(labels[indices][:50]) < 0.7
 
 
 def test_balanced_indices_of_a_cluster_just_below_its_share() -> None:
     """Three of seven examples go round once and a half: none of another cluster takes the place."""
-    labels = jnp.array([0] * 3 + [1] * 8)
+    labels = np.array([0] * 3 + [1] * 8)
     for seed in range(5):
-        indices = BALANCED(jax.random.key(seed), labels, num_clusters=2, num_samples=7)
+        indices = np.asarray(BALANCED(jax.random.key(seed), labels, num_clusters=2, num_samples=7))
         small, large = (indices[labels[indices] == cluster].tolist() for cluster in range(2))
         assert (len(small), len(large), len(set(large))) == (4, 3, 3)
 
@@ -101,23 +117,23 @@ def test_balanced_indices_of_a_cluster_just_below_its_share() -> None:
 def test_initial_alignment() -> None:
     x, labels = blobs()
     assert deep_cluster.initial_alignment(jax.random.key(0), x, labels, num_clusters=3) == pytest.approx(1)
-    ready = deep_cluster.preprocess(x, num_components=3)
-    found = deep_cluster.pseudo_labels(jax.random.key(0), ready, num_clusters=5)
+    ready = PREPROCESS(x, num_components=3)
+    found = PSEUDO_LABELS(jax.random.key(0), ready, num_clusters=5)
     got = deep_cluster.initial_alignment(jax.random.key(0), x, labels, num_clusters=5, num_components=3)
     assert got == pytest.approx(normalized_mutual_info_score(labels, found))
 
 
 def test_initial_alignment_is_that_of_the_clusters_found_with_its_options() -> None:
     x, labels = blobs()
-    x = x + 5 * jax.random.normal(jax.random.key(2), x.shape)
+    x = x + 5 * np.random.default_rng(2).standard_normal(x.shape, np.float32)
     own: list[float] = []
     for init, empty_clusters, tolerance in (("k-means++", "relocate", 1e-4), ("random", "split", 0.0)):
         options = {"init": init, "empty_clusters": empty_clusters, "tolerance": tolerance}
-        found = deep_cluster.feature_clusters(
+        found = compiled(deep_cluster.feature_clusters)(
             jax.random.key(0), x, num_clusters=20, num_components=3, **options
         )
-        ready = deep_cluster.preprocess(x, num_components=3)
-        again = deep_cluster.pseudo_labels(jax.random.key(0), ready, num_clusters=20, **options)
+        ready = PREPROCESS(x, num_components=3)
+        again = PSEUDO_LABELS(jax.random.key(0), ready, num_clusters=20, **options)
         np.testing.assert_array_equal(found, again)
         own.append(
             deep_cluster.initial_alignment(
@@ -151,7 +167,7 @@ def test_initial_alignment_refuses_values_that_are_not_finite() -> None:
             ),
             "labels go from 0 to 5; 0 to 1 are accepted",
         ),
-        (lambda x: nn.AlexNet(rngs=nnx.Rngs(0))(jnp.ones((2, 32, 32, 1))), "images must have shape"),
+        (lambda _: alexnet()(np.ones((2, 32, 32, 1), np.float32)), "images must have shape"),
         (
             lambda x: deep_cluster.pseudo_labels(jax.random.key(0), x, num_clusters=61),
             "num_clusters=61 .* 60 vectors",
@@ -185,21 +201,29 @@ def test_sobel_is_scipys() -> None:
 
 
 def test_random_filters_below_the_network_stay_as_they_are() -> None:
-    net = nn.AlexNet(use_sobel="random", rngs=nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    net = alexnet("random")
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     grey, edges = np.asarray(net.grey[...]), np.asarray(net.edges[...])
     filtered = [
         np.stack([ndimage.correlate(image @ grey, edges[..., i], mode="constant") for i in range(2)], -1)
-        for image in np.asarray(images)
+        for image in images
     ]
-    expected = net.convolutions[0](jnp.asarray(np.stack(filtered)))
-    np.testing.assert_allclose(net.layers(images)["conv_1"], expected, atol=1e-4)
+    found, expected = nnx.jit(
+        lambda net, x, filtered: (net.layers(x)["conv_1"], net.convolutions[0](filtered))
+    )(net, images, np.stack(filtered))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     learned = nnx.state(net, nnx.Param)
     assert "grey" not in learned
     assert "edges" not in learned
     assert len(nnx.state(net, convnets.Fixed)) == 2
-    others = (nn.LeNet5(channels=3, use_sobel="random", rngs=nnx.Rngs(seed)) for seed in range(100))
-    drawn = np.array([[*net.grey[...], *net.edges[...].ravel()] for net in others])
+
+    @jax.jit
+    @jax.vmap
+    def draw(seed: jax.Array) -> jax.Array:
+        net = nn.LeNet5(channels=3, use_sobel="random", rngs=nnx.Rngs(jax.random.key(seed)))
+        return jnp.concatenate([net.grey[...], net.edges[...].ravel()])
+
+    drawn = np.asarray(draw(np.arange(100)))
     np.testing.assert_allclose(drawn[:, :3].std(), 2**0.5, rtol=0.1)
     np.testing.assert_allclose(drawn[:, 3:].std(), 1 / 3, rtol=0.1)
     with pytest.raises(ValueError, match="use_sobel='sobel' is not accepted"):
@@ -207,14 +231,14 @@ def test_random_filters_below_the_network_stay_as_they_are() -> None:
 
 
 def test_networks_have_the_published_sizes() -> None:
-    lenet = nn.LeNet5(rngs=nnx.Rngs(0))
-    layers = lenet.layers(jnp.ones((1, 32, 32, 1)))
+    net = nnx.eval_shape(lenet)
+    layers = nnx.eval_shape(lambda x: lenet().layers(x), jnp.ones((1, 32, 32, 1)))
     assert layers["conv_2"].shape == (1, 10, 10, 16)
     # 6·25 + 16·150 weights, 400·120 and 120·84, biases and normalisation.
     expected = 150 + 2400 + 48_000 + 10_080 + (6 + 16) * 3 + 120 + 84
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(lenet, nnx.Param))) == expected
-    alexnet = nn.AlexNet(rngs=nnx.Rngs(0))
-    assert alexnet.layers(jnp.ones((1, 32, 32, 3)))["relu_5"].shape == (1, 2, 2, 128)
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == expected
+    layers = nnx.eval_shape(lambda x: alexnet().layers(x), jnp.ones((1, 32, 32, 3)))
+    assert layers["relu_5"].shape == (1, 2, 2, 128)
     original = nnx.eval_shape(lambda: nn.AlexNet("original", rngs=nnx.Rngs(0)))
     assert original.hidden[0].kernel.shape == (256 * 6 * 6, 4096)
     with pytest.raises(ValueError, match="variant='big' is not accepted"):
@@ -222,20 +246,20 @@ def test_networks_have_the_published_sizes() -> None:
 
 
 def test_evaluation_does_not_depend_on_the_batch_and_dropout_on_the_key() -> None:
-    net = nn.AlexNet(rngs=nnx.Rngs(0))
-    x = jax.random.uniform(jax.random.key(0), (6, 32, 32, 3))
+    net, call = alexnet(), nnx.jit(lambda net, x, key: net(x, key=key))
+    x = np.random.default_rng(0).random((6, 32, 32, 3), np.float32)
     net.eval()
-    np.testing.assert_allclose(net(x)[:2], net(x[:2]), atol=1e-5)
+    np.testing.assert_allclose(call(net, x, None)[:2], call(net, x[:2], None), atol=1e-5)
     # Untrained statistics change nothing.
-    layers = net.layers(x)
-    np.testing.assert_allclose(layers["relu_1"], jax.nn.relu(layers["conv_1"]), rtol=1e-4, atol=1e-5)
-    one, other = (net(x, key=jax.random.key(k)) for k in (0, 1))
+    layers = nnx.jit(lambda net, x: net.layers(x))(net, x)
+    np.testing.assert_allclose(layers["relu_1"], np.maximum(layers["conv_1"], 0), rtol=1e-4, atol=1e-5)
+    one, other = (call(net, x, jax.random.key(k)) for k in (0, 1))
     assert not np.allclose(one, other)
 
 
 def test_linear_probe_is_a_logistic_regression() -> None:
     x, labels = blobs(300)
-    x = x + 2 * jax.random.normal(jax.random.key(2), x.shape)
+    x = x + 2 * np.random.default_rng(2).standard_normal(x.shape, np.float32)
     train, test = slice(0, 200), slice(200, 300)
     got = probes.linear_probe(
         jax.random.key(0), x[train], labels[train], x[test], labels[test], num_epochs=50, batch_size=20
@@ -317,8 +341,8 @@ def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
 
 @pytest.mark.parametrize("augmentation", ["code", "crops", "text"])
 def test_augmentation_keeps_images_apart(augmentation: str) -> None:
-    shades = jnp.linspace(0, 1, 6).reshape(3, 1, 1, 2)
-    images = jnp.broadcast_to(shades, (3, 32, 32, 2))
+    shades = np.linspace(0, 1, 6, dtype=np.float32).reshape(3, 1, 1, 2)
+    images = np.broadcast_to(shades, (3, 32, 32, 2))
     transform = jax.jit(partial(deepcluster.transform, augmentation))
     found = transform(jax.random.key(0), images)
     np.testing.assert_allclose(found, images, atol=1e-6)
@@ -350,7 +374,7 @@ def test_street_numbers_through_tfds_take_alexnet(street_numbers: Path, config: 
     (result,) = deepcluster.run(config)
     assert isinstance(result.network, nn.AlexNet)
     assert result.network.use_sobel == "random"
-    before = nn.AlexNet(use_sobel="random", rngs=nnx.Rngs(0))
+    before = nn.AlexNet(use_sobel="random", rngs=nnx.Rngs(0))  # not compiled, as in a run: the same bits
     chex.assert_trees_all_equal(*(nnx.state(net, convnets.Fixed) for net in (result.network, before)))
     assert result.metrics["probe_accuracy"] == pytest.approx(probed(config, result.network, "relu_5"))
 
@@ -444,13 +468,20 @@ def test_every_form_of_the_convolution_is_the_convolution(
 ) -> None:
     if large is not None:
         monkeypatch.setattr(convnets, "_LARGE", large)
-    layer = nnx.Conv(
-        channels, filters, (size, size), strides=stride, padding=((padding, padding),) * 2, rngs=nnx.Rngs(0)
-    )
-    layer.bias[...] = jnp.arange(float(filters))
+    layer = nnx.jit(
+        lambda: nnx.Conv(
+            channels,
+            filters,
+            (size, size),
+            strides=stride,
+            padding=((padding, padding),) * 2,
+            rngs=nnx.Rngs(0),
+        )
+    )()
+    layer.bias[...] = np.arange(filters, dtype=np.float32)
     specification = convnets._Convolution(filters, size, stride, padding, None)
     graph, state = nnx.split(layer)
-    images = jax.random.normal(jax.random.key(0), (3, 11, 12, channels))
+    images = np.random.default_rng(0).standard_normal((3, 11, 12, channels), np.float32)
 
     def flax(state: nnx.State, images: jax.Array) -> jax.Array:
         return jnp.sin(nnx.merge(graph, state)(images))
@@ -459,7 +490,12 @@ def test_every_form_of_the_convolution_is_the_convolution(
         planes = jnp.swapaxes(images, 0, 3)
         return jnp.sin(jnp.swapaxes(convnets._convolve(specification, nnx.merge(graph, state), planes), 0, 3))
 
-    wanted, wanted_gradient = jax.vjp(flax, state, images)
-    found, gradient = jax.vjp(ours, state, images)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
-    chex.assert_trees_all_close(gradient(wanted), wanted_gradient(wanted), rtol=1e-3, atol=1e-3)
+    @jax.jit
+    def both(state: nnx.State, images: jax.Array) -> Any:
+        wanted, wanted_gradient = jax.vjp(flax, state, images)
+        found, gradient = jax.vjp(ours, state, images)
+        return (found, wanted), (gradient(wanted), wanted_gradient(wanted))
+
+    values, gradients = both(state, images)
+    np.testing.assert_allclose(*values, atol=1e-4)
+    chex.assert_trees_all_close(*gradients, rtol=1e-3, atol=1e-3)
