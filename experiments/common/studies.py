@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from filelock import FileLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.common.options import ConfigError
@@ -78,9 +79,9 @@ def open_study(
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
     """A file of one record a line, without the half of one that a full disk or a kill left at its end."""
-    # Optuna's lock is a link to this path as it stands: a relative one would lead nowhere.
-    name = str(path.resolve())
-    backend, lock = JournalFileBackend(name), JournalFileSymlinkLock(name)
+    # The system takes it from a process that dies; one of Optuna's own is then waited for half a minute.
+    lock = FileLock(path.with_name(f"{path.name}.flock"))
+    backend = JournalFileBackend(str(path.resolve()), lock)
     lock.acquire()  # another worker may be writing a line
     try:
         stored = path.read_bytes()

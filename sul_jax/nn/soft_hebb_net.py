@@ -1,6 +1,7 @@
 """Layers that SoftHebb learned, under a linear classifier."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ class SoftHebbNet(Saved):
         )
         rule = stack(*soft_hebb.network_rules(self.layers))
         images = jnp.zeros((1, *self.image_shape))
-        states = rule.init(rngs.params(), images)
+        states = jax.jit(rule.init)(rngs.params(), images)
         self.states = nnx.data([jax.tree.map(Learned, state) for state in states])
         self.num_features = jax.eval_shape(rule.encode, states, images).size
         self.classifier = nnx.Linear(
@@ -99,9 +100,13 @@ class SoftHebbNet(Saved):
         images = check_images("images", images)
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
-        rule = stack(*soft_hebb.network_rules(self.layers))
-        return rule.encode(self.learned_states(), images).reshape(len(images), -1)
+        return _codes(self.layers, self.learned_states(), images)
 
     def __call__(self, images: Array) -> Array:
         """Logits, `[batch, num_classes]`."""
         return self.classifier(self.features(images))
+
+
+@partial(jax.jit, static_argnums=0)
+def _codes(layers: tuple[SoftHebbLayer, ...], states: tuple[SoftHebbLayerState, ...], images: Array) -> Array:
+    return stack(*soft_hebb.network_rules(layers)).encode(states, images).reshape(len(images), -1)
