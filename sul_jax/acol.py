@@ -65,9 +65,9 @@ def rule(
       >>> from sul_jax import acol
       >>> rule = acol.rule((8, 8, 1), num_features=16, num_filters=4)
       >>> images = jax.random.uniform(jax.random.key(0), (10, 8, 8, 1))
-      >>> state = rule.init(jax.random.key(1), images)
+      >>> state = jax.jit(rule.init)(jax.random.key(1), images)
       >>> state, info = jax.jit(rule.update)(state, images, key=jax.random.key(2))
-      >>> rule.encode(state, images).shape, sorted(info.terms)
+      >>> jax.jit(rule.encode)(state, images).shape, sorted(info.terms)
       ((10, 16), ['affinity', 'balance', 'cross_entropy'])
     """
     import optax

@@ -57,8 +57,8 @@ def rule(
       >>> rule = deep_cluster.rule(lambda rngs: nn.LeNet5(rngs=rngs), num_clusters=3)
       >>> keys = jax.random.split(jax.random.key(1), 6)
       >>> images = jax.random.uniform(jax.random.key(0), (20, 32, 32, 1))
-      >>> state = rule.init(keys[0], images)
-      >>> features = deep_cluster.preprocess(rule.encode(state, images))  # a cycle begins
+      >>> state = jax.jit(rule.init)(keys[0], images)
+      >>> features = deep_cluster.preprocess(jax.jit(rule.encode)(state, images))  # a cycle begins
       >>> labels = deep_cluster.pseudo_labels(keys[1], features, num_clusters=3)
       >>> state = deep_cluster.new_head(keys[2], state)
       >>> order = deep_cluster.balanced_indices(keys[3], labels, num_clusters=3, num_samples=20)

@@ -387,7 +387,7 @@ def network_rules(
       >>> from sul_jax import energy, stack
       >>> net = stack(*energy.network_rules(energy.ARCHITECTURES["1layer"]))
       >>> images = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))
-      >>> net.encode(net.init(jax.random.key(1), images), images).shape
+      >>> jax.jit(lambda key: net.encode(net.init(key, images), images))(jax.random.key(1)).shape
       (4, 27, 27, 59)
     """
     zca = whitening.conv_zca_rule(

@@ -280,9 +280,9 @@ def layer_rule(
       >>> from sul_jax import hebbian
       >>> images = jax.random.uniform(jax.random.key(0), (10, 12, 12, 3))
       >>> rule = hebbian.layer_rule(kernel_size=4, num_units=8, num_patches=50)
-      >>> state = rule.init(jax.random.key(1), images)
-      >>> state, info = rule.update(state, images, key=jax.random.key(2))
-      >>> rule.encode(state, images).shape
+      >>> state = jax.jit(rule.init)(jax.random.key(1), images)
+      >>> state, info = jax.jit(rule.update)(state, images, key=jax.random.key(2))
+      >>> jax.jit(rule.encode)(state, images).shape
       (10, 9, 9, 8)
     """
     draw = partial(random_patches, num_patches=num_patches, kernel_size=kernel_size)

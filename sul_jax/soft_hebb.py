@@ -247,9 +247,9 @@ def layer_rule(layer: SoftHebbLayer) -> LearningRule:
       >>> from sul_jax import soft_hebb
       >>> images = jax.random.uniform(jax.random.key(0), (10, 12, 12, 3))
       >>> rule = soft_hebb.layer_rule(soft_hebb.CIFAR10[0]._replace(num_units=8))
-      >>> state = rule.init(jax.random.key(1), images)
-      >>> state, info = rule.update(state, images)
-      >>> rule.encode(state, images).shape
+      >>> state = jax.jit(rule.init)(jax.random.key(1), images)
+      >>> state, info = jax.jit(rule.update)(state, images)
+      >>> jax.jit(rule.encode)(state, images).shape
       (10, 6, 6, 8)
     """
     check_integer("kernel_size", layer.kernel_size, low=1)
@@ -310,9 +310,9 @@ def network_rules(layers: tuple[SoftHebbLayer, ...]) -> tuple[LearningRule, ...]
       >>> layers = tuple(layer._replace(num_units=8) for layer in soft_hebb.CIFAR10)
       >>> rule = stack(*soft_hebb.network_rules(layers))
       >>> images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
-      >>> states = rule.init(jax.random.key(1), images)
-      >>> states, infos = rule.update(states, images)  # all layers at once
-      >>> rule.encode(states, images).shape
+      >>> states = jax.jit(rule.init)(jax.random.key(1), images)
+      >>> states, infos = jax.jit(rule.update)(states, images)  # all layers at once
+      >>> jax.jit(rule.encode)(states, images).shape
       (4, 4, 4, 8)
     """
     return tuple(map(layer_rule, layers))

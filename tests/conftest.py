@@ -72,6 +72,14 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _coarse_pictures() -> None:
+    """A fifth of the time that runs of seconds take is drawing."""
+    from experiments.common import figures
+
+    figures.matplotlib.rcParams["savefig.dpi"] = 40
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
     """Compiled programs hold memory maps, of which a process may have 65,530: XLA crashes beyond."""

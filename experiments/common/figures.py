@@ -16,13 +16,15 @@ from numpy.typing import ArrayLike
 from experiments.data import atomic_path
 from sul_jax import metrics, whitening
 
-matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+matplotlib.rcParams.update(
+    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+)
 
 
 def _save(figure: Figure, path: Path) -> None:
     # Figures are made without pyplot: no global state, no window.
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+        figure.savefig(temporary, bbox_inches="tight", format="png")
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class EnergyNet(nnx.Module):
           >>> from sul_jax import energy, nn, stack
           >>> architecture = energy.EnergyArchitecture(3, 2, (energy.EnergyLayer(6, 2, 3, 5, 0),))
           >>> images = jax.random.uniform(jax.random.key(0), (20, 8, 8, 1))
-          >>> states = stack(*energy.network_rules(architecture)).init(jax.random.key(1), images)
+          >>> rule = stack(*energy.network_rules(architecture))
+          >>> states = jax.jit(rule.init)(jax.random.key(1), images)
           >>> net = nn.EnergyNet(states, architecture)
           >>> net(images).shape
           (20, 24)
