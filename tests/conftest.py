@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-# Two files run at a time: threads that wait for a core of their own spin, in t-SNE for most of its time.
+# Three files run at a time: threads that wait for a core of their own spin, in t-SNE for most of its time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Programs run for moments here, in notebooks and commands of their own too: compiling them takes longest.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -145,7 +145,7 @@ def test_images_too_small_to_be_mirrored() -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return Config(
-        dataset="digits", num_units=(6, 8, 10), num_train=100, num_test=60, epochs=3, workdir=tmp_path / "run"
+        dataset="digits", num_units=(6, 8), num_train=100, num_test=60, epochs=3, workdir=tmp_path / "run"
     )
 
 

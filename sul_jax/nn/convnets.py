@@ -265,7 +265,7 @@ class AlexNet(_ConvNet):
           >>> from flax import nnx
           >>> from sul_jax import nn
           >>> net = nn.AlexNet(rngs=nnx.Rngs(0))
-          >>> net(jnp.ones((2, 32, 32, 3))).shape
+          >>> nnx.jit(lambda net, images: net(images))(net, jnp.ones((2, 32, 32, 3))).shape
           (2, 1024)
         """
         if variant not in _ALEXNETS:
