@@ -68,9 +68,12 @@ def as_array(name: str, values: Any) -> Array:
     return values if isinstance(values, jax.Array) else jnp.asarray(on_host(name, values))
 
 
-def check_images(name: str, images: Any) -> Array:
+def check_images(name: str, images: Any, *, image_shape: tuple[int, int, int] | None = None) -> Array:
     """Returns `images`; raises unless they are a non-empty floating `[batch, height, width, channels]`."""
-    return check_array(name, images, ndim=4, axes="[batch, height, width, channels]")
+    images = check_array(name, images, ndim=4, axes="[batch, height, width, channels]")
+    if image_shape is not None and images.shape[1:] != image_shape:
+        raise ValueError(f"{name} has shape {images.shape}, expected [batch, *{image_shape}]")
+    return images
 
 
 def check_vectors(name: str, inputs: Any, *, features: int | None = None) -> Array:

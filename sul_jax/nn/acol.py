@@ -112,9 +112,7 @@ class ACOL(Saved):
           ValueError: images of another shape.
           TypeError: images of integers.
         """
-        images = check_images("images", images)
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
+        images = check_images("images", images, image_shape=self.image_shape)
         values = images
         for index, convolution in enumerate(self.convolutions):
             values = jax.nn.relu(convolution(values))

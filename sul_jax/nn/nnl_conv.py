@@ -125,9 +125,7 @@ class NNLConv(Saved):
           ValueError: images of another shape.
           TypeError: images of integers.
         """
-        images = check_images("images", images)
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
+        images = check_images("images", images, image_shape=self.image_shape)
         features = []
         for index, block in enumerate(self.blocks):
             weights = self.filters[index][...]

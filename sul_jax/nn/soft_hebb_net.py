@@ -97,9 +97,7 @@ class SoftHebbNet(Saved):
           ValueError: images of another shape.
           TypeError: images of integers.
         """
-        images = check_images("images", images)
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images has shape {images.shape}, expected [batch, *{self.image_shape}]")
+        images = check_images("images", images, image_shape=self.image_shape)
         return _codes(self.layers, self.learned_states(), images)
 
     def __call__(self, images: Array) -> Array:
