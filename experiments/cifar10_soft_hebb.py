@@ -26,7 +26,6 @@ from jax import Array
 from experiments import data
 from experiments.common import figures
 from experiments.common.evaluation import half_precision_features, map_batches, to_float
-from experiments.common.hebbian_filters import split
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting
 from experiments.common.training import run_steps
@@ -93,7 +92,7 @@ def run(config: Config) -> list[SeedResult[SoftHebbNet]]:
     if not 1 <= len(config.num_units) <= len(soft_hebb.CIFAR10):
         raise ConfigError(f"num_units={config.num_units} is not accepted: it must be of one to three layers")
     dataset = data.load(config.dataset, config.data_dir, auto=("cifar10", "digits"))
-    images, splits, num_classes = split(dataset, config.num_train, config.num_test)
+    images, splits, num_classes = data.split(dataset, config.num_train, config.num_test)
     if not splits:
         raise ConfigError(f"dataset={config.dataset!r} has no labels, which the classifier needs")
     if max(config.batch_size, config.classifier_batch) > len(images):

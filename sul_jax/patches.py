@@ -1,6 +1,7 @@
 """Square patches of channels-last images: extraction, norms and sampling."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -159,9 +160,8 @@ def squared_norms(images: Array, *, kernel_size: int, padding: int = 0) -> Array
     images, _, _ = check_window(images, kernel_size=kernel_size, padding=padding)
     energy = _pad(jnp.sum(jnp.square(at_least_float32(images)), axis=-1), padding)
     window = (1, kernel_size, 1), (1, 1, kernel_size)  # separable: 2p instead of p² additions
-    zero = np.zeros(
-        (), energy.dtype
-    )  # with a traced one JAX does not know the sum, nor its gradient under jit
+    # With a traced zero JAX does not see the sum, nor its gradient under jit.
+    zero = np.zeros((), energy.dtype)
     for size in window:
         energy = lax.reduce_window(energy, zero, lax.add, size, (1, 1, 1), "VALID")
     return energy
@@ -454,6 +454,37 @@ def map_chunks(
         return jax.tree.map(lambda result: result[None], function(images))
     filled = jnp.pad(images, ((0, num_chunks * chunk - batch),) + ((0, 0),) * (images.ndim - 1))
     return lax.map(function, filled.reshape(num_chunks, chunk, *images.shape[1:]))
+
+
+def reduce_windows(
+    values: Array, window: int, stride: int, combine: Callable[[Array, Array], Array] = jnp.maximum
+) -> Array:
+    """Pools windows without padding, along one axis after the other, as shifted images.
+
+    On a CPU XLA's windowed reduction, and above all its gradient, take several times as long.
+
+    Args:
+      values: `[batch, height, width, channels]`.
+      window: side in pixels, at most that of the images.
+      stride: distance of neighbouring windows in pixels.
+      combine: of two arrays, such as their maximum or sum.
+
+    Returns:
+      `[batch, out_height, out_width, channels]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import patches
+      >>> patches.reduce_windows(jnp.arange(16.0).reshape(1, 4, 4, 1), 2, 2, jnp.add).ravel().tolist()
+      [10.0, 18.0, 42.0, 50.0]
+    """
+    for axis in (2, 1):
+        span = values.shape[axis] - window + 1
+        shifted = (
+            lax.slice_in_dim(values, start, start + span, stride, axis=axis) for start in range(window)
+        )
+        values = reduce(combine, shifted)
+    return values
 
 
 def _pad(images: Array, padding: int) -> Array:

@@ -356,13 +356,5 @@ def _pooled(maps: Array, layer: SoftHebbLayer) -> Array:
     edge = (layer.pool_size - layer.pool_stride) // 2
     maps = jnp.pad(maps, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     combine = jnp.maximum if layer.pool == "max" else jnp.add
-    for axis in (1, 2):  # as shifted images: on a CPU several times as fast as XLA's windowed reduction
-        span = maps.shape[axis] - layer.pool_size + 1
-        shifted = [
-            lax.slice_in_dim(maps, start, start + span, layer.pool_stride, axis=axis)
-            for start in range(layer.pool_size)
-        ]
-        maps = shifted[0]
-        for one in shifted[1:]:
-            maps = combine(maps, one)
-    return maps if layer.pool == "max" else maps / layer.pool_size**2
+    pooled = patches.reduce_windows(maps, layer.pool_size, layer.pool_stride, combine)
+    return pooled if layer.pool == "max" else pooled / layer.pool_size**2

@@ -88,7 +88,7 @@ def run(
     """
     options.check(config)
     dataset = data.load(config.dataset, config.data_dir, auto=auto)
-    images, splits, num_classes = split(dataset, config.num_train, config.num_test)
+    images, splits, num_classes = data.split(dataset, config.num_train, config.num_test)
     number, shape = len(images), images.shape[1:]
     if len(config.powers) > 1 and not (splits and 0 < config.num_validation < number):
         raise ConfigError(
@@ -451,21 +451,3 @@ def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[A
             f"{network.image_shape[-1]} channels, not {wanted} for {channels}"
         )
     return [weights[...] for weights in network.filters]
-
-
-def split(
-    dataset: data.Dataset, num_train: int | None, num_test: int | None
-) -> tuple[np.ndarray, dict[str, Split], int]:
-    """Training images; where there are labels, training and test sets and the number of classes, else 1.
-
-    Of data that come as one set, every fifth is a test image.
-    """
-    train, test = dataset.train, dataset.test
-    if train.labels is None or test.labels is None:
-        return train.images[:num_train], {}, 1
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
-    if dataset.is_one_set:
-        held = np.arange(len(train)) % 5 == 4
-        train, test = train[~held], train[held]
-    train, test = train[:num_train], test[:num_test]
-    return train.images, {"train": train, "test": test}, classes

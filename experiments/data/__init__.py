@@ -98,6 +98,24 @@ class Dataset:
         return self.train_images is self.test_images
 
 
+def split(
+    dataset: Dataset, num_train: int | None, num_test: int | None
+) -> tuple[np.ndarray, dict[str, Split], int]:
+    """Training images; where there are labels, training and test sets and the number of classes, else 1.
+
+    Of data that come as one set, every fifth is a test image.
+    """
+    train, test = dataset.train, dataset.test
+    if train.labels is None or test.labels is None:
+        return train.images[:num_train], {}, 1
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    if dataset.is_one_set:
+        held = np.arange(len(train)) % 5 == 4
+        train, test = train[~held], train[held]
+    train, test = train[:num_train], test[:num_test]
+    return train.images, {"train": train, "test": test}, classes
+
+
 _READERS: dict[str, Callable[[str, Path | None], Sourced]] = {
     **dict.fromkeys(ORIGINALS, originals.load),
     "usps": others.usps,

@@ -1,12 +1,14 @@
 """Convolutions and pooling whose gradients are fast on a CPU too."""
 
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from sul_jax.patches import reduce_windows
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _xla = partial(lax.conv_general_dilated, dimension_numbers=_LAYOUT)
@@ -121,8 +123,7 @@ _convolve.defvjp(_forward, _backward)
 def max_pool(values: Array, window: int, stride: int) -> Array:
     """Largest value of each window, without padding.
 
-    Along one axis after the other, as maxima of shifted images: on a CPU XLA's windowed reduction and above
-    all its gradient take several times as long. Equal largest values share the gradient.
+    By `patches.reduce_windows`. Equal largest values share the gradient.
 
     Args:
       values: `[batch, height, width, channels]`.
@@ -143,10 +144,4 @@ def max_pool(values: Array, window: int, stride: int) -> Array:
     """
     if window > min(values.shape[1:3]):
         raise ValueError(f"window={window} is not accepted: the images have shape {values.shape[1:3]}")
-    for axis in (2, 1):
-        span = values.shape[axis] - window + 1
-        shifted = (
-            lax.slice_in_dim(values, start, start + span, stride, axis=axis) for start in range(window)
-        )
-        values = reduce(jnp.maximum, shifted)
-    return values
+    return reduce_windows(values, window, stride)
