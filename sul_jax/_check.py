@@ -35,7 +35,8 @@ def check_number(
     if not (np.isfinite(numbers) & (numbers >= low) & (numbers > above) & (numbers <= high)).all():
         bounds = {"at least": low, "above": above, "at most": high}
         words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
-        raise ValueError(f"{name}={value} is not accepted: it must be {words or 'finite'}")
+        given = f"={value}" if numbers.size == 1 else f" between {numbers.min():.4g} and {numbers.max():.4g}"
+        raise ValueError(f"{name}{given} is not accepted: it must be {words or 'finite'}")
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:

@@ -5,11 +5,15 @@ gives the same result, on another kind of device but for rounding.
 
 Numbers of any size that float32 holds are clustered alike. Outside jit, float64 vectors of the host (NumPy,
 lists) are centred before float32 rounds them: there a common offset costs no precision, however large.
+
+`fit` does it all at once on vectors that fit into memory. For more, `rule` is a Lloyd step whose `statistics`
+of chunks add up; with `memory` its steps are those of mini-batch k-means.
 """
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import (
+    as_array,
     check_choice,
     check_finite,
     check_integer,
@@ -25,8 +30,9 @@ from sul_jax._check import (
     is_known,
     on_host,
 )
-from sul_jax._linalg import at_least_float32
+from sul_jax._linalg import at_least_float32, inverse_norm, root
 from sul_jax._parallel import sum_over
+from sul_jax.learning_rule import LearningRule
 
 # Scores of vectors against centroids held at a time: they should stay in a CPU's cache.
 _MAX_SCORES = 2**21
@@ -36,6 +42,8 @@ _AHEAD = 0.01
 _COMFORT = (-32, 50)
 # Clusters from which, on a CPU, adding each vector to its cluster beats a product with memberships.
 _MANY_CLUSTERS = 64
+
+Metric = Literal["euclidean", "cosine"]
 
 
 class KMeansResult(NamedTuple):
@@ -52,6 +60,44 @@ class KMeansResult(NamedTuple):
     labels: Array
     inertia: Array
     num_iterations: Array
+
+
+class KMeansState(NamedTuple):
+    """What a step of k-means changes.
+
+    Attributes:
+      centroids: `[num_clusters, features]`.
+      counts: `[num_clusters]`, weight of the vectors that each centroid is the mean of.
+    """
+
+    centroids: Array
+    counts: Array
+
+
+class KMeansInfo(NamedTuple):
+    """What a step saw, before it moved the centroids.
+
+    Attributes:
+      inertia: summed squared distance of the vectors to their nearest centroid, times their weights.
+      counts: `[num_clusters]`, weight of the vectors nearest to each centroid.
+    """
+
+    inertia: Array
+    counts: Array
+
+
+class Statistics(NamedTuple):
+    """Sums over vectors that a step needs; those of two sets add up to those of their union.
+
+    Attributes:
+      sums: `[num_clusters, features]`, of the vectors nearest to each centroid, less the centroids' mean.
+      counts: `[num_clusters]`, their weight.
+      inertia: their summed squared distance, times their weights.
+    """
+
+    sums: Array
+    counts: Array
+    inertia: Array
 
 
 class _Lloyd(NamedTuple):
@@ -72,9 +118,11 @@ def fit(
     tolerance: float | Array = 1e-4,
     init: Literal["k-means++", "random"] | Array = "k-means++",
     empty_clusters: Literal["relocate", "split"] = "relocate",
+    metric: Metric = "euclidean",
+    weights: Array | None = None,
     axis_name: str | None = None,
 ) -> KMeansResult:
-    """Minimises Σₙ ‖xₙ − c_qₙ‖² over centroids c and labels q.
+    """Minimises Σₙ wₙ ‖xₙ − c_qₙ‖² over centroids c and labels q.
 
     Args:
       key: `jax.random.key`.
@@ -90,6 +138,9 @@ def fit(
       empty_clusters: `"relocate"` moves an empty cluster to the vector farthest from its centroid,
         as scikit-learn does; `"split"` cuts a cluster in two, drawn with probability proportional to
         its size less one, as faiss does.
+      metric: `"cosine"` takes vectors and centroids at unit norm (spherical k-means); squared distances are
+        then 2 − 2 · cosine.
+      weights: `[batch]`, of the vectors, not negative; by default 1. A vector of weight 2 counts as two.
       axis_name: mapped axis over which the batch is split; `labels` are then the shard's own and
         everything else is that of the whole batch.
 
@@ -98,7 +149,7 @@ def fit(
 
     Raises:
       ValueError: more clusters than vectors, an argument out of range, or (outside jit) values that are not
-        finite or beyond float32.
+        finite or beyond float32, or vectors of zero norm under cosine.
 
     Warns:
       UserWarning: outside jit, an inertia that float32 cannot hold; centroids that it rounds, because the
@@ -115,7 +166,8 @@ def fit(
     """
     given = inputs if isinstance(inputs, jax.Array) else on_host("inputs", inputs)
     inputs, offset = check_vectors("inputs", given), None
-    if isinstance(given, np.ndarray) and given.dtype == np.float64:
+    check_choice("metric", metric, ("euclidean", "cosine"))
+    if isinstance(given, np.ndarray) and given.dtype == np.float64 and metric == "euclidean":
         inputs, offset = _centred(given)
     batch = inputs.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
     check_integer("num_clusters", num_clusters, low=1, high=batch, why=f": inputs holds {batch} vectors")
@@ -135,46 +187,51 @@ def fit(
         check_finite("init", init)
         num_init = 1
     check_choice("empty_clusters", empty_clusters, ("relocate", "split"))
+    weights = None if weights is None else check_weights("weights", weights, len(inputs))
 
     inputs = at_least_float32(inputs)
-    scale = _scale(jnp.max(jnp.abs(inputs)), axis_name)
-    inputs = inputs * scale
-    # Centring changes no distance and spares float32 the cancellation of large common offsets.
-    mean = sum_over(jnp.sum(inputs, axis=0), axis_name) / batch
-    inputs = inputs - mean[None]
+    inputs = inputs if metric == "euclidean" else unit_norm("inputs", inputs)
+    share: Array | float = 1.0
+    if weights is not None:  # of mean 1: what follows may then take them for numbers of vectors
+        share = sum_over(jnp.sum(weights.astype(inputs.dtype)), axis_name) / batch
+        weights = weights.astype(inputs.dtype) / share
+    inputs, mean, scale = _near_one(inputs, weights, axis_name)
     squares = jnp.sum(jnp.square(inputs), axis=1)
-    variance = sum_over(jnp.sum(squares), axis_name) / (batch * inputs.shape[1])
+    variance = sum_over(jnp.sum(_weighed(squares, weights)), axis_name) / (batch * inputs.shape[1])
     start_key, split_key = jax.random.split(key)
     if not isinstance(init, str):
         init = (init if offset is None else init - offset).astype(inputs.dtype)
+        init = init if metric == "euclidean" else unit_norm("init", init)
         centroids = (init * scale - mean[None])[None]
     elif init == "k-means++":
-        centroids = _plus_plus(start_key, inputs, squares, num_clusters, num_init, axis_name)
+        centroids = _plus_plus(start_key, inputs, squares, weights, num_clusters, num_init, axis_name)
     else:
-        centroids = _random_rows(start_key, inputs, num_clusters, num_init, axis_name)
+        centroids = _random_rows(start_key, inputs, weights, num_clusters, num_init, axis_name)
 
     last = _lloyd(
         inputs,
         squares,
+        weights,
         centroids,
         split_key,
         max_iterations=max_iterations,
         least_shift=tolerance * variance,
         empty_clusters=empty_clusters,
+        mean=mean if metric == "cosine" else None,
         axis_name=axis_name,
     )
     labels, distances = _nearest(last.centroids, inputs, squares)
-    inertia = sum_over(jnp.sum(distances, axis=1), axis_name)
+    inertia = sum_over(jnp.sum(_weighed(distances, weights), axis=1), axis_name)
     best = jnp.argmin(inertia)
     back = 1 / scale  # a product, which XLA joins with the sum: the same bits as without it
     centroids = (last.centroids[best] + mean[None]) * back
     result = KMeansResult(
         centroids=centroids if offset is None else centroids + jnp.asarray(offset, centroids.dtype),
         labels=labels[best],
-        inertia=inertia[best] * back * back,
+        inertia=inertia[best] * back * back * share,
         num_iterations=last.iterations[best],
     )
-    if is_known(result.inertia) and inertia[best] != result.inertia * scale * scale:
+    if is_known(result.inertia) and inertia[best] * share != result.inertia * scale * scale:
         warnings.warn(
             f"the inertia is beyond {inputs.dtype} and given as {result.inertia}: scale the inputs",
             stacklevel=2,
@@ -185,29 +242,35 @@ def fit(
 def _lloyd(
     inputs: Array,
     squares: Array,
+    weights: Array | None,
     centroids: Array,
     key: Array,
     *,
     max_iterations: int,
     least_shift: Array,
     empty_clusters: Literal["relocate", "split"],
+    mean: Array | None,
     axis_name: str | None,
 ) -> _Lloyd:
-    """Lloyd's iterations from `[starts, num_clusters, features]`, of all starts until the last is done."""
+    """Lloyd's iterations from `[starts, num_clusters, features]`, of all starts until the last is done.
+
+    Where a mean is given, what it was subtracted from has unit norm, and so have centroids.
+    """
 
     def body(state: _Lloyd) -> _Lloyd:
         labels, distances = _nearest(state.centroids, inputs, squares)
-        sums, counts = sum_over(_sums(labels, inputs, centroids.shape[1]), axis_name)
-        weights = counts.astype(inputs.dtype)
+        sums, counts = sum_over(_sums(labels, inputs, weights, centroids.shape[1]), axis_name)
+        sizes = counts.astype(inputs.dtype)
 
         def refill() -> tuple[Array, Array]:
             if empty_clusters == "relocate":
-                return _relocate(sums, weights, labels, distances, inputs, axis_name)
-            return _split(jax.random.fold_in(key, state.step), sums, weights)
+                return _relocate(sums, sizes, labels, distances, inputs, weights, axis_name)
+            return _split(jax.random.fold_in(key, state.step), sums, sizes)
 
         # The refilled sums equal the others where nothing is empty, so a batched `cond` is right too.
-        sums, weights = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, weights))
-        moved = sums / jnp.maximum(weights, 1)[..., None]
+        sums, sizes = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, sizes))
+        moved = sums / jnp.where(sizes > 0, sizes, 1)[..., None]
+        moved = moved if mean is None else _unit(moved + mean) - mean
         shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
         same = sum_over(jnp.sum(labels != state.labels, axis=1), axis_name) == 0
         done = state.done | same | (shift <= least_shift)
@@ -257,6 +320,259 @@ def assign(centroids: Array, inputs: Array) -> Array:
     centroids, inputs = centroids * scale, inputs * scale
     labels, _ = _nearest(centroids[None], inputs, jnp.sum(jnp.square(inputs), axis=1))
     return labels[0]
+
+
+def init(key: Array, inputs: Array, *, num_clusters: int, metric: Metric = "euclidean") -> KMeansState:
+    """First centroids by k-means++.
+
+    Args:
+      key: `jax.random.key`.
+      inputs: `[batch, features]`.
+      num_clusters: k.
+      metric: as in `fit`.
+
+    Returns:
+      A `KMeansState`, its counts 0.
+
+    Raises:
+      ValueError: as `fit`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_means
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> k_means.init(jax.random.key(1), inputs, num_clusters=3).centroids.shape
+      (3, 6)
+    """
+    inputs = check_vectors("inputs", inputs)
+    check_integer("num_clusters", num_clusters, low=1, high=len(inputs), why=f": inputs holds {len(inputs)}")
+    check_choice("metric", metric, ("euclidean", "cosine"))
+    check_finite("inputs", inputs)
+    inputs = at_least_float32(inputs)
+    inputs = inputs if metric == "euclidean" else unit_norm("inputs", inputs)
+    inputs, mean, scale = _near_one(inputs, None, None)
+    squares = jnp.sum(jnp.square(inputs), axis=1)
+    centroids = _plus_plus(key, inputs, squares, None, num_clusters, 1, None)[0]
+    return KMeansState((centroids + mean[None]) / scale, jnp.zeros(num_clusters, inputs.dtype))
+
+
+def update(
+    state: KMeansState,
+    inputs: Array,
+    *,
+    memory: float | Array = 0.0,
+    metric: Metric = "euclidean",
+    weights: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[KMeansState, KMeansInfo]:
+    """One step: each vector goes to its nearest centroid, each centroid to the mean of its vectors.
+
+    Args:
+      state: the centroids.
+      inputs: `[batch, features]`.
+      memory: what the vectors of earlier steps count beside those of this one: 0 is a step of Lloyd's
+        algorithm, 1 one of mini-batch k-means (Sculley 2010), where a centroid is the mean of all that it
+        ever won. May be traced.
+      metric: as in `fit`.
+      weights: `[batch]`, of the vectors; by default 1.
+      axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
+
+    Returns:
+      The new state and the `KMeansInfo` of the old one. A centroid that wins nothing stays.
+
+    Raises:
+      ValueError: `inputs` does not have the state's number of features.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_means
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> state = k_means.init(jax.random.key(1), inputs, num_clusters=3)
+      >>> state, before = k_means.update(state, inputs)
+      >>> state, after = k_means.update(state, inputs)
+      >>> bool(after.inertia <= before.inertia)
+      True
+    """
+    sums = statistics(state, inputs, metric=metric, weights=weights)
+    return apply(state, sums, memory=memory, metric=metric, axis_name=axis_name)
+
+
+def statistics(
+    state: KMeansState, inputs: Array, *, metric: Metric = "euclidean", weights: Array | None = None
+) -> Statistics:
+    """Assigns vectors and sums what `apply` needs; add up the results of chunks of a batch.
+
+    Args:
+      state: the centroids.
+      inputs: `[batch, features]`.
+      metric: as in `fit`.
+      weights: `[batch]`, of the vectors; by default 1.
+
+    Returns:
+      A `Statistics`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_means
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> state = k_means.init(jax.random.key(1), inputs, num_clusters=3)
+      >>> parts = [k_means.statistics(state, part) for part in (inputs[:20], inputs[20:])]
+      >>> state, info = k_means.apply(state, jax.tree.map(jnp.add, *parts))
+    """
+    inputs = check_vectors("inputs", inputs, features=state.centroids.shape[-1])
+    check_choice("metric", metric, ("euclidean", "cosine"))
+    weights = None if weights is None else check_weights("weights", weights, len(inputs))
+    inputs = at_least_float32(inputs)
+    inputs = inputs if metric == "euclidean" else unit_norm("inputs", inputs)
+    middle, scale = _frame(state)
+    inputs, centroids = (inputs - middle) * scale, (state.centroids - middle) * scale
+    squares = jnp.sum(jnp.square(inputs), axis=1)
+    labels, distances = _nearest(centroids[None], inputs, squares)
+    sums, counts = _sums(labels, inputs, weights, len(centroids))
+    inertia = jnp.sum(_weighed(distances[0], weights)) / scale / scale
+    return Statistics(sums[0], counts[0].astype(inputs.dtype), inertia)
+
+
+def apply(
+    state: KMeansState,
+    statistics: Statistics,
+    *,
+    memory: float | Array = 0.0,
+    metric: Metric = "euclidean",
+    axis_name: str | None = None,
+) -> tuple[KMeansState, KMeansInfo]:
+    """Second half of `update`: moves the centroids.
+
+    Args:
+      state: the centroids.
+      statistics: from `statistics`, summed over the chunks of a batch.
+      memory: as in `update`.
+      metric: as in `fit`.
+      axis_name: mapped axis over which they are summed as well.
+
+    Returns:
+      The new state and the `KMeansInfo` of the old one.
+    """
+    statistics = sum_over(statistics, axis_name)
+    middle, scale = _frame(state)
+    kept = memory * state.counts
+    counts = (kept + statistics.counts).astype(state.counts.dtype)
+    own = (state.centroids - middle) * scale
+    moved = (kept[:, None] * own + statistics.sums) / jnp.where(counts > 0, counts, 1)[:, None]
+    moved = jnp.where(counts[:, None] > 0, moved / scale + middle, state.centroids)
+    moved = _unit(moved) if metric == "cosine" else moved
+    return KMeansState(moved, counts), KMeansInfo(statistics.inertia, statistics.counts)
+
+
+def encode(state: KMeansState, inputs: Array) -> Array:
+    """Distance of each vector to every centroid.
+
+    Args:
+      state: the centroids.
+      inputs: `[batch, features]`.
+
+    Returns:
+      `[batch, num_clusters]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import k_means
+      >>> state = k_means.KMeansState(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.zeros(2))
+      >>> k_means.encode(state, jnp.array([[3.0, 4.0]])).tolist()
+      [[5.0, 4.0]]
+    """
+    inputs = at_least_float32(check_vectors("inputs", inputs, features=state.centroids.shape[-1]))
+    middle, scale = _frame(state)
+    inputs, centroids = (inputs - middle) * scale, (state.centroids - middle) * scale
+    products = jnp.matmul(inputs, centroids.T, precision="highest")
+    squares = jnp.sum(jnp.square(inputs), axis=1)[:, None] + jnp.sum(jnp.square(centroids), axis=1)
+    return root(squares - 2 * products) / scale
+
+
+def rule(*, num_clusters: int, memory: float = 0.0, metric: Metric = "euclidean") -> LearningRule:
+    """k-means as a `LearningRule`; its update also takes `weights`.
+
+    Args:
+      num_clusters: k.
+      memory: as in `update`.
+      metric: as in `fit`.
+
+    Returns:
+      A `LearningRule` of `init`, `update` and `encode`.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_means
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 6))
+      >>> rule = k_means.rule(num_clusters=3, memory=1.0)
+      >>> state, info = rule.update(rule.init(jax.random.key(1), inputs), inputs[:20])
+      >>> rule.encode(state, inputs).shape
+      (50, 3)
+    """
+    return LearningRule(
+        partial(init, num_clusters=num_clusters, metric=metric),
+        partial(update, memory=memory, metric=metric),
+        encode,
+    )
+
+
+def unit_norm(name: str, inputs: Array) -> Array:
+    """Vectors of unit norm; where they are known, those that have none raise.
+
+    Args:
+      name: of the argument, for the error.
+      inputs: `[batch, features]`.
+
+    Raises:
+      ValueError: (outside jit) vectors of norm 0.
+    """
+    if is_known(inputs):
+        zero = np.flatnonzero(~np.asarray(jnp.any(inputs != 0, axis=1)))
+        if zero.size:
+            raise ValueError(
+                f"{name}: {zero.size} of {len(inputs)} vectors have norm 0, the first of them in row "
+                f"{zero[0]}; metric='cosine' needs directions"
+            )
+    largest = jnp.max(jnp.abs(inputs), axis=1, keepdims=True)
+    return _unit(inputs / jnp.where(largest > 0, largest, 1))
+
+
+def check_weights(name: str, weights: Any, number: int) -> Array:
+    """Returns `weights`; raises unless they are `[number]`, and outside jit finite and not all 0."""
+    weights = as_array(name, weights)
+    if weights.shape != (number,):
+        raise ValueError(f"{name} must have shape [{number}], one for each vector, got {list(weights.shape)}")
+    check_number(name, weights, low=0)
+    if is_known(weights) and not np.any(np.asarray(weights) > 0):
+        raise ValueError(f"{name} are all 0; some must be positive")
+    return weights
+
+
+def _near_one(inputs: Array, weights: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """Scaled vectors less their mean, the mean, `[features]`, and the scale."""
+    scale = _scale(jnp.max(jnp.abs(inputs)), axis_name)
+    inputs = inputs * scale
+    # Centring changes no distance and spares float32 the cancellation of large common offsets.
+    heavy = inputs if weights is None else inputs * weights[:, None]
+    number = len(inputs) * (1 if axis_name is None else lax.axis_size(axis_name))
+    mean = sum_over(jnp.sum(heavy, axis=0), axis_name) / number
+    return inputs - mean[None], mean, scale
+
+
+def _frame(state: KMeansState) -> tuple[Array, Array]:
+    """What is subtracted from vectors and how they are scaled, for float32's sake: from the state alone."""
+    middle = jnp.mean(state.centroids, axis=0, keepdims=True)
+    return middle, _scale(jnp.max(jnp.abs(state.centroids)))
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors * inverse_norm(jnp.sum(jnp.square(vectors), axis=-1))[..., None]
+
+
+def _weighed(values: Array, weights: Array | None) -> Array:
+    """Values whose last axis is the vectors'."""
+    return values if weights is None else values * weights
 
 
 def _centred(exact: np.ndarray) -> tuple[Array, np.ndarray]:
@@ -318,7 +634,7 @@ def _nearest(centroids: Array, inputs: Array, squares: Array) -> tuple[Array, Ar
     return labels, jnp.maximum(scores + squares[None], 0)
 
 
-def _sums(labels: Array, inputs: Array, clusters: int) -> tuple[Array, Array]:
+def _sums(labels: Array, inputs: Array, weights: Array | None, clusters: int) -> tuple[Array, Array]:
     """Sum `[starts, clusters, features]` and number `[starts, clusters]` of each cluster's vectors."""
     if clusters >= _MANY_CLUSTERS and jax.default_backend() == "cpu":
         # Elsewhere scattered additions come in no fixed order.
@@ -327,22 +643,32 @@ def _sums(labels: Array, inputs: Array, clusters: int) -> tuple[Array, Array]:
             empty = jnp.zeros((clusters, *values.shape[1:]), values.dtype)
             return jax.vmap(lambda owner: empty.at[owner].add(values))(labels)
 
+        if weights is not None:
+            return add(inputs * weights[:, None]), add(weights)
         return add(inputs), add(jnp.ones(inputs.shape[0], jnp.int32))
     members = jax.nn.one_hot(labels, clusters, axis=1, dtype=bool)
-    flat = members.reshape(-1, inputs.shape[0]).astype(inputs.dtype)
+    flat = _weighed(members.reshape(-1, inputs.shape[0]).astype(inputs.dtype), weights)
     sums = jnp.matmul(flat, inputs, precision="highest").reshape(labels.shape[0], clusters, -1)
+    if weights is not None:
+        return sums, jnp.sum(flat, axis=1).reshape(labels.shape[0], clusters)
     return sums, jnp.sum(members, axis=2, dtype=jnp.int32)
 
 
 def _plus_plus(
-    key: Array, inputs: Array, squares: Array, clusters: int, starts: int, axis_name: str | None
+    key: Array,
+    inputs: Array,
+    squares: Array,
+    weights: Array | None,
+    clusters: int,
+    starts: int,
+    axis_name: str | None,
 ) -> Array:
     candidates = 2 + int(math.log(clusters))
     ahead = max(1, min(8, int(_AHEAD * clusters)))
     blocks = -(-(clusters - 1) // ahead)
     first_key, key = jax.random.split(key)
     ones = jnp.ones_like(squares)[None] * jnp.ones((starts, 1))
-    first = _draw(first_key, ones, inputs, 1, axis_name)[:, 0]
+    first = _draw(first_key, _weighed(ones, weights), inputs, 1, axis_name)[:, 0]
     centroids = jnp.zeros((starts, 1 + blocks * ahead, inputs.shape[1]), inputs.dtype)
 
     def distances(rows: Array) -> Array:
@@ -353,12 +679,13 @@ def _plus_plus(
 
     def body(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centroids, closest = carry
-        drawn = _draw(jax.random.fold_in(key, block), closest, inputs, ahead * candidates, axis_name)
+        chances = _weighed(closest, weights)
+        drawn = _draw(jax.random.fold_in(key, block), chances, inputs, ahead * candidates, axis_name)
         to_drawn = distances(drawn)
         for step in range(ahead):
             own = slice(step * candidates, (step + 1) * candidates)
             nearer = jnp.minimum(to_drawn[:, own], closest[:, None])
-            potential = sum_over(jnp.sum(nearer, axis=2), axis_name)
+            potential = sum_over(jnp.sum(_weighed(nearer, weights), axis=2), axis_name)
             best = jnp.argmin(potential, axis=1)[:, None]
             row = jnp.take_along_axis(drawn[:, own], best[..., None], axis=1)
             closest = jnp.take_along_axis(nearer, best[..., None], axis=1)[:, 0]
@@ -393,11 +720,21 @@ def _draw(key: Array, weights: Array, inputs: Array, number: int, axis_name: str
     return lax.psum(jnp.where(here[..., None], rows, 0), axis_name)
 
 
-def _random_rows(key: Array, inputs: Array, clusters: int, starts: int, axis_name: str | None) -> Array:
-    """Distinct rows: the smallest of uniform numbers attached to the positions in the whole batch."""
+def _random_rows(
+    key: Array,
+    inputs: Array,
+    weights: Array | None,
+    clusters: int,
+    starts: int,
+    axis_name: str | None,
+) -> Array:
+    """Distinct rows: the smallest of random numbers attached to the positions in the whole batch."""
     batch = inputs.shape[0]
     shards = 1 if axis_name is None else lax.axis_size(axis_name)
     numbers = jax.random.uniform(key, (starts, batch * shards))
+    if weights is not None:  # the first of exponential clocks at these rates
+        rates = weights if axis_name is None else lax.all_gather(weights, axis_name, tiled=True)
+        numbers = -jnp.log1p(-numbers) / rates
     chosen = jnp.argsort(numbers, axis=1)[:, :clusters]
     if axis_name is None:
         return inputs[chosen]
@@ -413,13 +750,17 @@ def _relocate(
     labels: Array,
     distances: Array,
     inputs: Array,
+    weights: Array | None,
     axis_name: str | None,
 ) -> tuple[Array, Array]:
     """The m-th empty cluster becomes the m-th farthest vector, which leaves its old cluster."""
     clusters = counts.shape[1]
     number = min(clusters, distances.shape[1])
+    if weights is not None:
+        distances = jnp.where(weights > 0, distances, -1)
     far, index = lax.top_k(distances, number)
     rows, owners = inputs[index], jnp.take_along_axis(labels, index, axis=1)
+    heavy = jnp.ones_like(far) if weights is None else weights[index]
     if axis_name is not None:
         # psum of disjoint slots: an all_gather whose result is known to be the same everywhere.
         def gather(values: Array) -> Array:
@@ -427,18 +768,23 @@ def _relocate(
             slots = lax.psum(slots.at[lax.axis_index(axis_name)].set(values), axis_name)
             return jnp.moveaxis(slots, 0, 1).reshape(values.shape[0], -1, *values.shape[2:])
 
-        far, rows, owners = gather(far), gather(rows), gather(owners)
+        far, rows, owners, heavy = gather(far), gather(rows), gather(owners), gather(heavy)
         far, place = lax.top_k(far, min(clusters, far.shape[1]))
         rows = jnp.take_along_axis(rows, place[..., None], axis=1)
-        owners = jnp.take_along_axis(owners, place, axis=1)
+        owners, heavy = (jnp.take_along_axis(one, place, axis=1) for one in (owners, heavy))
     empty = counts == 0
     rank = jnp.cumsum(empty, axis=1) - 1  # which of the farthest vectors an empty cluster takes
     taken = jnp.arange(far.shape[1])[None] < jnp.sum(empty, axis=1, keepdims=True)
-    lost = (jax.nn.one_hot(owners, clusters, axis=1, dtype=bool) & taken[:, None]).astype(sums.dtype)
+    lost = jax.nn.one_hot(owners, clusters, axis=1, dtype=bool) & taken[:, None]
+    lost = jnp.where(lost, heavy[:, None], 0)
     sums = sums - jnp.matmul(lost, rows, precision="highest")
     counts = counts - jnp.sum(lost, axis=2)
-    gained = jnp.take_along_axis(rows, jnp.clip(rank, 0, rows.shape[1] - 1)[..., None], axis=1)
-    return jnp.where(empty[..., None], gained, sums), jnp.where(empty, 1, counts)
+    place = jnp.clip(rank, 0, rows.shape[1] - 1)
+    gained, weight = (
+        jnp.take_along_axis(rows, place[..., None], axis=1),
+        jnp.take_along_axis(heavy, place, axis=1),
+    )
+    return jnp.where(empty[..., None], gained * weight[..., None], sums), jnp.where(empty, weight, counts)
 
 
 def _split(key: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
@@ -462,7 +808,7 @@ def _split(key: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
         counts = jnp.where(this | pick, half, counts)
         return centroids, counts
 
-    centroids = sums / jnp.maximum(counts, 1)[..., None]
+    centroids = sums / jnp.where(counts > 0, counts, 1)[..., None]
     centroids, counts = lax.fori_loop(0, clusters, body, (centroids, counts))
     # Fractional sizes below one would be lost on `maximum(counts, 1)`; sizes are at least one.
     counts = jnp.maximum(counts, 1)

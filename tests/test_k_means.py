@@ -239,3 +239,127 @@ def test_tolerance_is_a_share_of_the_variance(tolerance: float, iterations: int)
     x, first = jnp.array([[0.0], [4.0], [6.0], [10.0]]), np.array([[0.0], [1.0]])
     result = FIT(jax.random.key(0), x, num_clusters=2, init=first, tolerance=tolerance)
     assert result.num_iterations == iterations
+
+
+@pytest.mark.parametrize("policy", ["relocate", "split"])
+@pytest.mark.parametrize("first", ["k-means++", "given"])
+def test_weights_are_repetitions(first: str, policy: str) -> None:
+    x, _ = blobs()
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 4, len(x))
+    repeated = np.repeat(x, weights, axis=0)
+    start = {"init": x[:6]} if first == "given" else {}
+    ours = FIT(
+        jax.random.key(0), x, num_clusters=6, weights=np.float32(weights), empty_clusters=policy, **start
+    )
+    theirs = FIT(jax.random.key(0), repeated, num_clusters=6, empty_clusters=policy, **start)
+    np.testing.assert_allclose(ours.inertia, theirs.inertia, rtol=1e-4)
+    np.testing.assert_array_equal(np.repeat(ours.labels, weights), theirs.labels)
+    light = FIT(
+        jax.random.key(0),
+        x,
+        num_clusters=6,
+        weights=1e-3 * np.float32(weights),
+        empty_clusters=policy,
+        **start,
+    )
+    np.testing.assert_array_equal(light.labels, ours.labels)
+    np.testing.assert_allclose(light.inertia, 1e-3 * ours.inertia, rtol=1e-4)
+    oracle = KMeans(6, init=x[:6], n_init=1, tol=0).fit(x, sample_weight=weights)
+    if first == "given":
+        np.testing.assert_allclose(ours.inertia, oracle.inertia_, rtol=1e-4)
+
+
+def test_a_vector_without_weight_moves_nothing() -> None:
+    """Neither as a start, nor in a mean, nor by relocation."""
+    x, _ = blobs()
+    far = np.concatenate([x, np.full((5, 5), 1e3, np.float32)])
+    weights = np.float32([1] * 400 + [0] * 5)
+    for init in ("k-means++", "random"):
+        result = FIT(jax.random.key(0), far, num_clusters=6, weights=weights, init=init)
+        assert np.abs(result.centroids).max() < 100
+    # Of two empty clusters each takes the farthest vector that counts, with its weight.
+    x, first = jnp.array([[0.0], [1.0], [4.0], [90.0]]), np.array([[0.0], [1000.0]])
+    result = FIT(
+        jax.random.key(0), x, num_clusters=2, init=first, max_iterations=1, weights=jnp.array([1.0, 3, 2, 0])
+    )
+    np.testing.assert_allclose(result.centroids, [[0.75], [4]], atol=1e-5)
+
+
+def test_cosine_is_k_means_on_the_sphere() -> None:
+    rng = np.random.default_rng(0)
+    means = np.linalg.qr(rng.standard_normal((16, 5)))[0].T
+    kinds = rng.integers(0, 5, 300)
+    x = np.float32(means[kinds] + 0.1 * rng.standard_normal((300, 16)))
+    lengths = np.float32(np.exp(2 * rng.standard_normal((300, 1))))
+    result = FIT(jax.random.key(0), x * lengths, num_clusters=5, metric="cosine")
+    assert adjusted_rand_score(result.labels, kinds) == 1
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([unit[np.asarray(result.labels) == k].sum(0) for k in range(5)])
+    np.testing.assert_allclose(
+        result.centroids, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-5
+    )
+    own = np.sum(unit * np.asarray(result.centroids)[np.asarray(result.labels)], axis=1)
+    np.testing.assert_allclose(result.inertia, np.sum(2 - 2 * own), rtol=1e-4)
+    np.testing.assert_array_equal(ASSIGN(result.centroids, x * lengths), result.labels)
+    x[[7, 9]] = 0
+    with pytest.raises(ValueError, match="inputs: 2 of 300 vectors have norm 0, the first of them in row 7"):
+        k_means.fit(jax.random.key(0), x, num_clusters=5, metric="cosine")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_steps_from_chunks_end_where_fit_does(metric: k_means.Metric, offset: float) -> None:
+    x, _ = blobs()
+    x = x + np.float32(offset)
+    weights = np.random.default_rng(0).random(len(x), np.float32)
+    options = {"metric": metric, "weights": weights}
+    first = x[[0, 50, 100, 150, 200, 250]]
+    expected = FIT(jax.random.key(0), x, num_clusters=6, init=first, tolerance=0.0, **options)
+    state = k_means.KMeansState(jnp.asarray(first), jnp.zeros(6))
+    if metric == "cosine":
+        state = state._replace(centroids=k_means.unit_norm("first", state.centroids))
+    sums, apply = compiled(k_means.statistics), compiled(k_means.apply)
+    for _ in range(expected.num_iterations):
+        parts = [
+            sums(state, x[i : i + 100], metric=metric, weights=weights[i : i + 100])
+            for i in range(0, 400, 100)
+        ]
+        total = jax.tree.map(lambda *p: np.sum(np.float64(p), axis=0), *parts)
+        state, info = apply(state, jax.tree.map(np.float32, total), metric=metric)
+    np.testing.assert_allclose(state.centroids, expected.centroids, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(info.inertia, expected.inertia, rtol=1e-3)
+    np.testing.assert_allclose(np.sum(info.counts), weights.sum(), rtol=1e-5)
+
+
+def test_memory_makes_the_mean_of_all_vectors_won() -> None:
+    state = k_means.KMeansState(jnp.array([[0.0], [10.0], [50.0]]), jnp.zeros(3))
+    seen = [np.array([[1.0], [3.0], [11.0]], np.float32), np.array([[5.0], [12.0]], np.float32)]
+    for batch in seen:
+        state, _ = k_means.update(state, batch, memory=1.0)
+    np.testing.assert_allclose(state.centroids, [[3], [11.5], [50]], rtol=1e-6)
+    np.testing.assert_array_equal(state.counts, [3, 2, 0])
+
+
+def test_init_and_distances() -> None:
+    x, _ = blobs()
+    state = k_means.init(jax.random.key(0), x + 1000, num_clusters=6)
+    gaps = np.abs(np.asarray(state.centroids)[:, None] - (x + 1000)[None]).max(-1).min(1)
+    np.testing.assert_allclose(gaps, 0, atol=2e-3)  # vectors of the data
+    exact = np.linalg.norm((x + 1000)[:, None] - np.float64(state.centroids), axis=2)
+    np.testing.assert_allclose(k_means.encode(state, x + 1000), exact, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "manhattan"}, "metric='manhattan' is not accepted"),
+        ({"weights": np.ones(3)}, r"weights must have shape \[400\], one for each vector, got \[3\]"),
+        ({"weights": -np.ones(400)}, "^weights between -1 and -1 is not accepted: it must be at least 0$"),
+        ({"weights": np.zeros(400)}, "weights are all 0"),
+    ],
+)
+def test_bad_weights_and_metrics(change: dict, message: str) -> None:
+    x, _ = blobs()
+    with pytest.raises(ValueError, match=message):
+        k_means.fit(jax.random.key(0), x, **({"num_clusters": 3} | change))
