@@ -20,6 +20,7 @@ from sul_jax import (
     seeds,
     soft_hebb,
     training,
+    vectors,
     whitening,
 )
 from sul_jax.learning_rule import LearningRule, gradient_rule, stack
@@ -55,6 +56,7 @@ __all__ = [
     "stack",
     "subspace_clustering",
     "training",
+    "vectors",
     "whitening",
 ]
 
