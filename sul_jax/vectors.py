@@ -6,6 +6,7 @@ one size in float32, the next of which is read while one is worked on.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,13 @@ class Vectors:
         self.num_vectors = sum(part.number for part in parts)
         self.num_features = parts[0].features
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these vectors apart from others; reads all of them."""
+        code = 0
+        for chunk in self.chunks(max(1, _PIECE // (4 * self.num_features))):
+            code = zlib.crc32(chunk.data, code)
+        return {"num_vectors": self.num_vectors, "num_features": self.num_features, "crc32": code}
+
     def __len__(self) -> int:
         return self.num_vectors
 
@@ -64,7 +72,7 @@ class Vectors:
         check_integer("size", size, low=1)
         return _ahead(self._filled(size))
 
-    def sample(self, number: int, *, seed: int = 0) -> np.ndarray:
+    def sample(self, number: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Vectors drawn at random, in their order.
 
         Args:
@@ -72,7 +80,7 @@ class Vectors:
           seed: of the draw.
 
         Returns:
-          float32 `[number, num_features]`, or all there are.
+          float32 `[number, num_features]`, or all there are, and their rows.
         """
         number = min(number, self.num_vectors)
         chosen = np.sort(np.random.default_rng(seed).choice(self.num_vectors, number, replace=False))
@@ -82,7 +90,7 @@ class Vectors:
             first, end = np.searchsorted(chosen, (start, start + len(chunk)))
             drawn[first:end] = chunk[chosen[first:end] - start]
             start += len(chunk)
-        return drawn
+        return drawn, chosen
 
     def _checked(self, piece: np.ndarray, name: str, start: int) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sul_jax.cli import figures
 from sul_jax.cli.images import Images, kinds_left_out
+from sul_jax.cli.listing import Places
 from sul_jax.cli.pictures import PictureError, Scale, eight_bits, picture
 
 if TYPE_CHECKING:
@@ -49,19 +50,21 @@ class About(NamedTuple):
 
     Attributes:
       name: of the folder, without its place.
+      what: was clustered.
       method: how was learned.
       seeds: of the networks.
       seconds: that the run took.
     """
 
     name: str
+    what: str
     method: str
     seeds: Sequence[int]
     seconds: float
 
 
 def render(
-    about: About, images: Images, report: "Report", *, distances: np.ndarray, between_seeds: np.ndarray
+    about: About, images: Images, report: "Report", *, places: Places, between_seeds: np.ndarray
 ) -> str:
     """The report as HTML, still without the map of the codes; see `with_map`.
 
@@ -69,7 +72,7 @@ def render(
       about: the run.
       images: what was clustered.
       report: the clusters.
-      distances: `[num_images, num_clusters]`, of codes to the clusters' centres.
+      places: where the codes lie in the clusters.
       between_seeds: `[seeds, seeds]`, adjusted Rand index in percent.
     """
     title = _text(about.name)
@@ -83,7 +86,7 @@ def render(
         _empty(sizes),
         '<p class="note">Nearest: the most typical. Borderline: almost as near to another cluster. Outlying: '
         "farthest from the centre of their own.</p>",
-        *(_cluster(images, report, distances, k, sizes) for k in range(report.num_clusters)),
+        *(_cluster(images, report, places, k, sizes) for k in range(report.num_clusters)),
         _MAP,
         _learned(report.model),
         _confusion(images, report),
@@ -115,10 +118,9 @@ def with_map(report: str, codes: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _what_was_done(about: About, images: Images, report: "Report") -> str:
-    shape = "×".join(map(str, images.pixels.shape[1:]))
     notes = "".join(f'<p class="note">{_text(note)}.</p>' for note in images.notes)
     return (
-        f"<p>{len(images.pixels):,} images, seen as {shape}, in {report.num_clusters} clusters by the method "
+        f"<p>{len(images.names):,} {_text(about.what)}, in {report.num_clusters} clusters by the method "
         f"<b>{_text(about.method)}</b>; {len(about.seeds)} seeds, {about.seconds:.0f} seconds.</p>{notes}"
     )
 
@@ -172,13 +174,13 @@ def _agreement(about: About, report: "Report", between_seeds: np.ndarray) -> str
     return text
 
 
-def _cluster(images: Images, report: "Report", distances: np.ndarray, k: int, sizes: np.ndarray) -> str:
+def _cluster(images: Images, report: "Report", places: Places, k: int, sizes: np.ndarray) -> str:
     members = np.flatnonzero(report.labels == k)
     if np.count_nonzero(sizes > sizes[k]) >= _ALL_SHOWN:
         shown = f"<p>The images of the {_ALL_SHOWN} largest clusters are shown.</p>"
     else:
         number = max(1, min(_SHOWN, _ALL_SHOWN // report.num_clusters))
-        orders = _orders(distances, members, k)
+        orders = _orders(places, members)
         shown = "".join(
             f"<h3>{name}</h3>" + _gallery(images, members[order[:number]]) for name, order in orders.items()
         )
@@ -200,15 +202,15 @@ def _title(images: Images, report: "Report", k: int, members: np.ndarray) -> str
     return f"{title}, {100 * counts[most] / len(members):.0f} % {images.classes[most]}"
 
 
-def _orders(distances: np.ndarray, members: np.ndarray, k: int) -> dict[str, np.ndarray]:
+def _orders(places: Places, members: np.ndarray) -> dict[str, np.ndarray]:
     """A cluster's images, those first that each gallery shows."""
-    own = distances[members, k]
-    others = np.delete(distances[members], k, axis=1)
-    margins = others.min(axis=1) - own if others.shape[1] else np.zeros(len(members))
+    own, margins = places.distances[members], places.margins[members]
     return {"nearest": np.argsort(own), "borderline": np.argsort(margins), "outlying": np.argsort(-own)}
 
 
 def _gallery(images: Images, chosen: np.ndarray) -> str:
+    if images.pixels is None and not images.files:
+        return f"<p>{', '.join(_text(images.names[index]) for index in chosen)}</p>"
     tags = []
     for index in chosen:
         name = _text(images.names[index])
@@ -223,6 +225,8 @@ def _thumbnail(images: Images, index: int) -> str:
     if images.files:
         with contextlib.suppress(PictureError):  # moved or changed since it was read
             shown = picture(images.files[index], images.scale)
+    if shown is None and images.pixels is None:
+        shown = Image.new("L", (_THUMBNAIL, _THUMBNAIL), 128)
     if shown is None:
         pixels = images.pixels[index]
         if pixels.dtype != np.uint8:

@@ -181,6 +181,24 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
         labels: np.ndarray = self._each(self._given(X).source, self._labels)
         return labels
 
+    def places(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
+        """Distance of vectors to their own clusters, and how much farther the next one is.
+
+        Args:
+          X: as for `fit`.
+
+        Returns:
+          Distances and margins, `[num_vectors]` each; margins are infinite where there is no other cluster.
+        """
+        check_is_fitted(self)
+        distances, margins = self._each(self._given(X).source, self._own_and_margin)
+        return distances, margins
+
+    def _own_and_margin(self, inputs: Array) -> tuple[Array, Array]:
+        nearest = -lax.top_k(-self._codes(inputs), min(2, self.n_clusters))[0]
+        own = nearest[:, 0]
+        return own, nearest[:, 1] - own if self.n_clusters > 1 else jnp.full_like(own, jnp.inf)
+
     def fit_predict(self, X: ArrayLike, y: object = None, **options: Any) -> np.ndarray:  # noqa: N803
         """Learns clusters and returns those of the vectors, int32 `[num_vectors]`; see `fit`."""
         return self.fit(X, **options).labels_  # type: ignore[no-any-return, attr-defined]
@@ -196,7 +214,7 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
     def _sample(self, source: vectors.Vectors) -> np.ndarray:
         """Vectors at random, from which clusters of many are begun."""
         most = max(self.n_clusters, _SAMPLE_BYTES // (4 * source.num_features))
-        return source.sample(min(most, max(_LEAST_SAMPLE, _SAMPLED * self.n_clusters)), seed=self.seed_)
+        return source.sample(min(most, max(_LEAST_SAMPLE, _SAMPLED * self.n_clusters)), seed=self.seed_)[0]
 
     def _steps(
         self,
