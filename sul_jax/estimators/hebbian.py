@@ -97,7 +97,7 @@ class HebbianFeatures(VectorEstimator):
         source = self._given(X, least=2).source
         number = source.num_vectors
         check_integer("n_units", self.n_units, low=2, high=number, why=", n_samples")
-        some = source.sample(max(self.n_units, _DRAWN_FROM), seed=self.seed_)
+        some, _ = source.sample(max(self.n_units, _DRAWN_FROM), seed=self.seed_)
         state = _first(jax.random.key(self.seed_), some, num_units=self.n_units)
         steps, size, done = _steps(self.rank), chunk_size(source), 0
         batch = min(self.batch_size, number)
