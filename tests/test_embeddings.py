@@ -110,9 +110,33 @@ def test_subspaces_several_numbers_and_resume(digits: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "config.json").read_text())["data"]["num_vectors"] == 90
 
 
+def test_near_duplicates_and_names_of_clusters(digits: Path, tmp_path: Path) -> None:
+    with np.load(digits / "named.npz") as arrays:
+        vectors, names = arrays["embeddings"], arrays["names"].tolist()
+    vectors = np.concatenate([vectors, 2.5 * vectors[:2] + 1e-3, vectors[:1]])
+    write(tmp_path / "twice.npz", embeddings=vectors, names=[*names, "=copy", "other", "same"])
+    means = np.stack([load_digits().data[load_digits().target == k].mean(axis=0) for k in (7, 1, 0, 2)])
+    words = write(tmp_path / "words.npz", embeddings=3 * means, names=["seven", "one", "zero", "two"])
+    config = Config(
+        embeddings=tmp_path / "twice.npz", words=words, num_clusters=(3,), seeds=1, workdir=tmp_path / "run"
+    )
+    report = cluster.run(config)
+    rows = table(tmp_path / "run" / "duplicates.csv")
+    found = {(row["file"], row["other"]) for row in rows if float(row["cosine"]) > 0.999}
+    assert (names[0], "same") in found
+    assert all(report.labels[i] == report.labels[j] for i, j in ((0, 92), (0, 90), (1, 91)))
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert all(f", {name}: " in html for name in ("zero", "one", "two"))
+    assert "Near duplicates" in html
+
+
 def write(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
+
+
+def words_of(folder: Path, vectors: np.ndarray) -> Path:
+    return write(folder / "words.npz", embeddings=vectors, names=["a", "b"])
 
 
 two = {"num_clusters": 2}
@@ -154,6 +178,15 @@ BAD: dict[str, tuple[Any, str]] = {
         "rank=65 is not accepted: it must be between 1 and 64: X has 64 features",
     ),
     "missing": (lambda f, d: {"embeddings": f / "no.npy", "num_clusters": 2}, "neither a file nor a folder"),
+    "words alone": (lambda f, d: {"images": d / "pictures", "words": f / "w.npz"}, "give --embeddings too"),
+    "words of another network": (
+        lambda f, d: {"embeddings": d / "shards", "words": words_of(f, np.ones((2, 3)))} | two,
+        "holds embeddings of 3 features, but those to cluster have 64",
+    ),
+    "words without names": (
+        lambda f, d: {"embeddings": d / "shards", "words": d / "shards"} | two,
+        "has no 'names' beside its embeddings",
+    ),
     "no pictures to sort": (
         lambda f, d: {"embeddings": d / "shards", "num_clusters": 2, "copy_to": f / "sorted"},
         "copy_to sorts the pictures of a folder: give the folder",

@@ -32,6 +32,7 @@ from sul_jax import __version__, metrics
 from sul_jax._files import atomic_path, write_json
 from sul_jax.cli import embeddings
 from sul_jax.cli import report as page
+from sul_jax.cli.duplicates import near_duplicates, write_pairs
 from sul_jax.cli.images import Images, read, readable, summary
 from sul_jax.cli.listing import Places, places, write_clusters
 from sul_jax.cli.networks import Fit, Networks, codes_of, estimator
@@ -42,7 +43,7 @@ from sul_jax.cli.tables import format_table
 from sul_jax.cli.workdir import Workdir, identity, make_workdir
 from sul_jax.estimators import PixelClustering
 
-_WRITTEN = ("results.json", "model", "reading.json", "report.html", "clusters.csv")
+_WRITTEN = ("results.json", "model", "reading.json", "report.html", "clusters.csv", "duplicates.csv")
 _STATE = ("network-seed*",)
 
 
@@ -77,6 +78,9 @@ class Config:
     keeps all cores busy."""
     workdir: Path = Path("runs/cluster")
     """Where everything is written; an earlier run there is set aside, not lost."""
+    words: Path | None = None
+    """An .npz or .parquet file with the `embeddings` of words, and the words as `names`, by the same network:
+    a cluster is called by the word nearest to it."""
     copy_to: Path | None = None
     """A new folder for links to the pictures, or copies where links cannot be made, one folder a cluster."""
     resume: bool = False
@@ -116,7 +120,8 @@ class _Subject(NamedTuple):
     learn: Callable[[Config], list[Fit]]
     baseline: Callable[[Config, Report], dict[str, float]]
     places: Callable[[Fit], Places]
-    codes: Callable[[Fit], tuple[np.ndarray, np.ndarray]]  # for a map, with their clusters
+    codes: Callable[[Fit], tuple[np.ndarray, np.ndarray]]  # of all or of some, with their clusters
+    names_of_clusters: Callable[[Fit], list[str] | None]
 
 
 def run(config: Config) -> Report:
@@ -196,6 +201,7 @@ def _of_pictures(config: Config) -> _Subject:
         baseline=baseline,
         places=lambda fit: places(fit.model.labels_, fit.model.distances_of(codes_of(fit))),
         codes=lambda fit: (codes_of(fit), fit.model.labels_),
+        names_of_clusters=lambda fit: None,
     )
 
 
@@ -206,6 +212,7 @@ def _of_embeddings(config: Config) -> _Subject:
         accepted = " or ".join(embeddings.METHODS)
         raise ConfigError(f"method={method!r} learns from pictures; with --embeddings it must be {accepted}")
     given = embeddings.read(config.embeddings, config.images)
+    words = None if config.words is None else embeddings.read_words(config.words, given)
     images, source = given.examples, given.source
     labels = f", {len(images.classes)} classes" if images.labels is not None else ", no labels"
 
@@ -229,13 +236,14 @@ def _of_embeddings(config: Config) -> _Subject:
         baseline=lambda config, report: {},
         places=lambda fit: embeddings.places(fit.model, given),
         codes=lambda fit: embeddings.some(given, fit.model.labels_),
+        names_of_clusters=lambda fit: None if words is None else embeddings.named(given, fit.model, words),
     )
 
 
 def _checked(config: Config) -> Config:
     """The options with their types, as a caller in Python may not have given them."""
     numbers = config.num_clusters
-    given = {name: getattr(config, name) for name in ("images", "embeddings", "copy_to")}
+    given = {name: getattr(config, name) for name in ("images", "embeddings", "words", "copy_to")}
     paths: dict[str, Any] = {n: None if value is None else as_path(n, value) for n, value in given.items()}
     config = dataclasses.replace(
         config,
@@ -249,6 +257,8 @@ def _checked(config: Config) -> Config:
             raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another")
     if config.images is None and config.embeddings is None:
         raise ConfigError("images is needed: a folder of pictures, or --embeddings")
+    if config.words is not None and config.embeddings is None:
+        raise ConfigError("words are compared with embeddings: give --embeddings too")
     if config.copy_to is not None:
         check_new(config.copy_to)
         if config.images is None or not config.images.is_dir():
@@ -342,9 +352,16 @@ def _write(
         seeds=range(config.seed, config.seed + config.seeds),
         seconds=time.perf_counter() - began,
     )
-    html = page.render(about, images, report, places=where, between_seeds=table)
+    names = subject.names_of_clusters(fit)
+    html = page.render(about, images, report, places=where, between_seeds=table, named=names)
     _write_text(config.workdir / "report.html", html)
-    _write_text(config.workdir / "report.html", page.with_map(html, *subject.codes(fit)))
+    codes, labels = subject.codes(fit)
+    if len(codes) == len(images.names):
+        pairs = near_duplicates(codes, labels)
+        write_pairs(config.workdir / "duplicates.csv", images.names, pairs)
+        html = page.with_duplicates(html, images, pairs)
+        _write_text(config.workdir / "report.html", html)
+    _write_text(config.workdir / "report.html", page.with_map(html, codes, labels))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sul_jax import estimators, vectors
+from sul_jax.cli.duplicates import MOST
 from sul_jax.cli.images import Images, find, of_folders, of_values, readable
 from sul_jax.cli.listing import Places
 from sul_jax.cli.networks import Fit
@@ -16,8 +17,10 @@ from sul_jax.estimators import KMeans, KSubspaces
 METHODS = ("k_means", "k_subspaces")
 # What files may call the names and the labels of their vectors.
 _NAMES, _LABELS = ("names", "name", "files", "file", "paths", "path"), ("labels", "label")
-# Vectors that a map is drawn of.
-_MAPPED = 2000
+# Vectors read at a time.
+_CHUNK = 2**14
+# Vectors up to which a report is made of all of them, and bytes of them; of more it is made of some.
+_LOOKED_AT, _LOOKED_AT_BYTES = MOST, 2**30
 
 
 class Embeddings(NamedTuple):
@@ -27,11 +30,13 @@ class Embeddings(NamedTuple):
       paths: of the files.
       source: their vectors.
       examples: names, labels and, where they are given, the files of pictures.
+      named: whether the files, or pictures, give the names.
     """
 
     paths: list[Path]
     source: vectors.Vectors
     examples: Images
+    named: bool
 
 
 def read(path: Path, pictures: Path | None = None) -> Embeddings:
@@ -77,8 +82,9 @@ def read(path: Path, pictures: Path | None = None) -> Embeddings:
         names = [readable(str(file.relative_to(pictures))) for file in files]
         if labels is None:
             labels, classes = of_folders([file.relative_to(pictures) for file in files])
-    named = [str(name) for name in names] if names is not None else _numbered(source)
-    return Embeddings(paths, source, Images(None, named, labels, classes, [], files, None, []))
+    shown = [str(name) for name in names] if names is not None else _numbered(source)
+    examples = Images(None, shown, labels, classes, [], files, None, [])
+    return Embeddings(paths, source, examples, names is not None)
 
 
 def estimator(method: str, num_clusters: int, seed: int, metric: Any, rank: int) -> Any:
@@ -152,14 +158,58 @@ def places(model: Any, given: Embeddings) -> Places:
 
 
 def some(given: Embeddings, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors to draw a map of, and their clusters.
+    """Vectors to look at, all where they are not too many, and their clusters.
 
     Args:
       given: the vectors.
       labels: of all of them.
     """
-    drawn, chosen = given.source.sample(_MAPPED)
+    few = min(_LOOKED_AT, _LOOKED_AT_BYTES // (4 * given.source.num_features))
+    drawn, chosen = given.source.sample(few)
     return drawn, labels[chosen]
+
+
+def read_words(path: Path, given: Embeddings) -> Embeddings:
+    """Words and their embeddings.
+
+    Args:
+      path: a file or a folder of files that hold `names` beside their `embeddings`.
+      given: vectors of the same network.
+
+    Raises:
+      ConfigError: a file that cannot be read, without names, or of another width.
+    """
+    words = read(path)
+    if words.source.num_features != given.source.num_features:
+        raise ConfigError(
+            f"words={str(path)!r} holds embeddings of {words.source.num_features} features, but those to "
+            f"cluster have {given.source.num_features}"
+        )
+    if not words.named:
+        raise ConfigError(f"words={str(path)!r} has no 'names' beside its embeddings")
+    return words
+
+
+def named(given: Embeddings, model: Any, words: Embeddings) -> list[str]:
+    """The word nearest to each cluster: of largest cosine with the mean of its vectors at unit norm.
+
+    Args:
+      given: the vectors.
+      model: fitted to them.
+      words: from `read_words`.
+    """
+    sums, start = np.zeros((model.n_clusters, given.source.num_features)), 0
+    for chunk in given.source.chunks(_CHUNK):
+        labels = model.labels_[start : start + len(chunk)]
+        np.add.at(sums, labels, _unit(chunk))
+        start += len(chunk)
+    every = np.concatenate([_unit(chunk) for chunk in words.source.chunks(_CHUNK)])
+    return [words.examples.names[index] for index in (_unit(sums) @ every.T).argmax(axis=1)]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
 
 
 def _beside(path: Path) -> dict[str, Sequence[Any]]:

@@ -70,5 +70,13 @@ def write_clusters(path: Path, names: Sequence[str], labels: np.ndarray, places:
         writer = csv.writer(file)
         writer.writerow(HEADER)
         for name, label, distance, margin in zip(names, labels, *places, strict=True):
-            cell = f"'{name}" if name.startswith(_FORMULA) else name
-            writer.writerow([cell, int(label), f"{distance:.6g}", f"{margin:.6g}"])
+            writer.writerow([cell(name), int(label), f"{distance:.6g}", f"{margin:.6g}"])
+
+
+def cell(name: str) -> str:
+    """A name as a cell that no spreadsheet takes for a formula.
+
+    Args:
+      name: of an image.
+    """
+    return f"'{name}" if name.startswith(_FORMULA) else name

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sul_jax.cli import figures
+from sul_jax.cli.duplicates import LISTED, Pair
 from sul_jax.cli.images import Images, kinds_left_out
 from sul_jax.cli.listing import Places
 from sul_jax.cli.pictures import PictureError, Scale, eight_bits, picture
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 _SHOWN, _ALL_SHOWN, _THUMBNAIL = 12, 400, 72
 # Rows and columns of a confusion matrix that can still be read, and files in a list.
 _MAX_TABLE, _LISTED = 30, 200
-# Where the map is put when it is drawn.
-_MAP = "<!-- map -->"
+# Where near duplicates and the map are put when they are there.
+_DUPLICATES, _MAP = "<!-- duplicates -->", "<!-- map -->"
+# Pairs of near duplicates that are shown.
+_PAIRS = 24
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -33,6 +36,7 @@ h2 { font-size: 1.2rem; margin-top: 2rem; }
 h3 { font-size: 1rem; margin: .8rem 0 .2rem; }
 .gallery { display: flex; flex-wrap: wrap; gap: 3px; }
 .gallery img { width: 56px; height: 56px; object-fit: cover; image-rendering: pixelated; border-radius: 3px; }
+.pairs { display: flex; flex-wrap: wrap; gap: 12px; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; background: white; }
 table { border-collapse: collapse; font-size: .85rem; }
 td, th { padding: .2rem .5rem; text-align: right; }
@@ -64,7 +68,13 @@ class About(NamedTuple):
 
 
 def render(
-    about: About, images: Images, report: "Report", *, places: Places, between_seeds: np.ndarray
+    about: About,
+    images: Images,
+    report: "Report",
+    *,
+    places: Places,
+    between_seeds: np.ndarray,
+    named: Sequence[str] | None = None,
 ) -> str:
     """The report as HTML, still without the map of the codes; see `with_map`.
 
@@ -74,6 +84,7 @@ def render(
       report: the clusters.
       places: where the codes lie in the clusters.
       between_seeds: `[seeds, seeds]`, adjusted Rand index in percent.
+      named: what to call the clusters, beside their numbers.
     """
     title = _text(about.name)
     sizes = np.bincount(report.labels, minlength=report.num_clusters)
@@ -86,7 +97,8 @@ def render(
         _empty(sizes),
         '<p class="note">Nearest: the most typical. Borderline: almost as near to another cluster. Outlying: '
         "farthest from the centre of their own.</p>",
-        *(_cluster(images, report, places, k, sizes) for k in range(report.num_clusters)),
+        *(_cluster(images, report, places, k, sizes, named) for k in range(report.num_clusters)),
+        _DUPLICATES,
         _MAP,
         _learned(report.model),
         _confusion(images, report),
@@ -99,6 +111,30 @@ def render(
         f"<title>Clusters of {title}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def with_duplicates(report: str, images: Images, pairs: Sequence[Pair]) -> str:
+    """The report with the nearest pairs.
+
+    Args:
+      report: from `render`.
+      images: what was clustered.
+      pairs: of them, the nearest first.
+    """
+    if not pairs:
+        return report
+    shown = "".join(
+        f"<figure>{_gallery(images, [pair.first, pair.second])}"
+        f'<figcaption class="note">{pair.cosine:.3f}</figcaption></figure>'
+        for pair in pairs[:_PAIRS]
+    )
+    words = f"{len(pairs):,}" if len(pairs) < LISTED else f"The {LISTED:,} nearest"
+    text = (
+        f"<h2>Near duplicates</h2><p>{words} pairs of one cluster have nearly the same code, see "
+        f"duplicates.csv. The nearest, with the cosine of their codes:</p>"
+        f'<div class="pairs">{shown}</div>'
+    )
+    return report.replace(_DUPLICATES, text, 1)
 
 
 def with_map(report: str, codes: np.ndarray, labels: np.ndarray) -> str:
@@ -174,7 +210,7 @@ def _agreement(about: About, report: "Report", between_seeds: np.ndarray) -> str
     return text
 
 
-def _cluster(images: Images, report: "Report", places: Places, k: int, sizes: np.ndarray) -> str:
+def _cluster(images: Images, report: "Report", places: Places, k: int, sizes: np.ndarray, named: Any) -> str:
     members = np.flatnonzero(report.labels == k)
     if np.count_nonzero(sizes > sizes[k]) >= _ALL_SHOWN:
         shown = f"<p>The images of the {_ALL_SHOWN} largest clusters are shown.</p>"
@@ -187,14 +223,15 @@ def _cluster(images: Images, report: "Report", places: Places, k: int, sizes: np
     opened = " open" if k < 3 else ""
     width = 12 * len(members) / max(1, sizes.max())
     return (
-        f'<details class="cluster"{opened}><summary>{_text(_title(images, report, k, members))} '
+        f'<details class="cluster"{opened}><summary>{_text(_title(images, report, k, members, named))} '
         f'<span class="bar" style="width:{width:.2f}rem"></span></summary>{shown}</details>'
     )
 
 
-def _title(images: Images, report: "Report", k: int, members: np.ndarray) -> str:
+def _title(images: Images, report: "Report", k: int, members: np.ndarray, named: Any) -> str:
     share = 100 * len(members) / len(report.labels)
-    title = f"Cluster {k}: {len(members):,} images ({share:.1f} %)"
+    name = f"Cluster {k}" if named is None else f"Cluster {k}, {named[k]}"
+    title = f"{name}: {len(members):,} images ({share:.1f} %)"
     if images.labels is None or not len(members):
         return title
     counts = np.bincount(images.labels[members], minlength=len(images.classes))
@@ -208,7 +245,7 @@ def _orders(places: Places, members: np.ndarray) -> dict[str, np.ndarray]:
     return {"nearest": np.argsort(own), "borderline": np.argsort(margins), "outlying": np.argsort(-own)}
 
 
-def _gallery(images: Images, chosen: np.ndarray) -> str:
+def _gallery(images: Images, chosen: Sequence[int] | np.ndarray) -> str:
     if images.pixels is None and not images.files:
         return f"<p>{', '.join(_text(images.names[index]) for index in chosen)}</p>"
     tags = []
