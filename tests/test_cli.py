@@ -606,3 +606,23 @@ def test_the_report_in_a_browser(folder: Path, tmp_path: Path) -> None:
         assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
     finally:
         browser.quit()
+
+
+def test_large_photographs_are_read_at_a_part_of_their_size(tmp_path: Path) -> None:
+    """As good as whole, upright, in the order of their names, with what is damaged between them."""
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), np.uint8))
+        photograph = small.resize((400, 300), Image.Resampling.BICUBIC)
+        turned = Image.Exif()
+        turned[0x0112] = 1 + 5 * (number // 2)  # the last one lies on its side
+        photograph.save(tmp_path / f"{number}.jpg", exif=turned)
+        photograph.save(tmp_path / f"{number}.png", exif=turned)
+    (tmp_path / "1.jpg").write_bytes(b"\xff\xd8\xff\xe0 damaged")
+    read = images.read(tmp_path, 16)
+    assert [one.name for one in read.left_out] == ["1.jpg"]
+    assert read.names == [
+        f"{n}.{kind}" for n in range(3) for kind in ("jpg", "png") if (n, kind) != (1, "jpg")
+    ]
+    jpeg, png = (read.pixels[[read.names.index(f"{n}.{kind}") for n in (0, 2)]] for kind in ("jpg", "png"))
+    assert np.abs(jpeg.astype(float) - png).mean() < 5

@@ -1,8 +1,9 @@
 """The images of a user: a folder of pictures of any kinds, or the arrays of an .npz file."""
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from sul_jax.cli.arrays import read_arrays
 from sul_jax.cli.options import ConfigError
-from sul_jax.cli.pictures import Opened, PictureError, Scale, eight_bits, open_picture
+from sul_jax.cli.pictures import PictureError, Scale, eight_bits, open_picture, quietly
 
 # Folders of this kind are parts of a data set; their sub-folders are the classes.
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
@@ -232,18 +233,17 @@ def _decoded(folder: Path, files: Sequence[Path], size: int, scale: Scale | None
     read: list[Path] = []
     damaged: list[LeftOut] = []
     seen: Counter[str] = Counter()
-    for file, opened in _each(tqdm(files, desc="reading", unit="file")):
-        if isinstance(opened, PictureError):
-            damaged.append(LeftOut(readable(str(file.relative_to(folder))), str(opened)))
+    for file, fitted in zip(files, _each(files, size), strict=True):
+        if isinstance(fitted, PictureError):
+            damaged.append(LeftOut(readable(str(file.relative_to(folder))), str(fitted)))
             continue
-        fitted = np.asarray(ImageOps.fit(opened.image, (size, size), Image.Resampling.BICUBIC))
-        if opened.image.mode == "F":
-            deep[len(read)] = fitted
-            bounds += opened.image.getextrema()  # type: ignore[arg-type]  # of a single band
+        if fitted.range is not None:
+            deep[len(read)] = fitted.pixels
+            bounds += fitted.range
         else:
-            pixels[len(read)] = fitted
-        seen["several"] += opened.frames > 1
-        seen["cut"] += opened.cut
+            pixels[len(read)] = fitted.pixels
+        seen["several"] += fitted.frames > 1
+        seen["cut"] += fitted.cut
         read.append(file)
     if deep and scale is None:
         scale = Scale(float(min(bounds)), float(max(bounds)))
@@ -253,12 +253,42 @@ def _decoded(folder: Path, files: Sequence[Path], size: int, scale: Scale | None
     return _Decoded(pixels[: len(read)], read, scale, damaged, _notes(seen, len(deep), scale))
 
 
-def _each(files: Iterator[Path]) -> Iterator[tuple[Path, Opened | PictureError]]:
-    for file in files:
-        try:
-            yield file, open_picture(file)
-        except PictureError as error:
-            yield file, error
+class _Fitted(NamedTuple):
+    """A picture as it is clustered.
+
+    Attributes:
+      pixels: uint8 `[size, size, 3]`, or float32 `[size, size]` of more than 8 bits.
+      range: of the whole picture where it has more than 8 bits.
+      frames: as in `pictures.Opened`, as is `cut`.
+    """
+
+    pixels: np.ndarray
+    range: tuple[float, float] | None
+    frames: int
+    cut: bool
+
+
+def _each(files: Sequence[Path], size: int) -> Iterator[_Fitted | PictureError]:
+    """All files in order, read by several threads, a few of them ahead."""
+    ahead = 4 * (os.cpu_count() or 1)
+    with quietly(), ThreadPoolExecutor(os.cpu_count()) as threads:
+        coming: deque[Future[_Fitted | PictureError]] = deque()
+        for file in tqdm(files, desc="reading", unit="file"):
+            coming.append(threads.submit(_fitted, file, size))
+            if len(coming) > ahead:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _fitted(file: Path, size: int) -> _Fitted | PictureError:
+    try:
+        image, frames, cut = open_picture(file, side=size)
+    except PictureError as error:
+        return error
+    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    bounds: Any = image.getextrema() if image.mode == "F" else None  # of a single band
+    return _Fitted(pixels, bounds, frames, cut)
 
 
 def _notes(seen: Counter[str], num_deep: int, scale: Scale | None) -> list[str]:

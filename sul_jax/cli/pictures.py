@@ -2,6 +2,8 @@
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -49,11 +51,24 @@ class Opened(NamedTuple):
     cut: bool
 
 
-def open_picture(file: Path) -> Opened:
-    """A file's first picture.
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Pillow's warnings: of many pixels, which are made fewer, and of details of no matter here.
+
+    Filters of warnings are the process's: to be entered by one thread around all that others do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def open_picture(file: Path, *, side: int | None = None) -> Opened:
+    """A file's first picture; to be called within `quietly`.
 
     Args:
       file: told by its content, not by its ending.
+      side: of the square that the picture will be made to fit: a JPEG is decoded at a part of its size, still
+        at least twice that.
 
     Raises:
       PictureError: no picture, a damaged one, or values that are not finite.
@@ -61,17 +76,16 @@ def open_picture(file: Path) -> Opened:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait without end
             raise PictureError("not a file of data")
-        with warnings.catch_warnings():
-            # Of many pixels, which are made fewer below, and of details of a file that do not matter here.
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=_formats()) as image:
-                if image.format in _BY_ENDING and Image.EXTENSION.get(file.suffix.lower()) != image.format:
-                    raise PictureError("not a picture")
-                frames = int(getattr(image, "n_frames", 1))
-                cut = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
-                cut = cut and not image.mode.startswith(("I", "F"))
-                ImageOps.exif_transpose(image, in_place=True)
-                return Opened(_plain(_no_larger_than_needed(image)), frames, cut)
+        with Image.open(file, formats=_formats()) as image:
+            if image.format in _BY_ENDING and Image.EXTENSION.get(file.suffix.lower()) != image.format:
+                raise PictureError("not a picture")
+            frames = int(getattr(image, "n_frames", 1))
+            cut = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
+            cut = cut and not image.mode.startswith(("I", "F"))
+            if side is not None:
+                image.draft(None, (2 * side, 2 * side))
+            ImageOps.exif_transpose(image, in_place=True)
+            return Opened(_plain(_no_larger_than_needed(image)), frames, cut)
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -86,12 +100,13 @@ def open_picture(file: Path) -> Opened:
         raise PictureError(words.splitlines()[0].replace(str(file), file.name)[:200]) from None
 
 
-def picture(file: Path, scale: Scale | None = None) -> Image.Image:
+def picture(file: Path, scale: Scale | None = None, *, side: int | None = None) -> Image.Image:
     """A file's first picture, upright and opaque, in RGB with 8 bits a channel.
 
     Args:
       file: the file.
       scale: of pictures of more than 8 bits; by default the range of this one.
+      side: as in `open_picture`.
 
     Raises:
       PictureError: as `open_picture`.
@@ -107,7 +122,8 @@ def picture(file: Path, scale: Scale | None = None) -> Image.Image:
       >>> picture(file, Scale(0, 1000)).getpixel((1, 0))
       (128, 128, 128)
     """
-    image = open_picture(file).image
+    with quietly():
+        image = open_picture(file, side=side).image
     if image.mode != "F":
         return image
     values = np.asarray(image)

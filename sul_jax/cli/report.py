@@ -261,7 +261,7 @@ def _thumbnail(images: Images, index: int) -> str:
     shown = None
     if images.files:
         with contextlib.suppress(PictureError):  # moved or changed since it was read
-            shown = picture(images.files[index], images.scale)
+            shown = picture(images.files[index], images.scale, side=_THUMBNAIL)
     if shown is None and images.pixels is None:
         shown = Image.new("L", (_THUMBNAIL, _THUMBNAIL), 128)
     if shown is None:
