@@ -8,6 +8,7 @@ from sul_jax import (
     augment,
     coding_rate,
     deep_cluster,
+    devices,
     energy,
     gar,
     hebbian,
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
     from sul_jax import probes as probes
     from sul_jax import subspace_clustering as subspace_clustering
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "LearningRule",
     "acol",
     "augment",
     "coding_rate",
     "deep_cluster",
+    "devices",
     "energy",
     "estimators",
     "gar",

@@ -37,7 +37,7 @@ class HebbianInfo(NamedTuple):
     """What one step did, over the whole batch.
 
     Attributes:
-      largest_update: max |ΔW| before normalisation, a scalar.
+      largest_update: max `|ΔW|` before normalisation, a scalar.
       wins: int32 `[num_units]`, inputs, zeros apart, for which each unit was driven most.
       norms: `[num_units]`, of the weights before the step; 1 for a unit that has converged.
     """
@@ -128,7 +128,7 @@ def update(
       learning_rate: ε, the largest change of a weight in this step where the update is normalised.
       anti_hebbian: Δ.
       rank: m, from 2 to the number of units.
-      normalize_update: divide by max |ΔW| over all weights, as the authors' code does; eq. 1 has no such
+      normalize_update: divide by max `|ΔW|` over all weights, as the authors' code does; eq. 1 has no such
         factor.
       axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
 

@@ -1,6 +1,6 @@
 """The contract shared by all rules, and how rules are stacked.
 
-A rule is three pure functions over a state that holds arrays only:
+A rule is three pure functions over a state that holds arrays only::
 
     init(key, inputs) -> state
     update(state, inputs, *, axis_name=None, **hyperparameters) -> (state, info)

@@ -66,7 +66,7 @@ def update(
     """One step: ΔW_i = Σ_x y_i(x) (x − u_i(x) W_i), u = W x.
 
     y is the softmax of u over the units, negative but for the unit driven most. ΔW is divided by its largest
-    entry and multiplied with a unit's own rate, η |‖W_i‖ − 1|^p: units that have converged stay.
+    entry and multiplied with a unit's own rate, `η |‖W_i‖ − 1|^p`: units that have converged stay.
 
     Args:
       state: the weights.

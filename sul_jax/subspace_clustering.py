@@ -102,7 +102,7 @@ def self_expression(
     """Coefficients of each vector in the others.
 
     Vector x is expressed by c, the minimiser of ½‖x − cX‖² + λ (τ‖c‖₁ + ½(1 − τ)‖c‖²) over the other
-    vectors X, λ = max |⟨x, X⟩| / (γ τ) (You et al. 2016).
+    vectors X, λ = max `|⟨x, X⟩|` / (γ τ) (You et al. 2016).
 
     Args:
       features: `[num_examples, features]`, of unit norm.

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import chex
 import jax
 import numpy as np
@@ -108,17 +110,20 @@ def test_invariances(shape: tuple[int, int], seed: int) -> None:
         np.testing.assert_allclose(other, value, rtol=1e-3, atol=1e-3)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    views, memberships = unit(0, 2, 9, 4), soft(1, 2, 9, 3)
-    with jax.enable_x64(True):
-        views, memberships = views.astype(np.float64), memberships.astype(np.float64)
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
-        def loss(features: jax.Array, logits: jax.Array) -> jax.Array:
-            return coding_rate.nmce_loss(
-                features, jax.nn.softmax(logits), eps_squared=0.1, invariance_weight=3.0
-            )
 
-        jax.test_util.check_grads(jax.jit(loss), (views, np.log(memberships)), order=2, rtol=1e-4)
+def test_gradients_are_those_of_finite_differences(double_precision: None) -> None:
+    views, memberships = (part.astype(np.float64) for part in (unit(0, 2, 9, 4), soft(1, 2, 9, 3)))
+
+    def loss(features: jax.Array, logits: jax.Array) -> jax.Array:
+        return coding_rate.nmce_loss(features, jax.nn.softmax(logits), eps_squared=0.1, invariance_weight=3.0)
+
+    jax.test_util.check_grads(jax.jit(loss), (views, np.log(memberships)), order=2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("average_views", [True, False])

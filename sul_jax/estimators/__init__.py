@@ -9,12 +9,14 @@ image's code and cluster do not depend on the batch it comes in: programs take b
 
 How cost grows, for n images of s×s pixels with codes of d numbers:
 
-| part      | time                                                  | memory                              |
-| --------- | ----------------------------------------------------- | ----------------------------------- |
-| learning  | steps · `batch_size` · s²; steps up to `max_steps`    | `batch_size` · s² · maps of a layer |
-| codes     | n · s²                                                | n · d                               |
-| k-means   | n · d · `n_clusters` · starts · iterations            | at most some GiB: of part of many   |
-| distances | n · d · `n_clusters`                                  | n · `n_clusters`                    |
+=========  ==================================================  ===================================
+part       time                                                memory
+=========  ==================================================  ===================================
+learning   steps · `batch_size` · s²; steps up to `max_steps`  `batch_size` · s² · maps of a layer
+codes      n · s²                                              n · d
+k-means    n · d · `n_clusters` · starts · iterations          at most some GiB: of part of many
+distances  n · d · `n_clusters`                                n · `n_clusters`
+=========  ==================================================  ===================================
 
 Of k-means' ten starts fewer are taken from n · d · `n_clusters` = 7·10⁹ on, one from 3·10¹⁰. On two CPU cores
 `PixelClustering` takes half a minute for 50,000 images of 28×28 pixels and 1,000 clusters.

@@ -82,7 +82,7 @@ class ACOL(Saved):
         )
         glorot = nnx.initializers.glorot_uniform()
         sizes = (channels, num_filters, num_filters, 2 * num_filters, 2 * num_filters)
-        self.convolutions = nnx.List(
+        self.convolutions = nnx.data(
             [
                 nnx.Conv(
                     inputs,

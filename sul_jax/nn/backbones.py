@@ -65,7 +65,7 @@ class MLP(Saved):
             ("num_layers", num_layers),
             ("activation", name if getattr(jax.nn, name, None) is activation else None),
         )
-        self.layers = nnx.List([linear(i, o, rngs) for i, o in itertools.pairwise(sizes)])
+        self.layers = nnx.data([linear(i, o, rngs) for i, o in itertools.pairwise(sizes)])
 
     @classmethod
     def _build(cls, arguments: dict[str, Any]) -> Self:
@@ -146,7 +146,7 @@ class ResNet(Saved):
             for block in range(number):
                 blocks.append(_BasicBlock(inputs, outputs, 2 if stage and not block else 1, rngs))
                 inputs = outputs
-        self.blocks = nnx.List(blocks)
+        self.blocks = nnx.data(blocks)
         top = num_pre_features
         self.num_features = inputs if top is None else top
         self.pre_features = nnx.data(None if top is None else nnx.Linear(inputs, top, rngs=rngs))

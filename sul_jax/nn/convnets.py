@@ -130,9 +130,9 @@ class _ConvNet(Saved):
                 size = (size - layer.pool[0]) // layer.pool[1] + 1
             if size < 1:
                 raise ValueError(f"image_size={image_size} is not accepted: nothing is left of the image")
-        self.convolutions, self.norms = nnx.List(convolutions), nnx.List(norms)
+        self.convolutions, self.norms = nnx.data(convolutions), nnx.data(norms)
         sizes = (inputs * size**2, *hidden)
-        self.hidden = nnx.List(
+        self.hidden = nnx.data(
             [
                 nnx.Linear(i, o, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
                 for i, o in zip(sizes, hidden, strict=False)

@@ -12,6 +12,8 @@ from sul_jax.patches import reduce_windows
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _xla = partial(lax.conv_general_dilated, dimension_numbers=_LAYOUT)
+# jax 0.7 has the cast under its first name, jax 0.10 and newer under this one alone.
+_varying = partial(lax.pcast, to="varying") if hasattr(lax, "pcast") else lax.pvary  # type: ignore[attr-defined]
 _BLOCK_BYTES = 2**21  # patches held at a time while a kernel's gradient is summed: they stay in the cache
 
 
@@ -50,7 +52,7 @@ def conv_general_dilated(
     # Where shard_map splits the images alone, this cast's transpose is the sum of the shards' gradients.
     split = tuple(_mapped_axes(images) - _mapped_axes(kernel))
     if split:
-        kernel = lax.pcast(kernel, split, to="varying")
+        kernel = _varying(kernel, split)
     return _convolve(tuple(strides), padding, precision, images, kernel)
 
 

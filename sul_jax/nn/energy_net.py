@@ -84,7 +84,7 @@ class EnergyNet(nnx.Module):
         networks = list(states) if several else [states]
         for one in networks:
             _check_states(one, architecture)
-        self.architecture = nnx.static(architecture)
+        self.architecture = architecture
         self.rescale = rescale
         self.code_power = code_power
         self.networks = nnx.data([jax.tree.map(Learned, tuple(one)) for one in networks])

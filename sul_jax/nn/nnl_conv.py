@@ -110,9 +110,9 @@ class NNLConv(Saved):
             size = block.kernel_size**2 * channels
             scale = 1.0 if response == "nnl" else (2 / size) ** 0.5
             filters.append(nnx.Param(scale * jax.random.normal(keys(), (block.num_units, size))))
-        self.filters = nnx.List(filters)
+        self.filters = nnx.data(filters)
         plain = response == "relu"
-        self.biases = nnx.List([nnx.Param(jnp.zeros(b.num_units)) for b in self.blocks] if plain else [])
+        self.biases = nnx.data([nnx.Param(jnp.zeros(b.num_units)) for b in self.blocks] if plain else [])
         self.classifier = nnx.Linear(self.num_features, num_classes, rngs=rngs)
 
     def features(self, images: Array) -> Array:

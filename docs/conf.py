@@ -1,0 +1,55 @@
+"""The documentation: python -m sphinx -W --keep-going docs build/docs, with the extra `docs`."""
+
+import tomllib
+from pathlib import Path
+
+import sul_jax
+
+_PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+project = "sul_jax"
+author = _PROJECT["authors"][0]["name"]
+copyright = author
+version = release = sul_jax.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
+myst_heading_anchors = 3
+myst_substitutions = {"repository": _PROJECT["urls"]["Repository"]}
+
+# Docstrings write names as `name` and options as **options.
+default_role = "code"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_use_type_comments = False
+maximum_signature_line_length = 80
+
+
+def _skip_fields(app, what, name, member, skip, options):
+    """Fields of named tuples are explained by their class."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
+def setup(app):
+    """Sphinx calls this first."""
+    app.connect("autodoc-skip-member", _skip_fields)
+
+
+html_theme = "furo"
+html_title = f"sul_jax {version}"
+html_theme_options = {
+    "source_repository": _PROJECT["urls"]["Repository"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
