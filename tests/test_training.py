@@ -1,5 +1,6 @@
 """How rules are trained: minibatches, compiled steps, layers."""
 
+import inspect
 from typing import Any
 
 import chex
@@ -13,13 +14,18 @@ from flax import nnx
 from sul_jax import (
     LearningRule,
     acol,
+    coding_rate,
     deep_cluster,
     energy,
+    estimators,
+    gar,
     gradient_rule,
     hebbian,
     k_subspaces,
     nmce,
     nn,
+    patches,
+    soft_hebb,
     training,
 )
 from sul_jax.seeds import over_seeds, stacked
@@ -77,6 +83,35 @@ def test_every_method_in_the_same_words(method: str) -> None:
     codes = jax.jit(rule.encode)(after, data)
     assert len(codes) == len(data)
     assert np.isfinite(codes).all()
+
+
+PLACES = {
+    "energy": [energy],
+    "hebbian": [hebbian],
+    "soft_hebb": [soft_hebb],
+    "acol": [acol.rule, nn.ACOL, estimators.ACOLClustering],
+    "gar": [gar],
+    "nmce": [nmce.rule, estimators.NMCEClustering],
+    "coding_rate": [coding_rate],
+    "deep_cluster": [deep_cluster],
+    "k_subspaces": [k_subspaces],
+    "patches": [patches],
+}
+OWN = {"hebbian": {"learning_rate", "power"}}  # of vectors, and of images
+
+
+@pytest.mark.parametrize("method", PLACES)
+def test_an_argument_has_one_default_wherever_it_is_taken(method: str) -> None:
+    defaults: dict[str, set[str]] = {}
+    for place in PLACES[method]:
+        functions = vars(place).values() if inspect.ismodule(place) else [place]
+        for function in functions:
+            if callable(function) and (place is function or function.__module__ == place.__name__):
+                for name, parameter in inspect.signature(function).parameters.items():
+                    if parameter.default is not parameter.empty:
+                        defaults.setdefault(name, set()).add(repr(parameter.default))
+    several = {name for name, values in defaults.items() if len(values) > 1}
+    assert several <= OWN.get(method, set())
 
 
 def test_shuffled_sees_every_example_once_in_a_pass() -> None:
