@@ -268,6 +268,15 @@ def test_linear_probe_is_a_logistic_regression() -> None:
     assert got == pytest.approx(100 * expected, abs=4)
 
 
+def test_classifiers_tell_apart_what_they_can() -> None:
+    """The nearest of all neighbours' classes is the larger one; a hyperplane parts the two."""
+    labels = np.repeat([0, 1], [20, 40])
+    codes = np.eye(2, dtype=np.float32)[labels]
+    options = {"names": ["svm", "knn"], "num_neighbors": 60}
+    found = probes.classifiers(codes, labels, codes, labels, **options)
+    assert found == {"svm": 100, "knn": pytest.approx(100 * 2 / 3)}
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A run of seconds."""

@@ -121,6 +121,7 @@ def test_shuffled_sees_every_example_once_in_a_pass() -> None:
     assert not np.array_equal(order[:2], order[2:])
     filled = training.shuffled([3, 1], 10, 4, num_steps=5, drop_last=False)
     assert sorted(filled.ravel()[:10]) == list(range(10)) == sorted(filled.ravel()[10:])
+    assert np.bincount(training.shuffled(0, 3, 5, num_steps=3, drop_last=False).ravel()).tolist() == [5] * 3
     with pytest.raises(ValueError, match="batch_size=11 is not accepted: it must be between 1 and 10"):
         training.shuffled(0, 10, 11)
 
