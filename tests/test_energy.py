@@ -95,6 +95,8 @@ def test_sample_takes_distinct_patches_that_are_not_blank() -> None:
     x[1, 2, 3, 0] = 1.0  # nine 3×3 patches see the pixel
     taken = compiled(patches.sample)(jax.random.key(0), x, num_patches=9, kernel_size=3, padding=1)
     np.testing.assert_array_equal(np.sort(np.argmax(taken, axis=1)), np.arange(9))
+    every = partial(patches.sample, num_patches=72, kernel_size=3, padding=1)
+    assert jax.eval_shape(every, jax.random.key(0), x).shape == (72, 9)
     with pytest.raises(ValueError, match="num_patches=73 exceeds the 72 patches"):
         patches.sample(jax.random.key(0), x, num_patches=73, kernel_size=3, padding=1)
 
