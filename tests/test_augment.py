@@ -170,6 +170,7 @@ def test_perspective() -> None:
         (lambda x: augment.grayscale(KEY, x[..., :2]), "images has 2 channels"),
         (lambda x: augment.random_perspective(KEY, x, distortion=2.0), "distortion=2.0 is not accepted"),
         (lambda x: augment.horizontal_flip(KEY, x[0]), "images must have shape"),
+        (lambda x: augment.gaussian_blur(KEY, x[0]), "images must have shape"),
     ],
 )
 def test_bad_input(call, message: str) -> None:

@@ -21,6 +21,7 @@ from sul_jax import (
     gar,
     gradient_rule,
     hebbian,
+    k_means,
     k_subspaces,
     nmce,
     nn,
@@ -96,8 +97,9 @@ PLACES = {
     "deep_cluster": [deep_cluster],
     "k_subspaces": [k_subspaces],
     "patches": [patches],
+    "clustering": [k_means.fit, k_subspaces.fit],
 }
-OWN = {"hebbian": {"learning_rate", "power"}}  # of vectors, and of images
+OWN = {"hebbian": {"learning_rate", "power"}, "clustering": {"tolerance", "init"}}
 
 
 @pytest.mark.parametrize("method", PLACES)
