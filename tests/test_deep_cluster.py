@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
@@ -266,6 +267,26 @@ def test_linear_probe_is_a_logistic_regression() -> None:
     )
     expected = LogisticRegression().fit(x[train], labels[train]).score(x[test], labels[test])
     assert got == pytest.approx(100 * expected, abs=4)
+
+
+def test_linear_probe_descends_as_numpy_does() -> None:
+    """Three steps on the whole batch, the rate falling by the decay; the bias counts in the answer."""
+    codes, labels = np.random.default_rng(0).standard_normal((20, 2), np.float32), np.arange(20) // 15
+    weights, speed = np.zeros((3, 2)), np.zeros((3, 2))
+    inputs = np.concatenate([codes, np.ones((20, 1))], axis=1)
+    rate, momentum, decay = 2.0, 0.9, 0.5
+    for step in range(3):
+        errors = softmax(inputs @ weights, axis=1) - np.eye(2)[labels]
+        speed = momentum * speed + inputs.T @ errors / 20 + decay * weights
+        weights = weights - rate / np.sqrt(1 + rate * decay * step) * speed
+    options = {"num_epochs": 3, "learning_rate": rate, "momentum": momentum, "weight_decay": decay}
+    learned = probes._probe(jax.random.key(0), codes, labels, num_classes=2, batch_size=20, **options)
+    found = np.concatenate([learned["kernel"][...], learned["bias"][...][None]])
+    np.testing.assert_allclose(found, weights, rtol=1e-4, atol=1e-5)
+    accuracy = probes.linear_probe(jax.random.key(0), codes, labels, codes, labels, **options)
+    expected = np.mean((inputs @ weights).argmax(axis=1) == labels)
+    assert accuracy == pytest.approx(100 * expected)
+    assert expected != np.mean((codes @ weights[:2] - weights[2]).argmax(axis=1) == labels)
 
 
 def test_classifiers_tell_apart_what_they_can() -> None:

@@ -407,7 +407,11 @@ def test_subspace_clustering_finds_planted_subspaces(l1_ratio: float) -> None:
     points = [generator.normal(size=(30, 2)) @ generator.normal(size=(2, 8)) for _ in range(3)]
     features = np.concatenate(points)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    found = subspace_clustering.fit(features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20)
+    options = {"gamma": 50, "l1_ratio": l1_ratio, "num_candidates": 20}
+    coefficients = subspace_clustering.self_expression(features, **options)
+    np.testing.assert_allclose(np.linalg.norm(coefficients, axis=1), 1)
+    assert not np.diag(coefficients).any()
+    found = subspace_clustering.fit(features, num_clusters=3, **options)
     assert metrics.clustering_error(np.repeat(np.arange(3), 30), found.labels) == 0
 
 
