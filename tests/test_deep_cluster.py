@@ -258,6 +258,34 @@ def test_evaluation_does_not_depend_on_the_batch_and_dropout_on_the_key() -> Non
     assert not np.allclose(one, other)
 
 
+class Tiny(nnx.Module):
+    num_features = 2
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(3, 2, rngs=rngs)
+
+
+def test_a_new_head_has_learned_nothing_and_the_rest_stays() -> None:
+    rule = deep_cluster.rule(Tiny, num_clusters=50)
+    old = jax.tree.map(lambda leaf: leaf + 1, jax.jit(rule.init)(jax.random.key(0), None))
+    new = deep_cluster.new_head(jax.random.key(1), old)
+    kernel, bias = new.params["head"]["kernel"][...], new.params["head"]["bias"][...]
+    assert abs(np.std(kernel) / 0.01 - 1) < 0.2
+    assert abs(np.mean(kernel)) < 0.005
+    assert not np.any(bias)
+    before, after = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+        for state in (old, new)
+    )
+    of_head = {name for name in before if "head" in name}
+    assert len(of_head) == 4  # kernel and bias, and their momentum
+    for name, leaf in after.items():
+        if name not in of_head:
+            np.testing.assert_array_equal(leaf, before[name])
+        elif "optimizer" in name:
+            assert not np.any(leaf)
+
+
 def test_linear_probe_is_a_logistic_regression() -> None:
     x, labels = blobs(300)
     x = x + 2 * np.random.default_rng(2).standard_normal(x.shape, np.float32)
