@@ -116,6 +116,21 @@ def test_brightness_is_one_factor_an_image() -> None:
     assert np.std(ratio[:, 0, 0, 0]) > 0.1
 
 
+@pytest.mark.parametrize("strength", ["contrast", "saturation"])
+def test_contrast_and_saturation_are_one_factor_an_image(strength: str) -> None:
+    """Of what differs from the image's mean luma, or from each pixel's own."""
+    x = images() / 4 + np.float32(0.375)
+    luma = (x @ np.float32([0.299, 0.587, 0.114]))[..., None]
+    centre = luma.mean(axis=(1, 2, 3), keepdims=True) if strength == "contrast" else luma
+    changed = np.asarray(JITTER(KEY, x, **{strength: 0.9}))
+    factors = np.vecdot((changed - centre).reshape(16, -1), (x - centre).reshape(16, -1))
+    factors = (factors / np.sum((x - centre) ** 2, axis=(1, 2, 3)))[:, None, None, None]
+    np.testing.assert_allclose(changed, centre + factors * (x - centre), atol=1e-5)
+    assert factors.min() >= 0.1
+    assert factors.max() <= 1.9
+    assert np.std(factors) > 0.1
+
+
 @pytest.mark.parametrize("turn", [0.0, 0.1, -0.3, 0.5])
 def test_hue_is_that_of_the_standard_library(turn: float) -> None:
     x = np.concatenate([images()[:2], np.zeros((1, 12, 10, 3)), np.ones((1, 12, 10, 3))], dtype=np.float32)
@@ -151,9 +166,11 @@ def test_perspective() -> None:
         (lambda x: augment.random_resized_crop(KEY, x, scale=(0.9, 0.1)), "scale=.* is not accepted"),
         (lambda x: augment.color_jitter(KEY, x, hue=0.7), "hue=0.7 is not accepted"),
         (lambda x: augment.color_jitter(KEY, x, contrast=-1.0), "contrast=-1.0 is not accepted"),
+        (lambda x: augment.gaussian_blur(KEY, x, kernel_size=21), "kernel_size=21 .* between 1 and 19"),
         (lambda x: augment.grayscale(KEY, x[..., :2]), "images has 2 channels"),
         (lambda x: augment.random_perspective(KEY, x, distortion=2.0), "distortion=2.0 is not accepted"),
         (lambda x: augment.horizontal_flip(KEY, x[0]), "images must have shape"),
+        (lambda x: augment.gaussian_blur(KEY, x[0]), "images must have shape"),
     ],
 )
 def test_bad_input(call, message: str) -> None:

@@ -113,6 +113,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "tolerance NaN": (lambda: k_means_of(tolerance=float("nan")), "tolerance=nan is not accepted"),
     "tolerance": (lambda: k_means_of(tolerance=-1.0), "tolerance=-1.0 is not accepted: it must be at least"),
     "empty clusters": (lambda: k_means_of(empty_clusters="drop"), "empty_clusters='drop' is not accepted"),
+    "centroids": (lambda: k_means.assign(VECTORS[0], VECTORS), "centroids must have shape [batch, features]"),
     # rules
     "rank": (lambda: subspaces(rank=9), "rank=9 is not accepted: it must be between 1 and 8"),
     "rank 0": (lambda: subspaces(rank=0), "rank=0 is not accepted"),
@@ -121,6 +122,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "rate": (lambda: units(learning_rate=-1.0), "learning_rate=-1.0 is not accepted: it must be at least 0"),
     "rate NaN": (lambda: units(learning_rate=float("nan")), "learning_rate=nan is not accepted"),
     "rate as a word": (lambda: units(learning_rate="0.1"), "learning_rate must be a number, got '0.1'"),
+    "random patches": (
+        lambda: hebbian.random_patches(KEY, IMAGES, num_patches=2, kernel_size=9), "kernel_size=9 is no",
+    ),
     "ranked below": (lambda: units(rank=4), "rank=4 is not accepted: it must be between 2 and 3"),
     "power": (
         lambda: hebbian.encode(hebbian.init(KEY, VECTORS, num_units=3), VECTORS, power=0.0),
@@ -131,6 +135,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "winners": (
         lambda: energy.layer_rule(energy.EnergyLayer(2, 1, 3, 3, 0)).init(KEY, IMAGES), "num_winners=3 is no",
     ),
+    "maps": (lambda: energy.average_pool(VECTORS), "images must have shape [batch, height, width, channels]"),
     "quadrants": (lambda: energy.pooled_codes(IMAGES[:, :1]), "cannot be cut into quadrants"),
     "architecture": (lambda: energy.EnergyArchitecture.from_dict({}), "no architecture of energy layers: 'l"),
     "architecture's type": (lambda: energy.EnergyArchitecture.from_dict([1]), "is no architecture"),  # type: ignore[arg-type]
@@ -154,6 +159,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "ε² below 0": (lambda: coding_rate.coding_rate(VECTORS, eps_squared=-1.0), "eps_squared=-1.0 is not acc"),
     "memberships": (
         lambda: coding_rate.class_coding_rate(VECTORS, jnp.ones((3, 2)), eps_squared=0.1), "memberships hold",
+    ),
+    "a vector for classes": (
+        lambda: coding_rate.class_coding_rate(VECTORS[0], VECTORS, eps_squared=0.1), "features must have sh",
     ),
     "one view": (lambda: coding_rate.tcr_loss(VECTORS, eps_squared=0.1), "must have shape [views, batch, fe"),
     "views of other sizes": (

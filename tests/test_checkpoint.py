@@ -13,7 +13,7 @@ from flax import nnx
 
 from experiments import mnist_energy
 from experiments.common import runs, training
-from sul_jax import _checkpoint, estimators
+from sul_jax import _checkpoint, _files, estimators
 from sul_jax.nn import MLP
 
 TREE = {"a": jnp.arange(100.0), "b": [np.arange(3), {"seconds": np.float64(2.0)}]}
@@ -129,6 +129,12 @@ def test_saved_through_a_link_and_into_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "behind" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not a checkpoint"):
         mlp().save(tmp_path)
+
+
+def test_what_is_written_may_be_read_by_whom_new_files_may(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    _files.write_json(tmp_path / "written", {})
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_no_path_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

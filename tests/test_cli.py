@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sul_jax import cli, estimators
-from sul_jax.cli import assign, cluster, figures, images, networks
+from sul_jax.cli import assign, cluster, figures, images, networks, pictures
 from sul_jax.cli.cluster import Config
 
 
@@ -187,6 +187,7 @@ def test_one_scale_for_pictures_of_many_bits(tmp_path: Path) -> None:
             Image.fromarray(values.astype(np.uint16)).save(folder / f"{index}.png")
         else:
             Image.fromarray(values.astype(np.int32)).save(folder / f"{index}.tiff")
+    assert pictures.picture(folder / "5.png").getextrema() == ((0, 255),) * 3  # alone, on its own
     found = images.read(folder, 12)
     assert found.scale == (100, 2500)
     assert found.pixels.shape == (6, 12, 12, 1)
@@ -242,6 +243,14 @@ def test_pictures_that_are_turned_large_or_not_finite(tmp_path: Path) -> None:
     for pixels in found.pixels:
         assert pixels[:3, :, 0].min() > 250
         assert pixels[5:, :, 0].max() < 5
+
+
+def test_files_left_out_are_counted() -> None:
+    left_out = [images.LeftOut(name, "damaged") for name in ("a.png", "b.png", "c.png", "d.jpg", "e", "f")]
+    counted = ["3 × .png (damaged)", "2 × no ending (damaged)", "1 × .jpg (damaged)"]
+    assert images.kinds_left_out(left_out) == counted
+    more = ["1 more for other reasons, listed in the report"]
+    assert images.kinds_left_out(left_out, most=2) == counted[:2] + more
 
 
 def test_folders_of_classes(tmp_path: Path) -> None:
@@ -559,6 +568,8 @@ def test_names_that_are_not_utf8_and_other_colours(tmp_path: Path) -> None:
     Image.fromarray(np.uint8(generator.integers(0, 256, (12, 12, 3)))).save(folder / "colour.png")
     again = assign.run(assign.Config(tmp_path / "run", folder, tmp_path / "assigned.csv"))
     np.testing.assert_array_equal(again.labels[:8], report.labels)
+    colours = np.uint8(np.diag([100, 200, 250]).reshape(1, 1, 3, 3))
+    assert assign._with_channels(colours, 1).ravel().tolist() == [30, 117, 28]  # their luma
     # An earlier run is set aside.
     cluster.run(run)
     assert (tmp_path / "run" / "previous-001" / "model").exists()

@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
@@ -257,6 +258,34 @@ def test_evaluation_does_not_depend_on_the_batch_and_dropout_on_the_key() -> Non
     assert not np.allclose(one, other)
 
 
+class Tiny(nnx.Module):
+    num_features = 2
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(3, 2, rngs=rngs)
+
+
+def test_a_new_head_has_learned_nothing_and_the_rest_stays() -> None:
+    rule = deep_cluster.rule(Tiny, num_clusters=50)
+    old = jax.tree.map(lambda leaf: leaf + 1, jax.jit(rule.init)(jax.random.key(0), None))
+    new = deep_cluster.new_head(jax.random.key(1), old)
+    kernel, bias = new.params["head"]["kernel"][...], new.params["head"]["bias"][...]
+    assert abs(np.std(kernel) / 0.01 - 1) < 0.2
+    assert abs(np.mean(kernel)) < 0.005
+    assert not np.any(bias)
+    before, after = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+        for state in (old, new)
+    )
+    of_head = {name for name in before if "head" in name}
+    assert len(of_head) == 4  # kernel and bias, and their momentum
+    for name, leaf in after.items():
+        if name not in of_head:
+            np.testing.assert_array_equal(leaf, before[name])
+        elif "optimizer" in name:
+            assert not np.any(leaf)
+
+
 def test_linear_probe_is_a_logistic_regression() -> None:
     x, labels = blobs(300)
     x = x + 2 * np.random.default_rng(2).standard_normal(x.shape, np.float32)
@@ -266,6 +295,35 @@ def test_linear_probe_is_a_logistic_regression() -> None:
     )
     expected = LogisticRegression().fit(x[train], labels[train]).score(x[test], labels[test])
     assert got == pytest.approx(100 * expected, abs=4)
+
+
+def test_linear_probe_descends_as_numpy_does() -> None:
+    """Three steps on the whole batch, the rate falling by the decay; the bias counts in the answer."""
+    codes, labels = np.random.default_rng(0).standard_normal((20, 2), np.float32), np.arange(20) // 15
+    weights, speed = np.zeros((3, 2)), np.zeros((3, 2))
+    inputs = np.concatenate([codes, np.ones((20, 1))], axis=1)
+    rate, momentum, decay = 2.0, 0.9, 0.5
+    for step in range(3):
+        errors = softmax(inputs @ weights, axis=1) - np.eye(2)[labels]
+        speed = momentum * speed + inputs.T @ errors / 20 + decay * weights
+        weights = weights - rate / np.sqrt(1 + rate * decay * step) * speed
+    options = {"num_epochs": 3, "learning_rate": rate, "momentum": momentum, "weight_decay": decay}
+    learned = probes._probe(jax.random.key(0), codes, labels, num_classes=2, batch_size=20, **options)
+    found = np.concatenate([learned["kernel"][...], learned["bias"][...][None]])
+    np.testing.assert_allclose(found, weights, rtol=1e-4, atol=1e-5)
+    accuracy = probes.linear_probe(jax.random.key(0), codes, labels, codes, labels, **options)
+    expected = np.mean((inputs @ weights).argmax(axis=1) == labels)
+    assert accuracy == pytest.approx(100 * expected)
+    assert expected != np.mean((codes @ weights[:2] - weights[2]).argmax(axis=1) == labels)
+
+
+def test_classifiers_tell_apart_what_they_can() -> None:
+    """The nearest of all neighbours' classes is the larger one; a hyperplane parts the two."""
+    labels = np.repeat([0, 1], [20, 40])
+    codes = np.eye(2, dtype=np.float32)[labels]
+    options = {"names": ["svm", "knn"], "num_neighbors": 60}
+    found = probes.classifiers(codes, labels, codes, labels, **options)
+    assert found == {"svm": 100, "knn": pytest.approx(100 * 2 / 3)}
 
 
 @pytest.fixture

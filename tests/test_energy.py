@@ -95,6 +95,8 @@ def test_sample_takes_distinct_patches_that_are_not_blank() -> None:
     x[1, 2, 3, 0] = 1.0  # nine 3×3 patches see the pixel
     taken = compiled(patches.sample)(jax.random.key(0), x, num_patches=9, kernel_size=3, padding=1)
     np.testing.assert_array_equal(np.sort(np.argmax(taken, axis=1)), np.arange(9))
+    every = partial(patches.sample, num_patches=72, kernel_size=3, padding=1)
+    assert jax.eval_shape(every, jax.random.key(0), x).shape == (72, 9)
     with pytest.raises(ValueError, match="num_patches=73 exceeds the 72 patches"):
         patches.sample(jax.random.key(0), x, num_patches=73, kernel_size=3, padding=1)
 
@@ -143,7 +145,8 @@ def test_layer_against_loop(rescale: bool) -> None:
     key = jax.random.key(1)
     sizes = {"kernel_size": 3, "padding": 1}
     bases = INIT(key, x, num_subspaces=5, rank=2, **sizes).bases
-    got = np.asarray(LAYER(x, bases, num_winners=2, rescale=rescale, **sizes))
+    options = {} if rescale else {"rescale": False}  # rescaled by default
+    got = np.asarray(LAYER(x, bases, num_winners=2, **options, **sizes))
     vectors = naive_patches(x, 3, 1)
     expected = np.zeros((*vectors.shape[:3], 5))
     for index in np.ndindex(*vectors.shape[:3]):
@@ -189,6 +192,7 @@ def test_average_pool() -> None:
     expected = [[y[:4, :4].mean(), y[:4, 4:].mean()], [y[4:, :4].mean(), y[4:, 4:].mean()]]
     pooled = jax.jit(energy.average_pool)(y.reshape(1, 7, 7, 1))
     np.testing.assert_allclose(np.asarray(pooled)[0, :, :, 0], expected)
+    np.testing.assert_allclose(energy.pooled_codes(y.reshape(1, 7, 7, 1)), [np.ravel(expected)])
     with pytest.raises(ValueError, match="at least 2×2"):
         energy.average_pool(jnp.ones((1, 1, 4, 1)))
 
@@ -249,6 +253,7 @@ def test_greedy_update_touches_one_layer() -> None:
         (lambda x, v: whitening.conv_zca_kernel(x, kernel_size=8, num_components=1),
          "kernel_size=8 is larger than the padded image"),
         (lambda x, v: whitening.conv_zca(x, jnp.ones((3, 3, 1, 1))), "images has 2 channels"),
+        (lambda x, v: whitening.conv_zca(x[:, :1], jnp.ones((3, 3, 2, 2))), "than 1 pixels .* got 1×6"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message: str) -> None:
@@ -259,8 +264,9 @@ def test_bad_input(call, message: str) -> None:
 
 
 class TestWhitening:
-    def test_levels_the_largest_eigenvalues(self) -> None:
+    def test_levels_the_largest_eigenvalues(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Applied to whole patches, W gives eigenvalues λₙ, …, λₙ, λₙ₊₁, …: checked on its centre."""
+        monkeypatch.setattr(patches, "chunk_bytes", lambda: 100 * 7 * 7 * 9 * 4)  # three chunks
         x = np.random.default_rng(0).normal(size=(300, 9, 9, 1)).cumsum(1).cumsum(2)
         x = x.astype(np.float32)
         n = 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -93,6 +93,8 @@ def test_images_pipelines_and_pickles(estimator: Any) -> None:
         number, height, width, channels = model.first_kernels().shape
         assert number > 1
         assert (height, channels) == (width, 3)
+        with pytest.raises(NotFittedError):
+            clone(estimator).first_kernels()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=lambda e: type(e).__name__)
@@ -288,7 +290,11 @@ def test_the_same_program_gives_the_same_bits() -> None:
 def test_a_single_step() -> None:
     images = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
     model = NMCEClustering(2, image_size=8, num_filters=2, num_features=4, batch_size=8, max_steps=1)
-    assert model.fit_predict(images).shape == (8,)
+    codes = model.fit_transform(images)
+    assert model.labels_.shape == (8,)
+    for label in np.unique(model.labels_):
+        mean = codes[model.labels_ == label].mean(axis=0)
+        np.testing.assert_allclose(model.cluster_centers_[label], mean, rtol=1e-4, atol=1e-6)
 
 
 def test_digits_fall_into_clusters() -> None:
@@ -362,8 +368,10 @@ def test_energy_clusters_by_subspaces(tmp_path: Path) -> None:
     outside = unit - (unit @ model.cluster_centers_[0].T) @ model.cluster_centers_[0]
     np.testing.assert_allclose(model.distances(images)[:, 0], np.linalg.norm(outside, axis=1), atol=1e-3)
     model.save(tmp_path / "model")
-    np.testing.assert_array_equal(estimators.load(tmp_path / "model").predict(images), model.labels_)
-    assert model.with_clusters(codes, 3).cluster_centers_.shape == (3, 1, codes.shape[1])
+    loaded, others = estimators.load(tmp_path / "model"), model.with_clusters(codes, 3)
+    np.testing.assert_array_equal(loaded.predict(images), model.labels_)
+    assert others.cluster_centers_.shape == (3, 1, codes.shape[1])
+    np.testing.assert_array_equal(loaded.with_clusters(codes, 3).labels_, others.labels_)
 
 
 def test_misread_images_are_named() -> None:

@@ -166,7 +166,7 @@ def test_convolution_is_the_code_of_every_patch(padding: int) -> None:
         ),
         (
             lambda s, x: hebbian.convolve(jnp.ones((1, 9, 9, 1)), s.weights, kernel_size=3, power=1),
-            "patches of kernel_size=3 with 1 channels have 9 features",
+            r"weights has 6 features \(shape \(4, 6\)\), but patches of kernel_size=3 with 1 channels have 9",
         ),
     ],
 )

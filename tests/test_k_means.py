@@ -136,9 +136,10 @@ def test_beyond_float32() -> None:
     np.testing.assert_allclose(same.centroids, 0.1, rtol=1e-6)
     x = far_blobs(1, 1e8)
     with pytest.warns(UserWarning, match="centroids are rounded"):
-        given = k_means.fit(jax.random.key(0), x, num_clusters=6, init=x[:6])
-    theirs = KMeans(6, init=x[:6], n_init=1).fit(x)
+        given = k_means.fit(jax.random.key(0), x, num_clusters=6, init=x[:6], max_iterations=1)
+    theirs = KMeans(6, init=x[:6], n_init=1, max_iter=1).fit(x)
     assert adjusted_rand_score(given.labels, theirs.labels_) == 1
+    np.testing.assert_allclose(given.inertia, theirs.inertia_, rtol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["relocate", "split"])
@@ -227,10 +228,20 @@ def test_candidates_drawn_ahead_are_as_good(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_relocation_by_hand() -> None:
-    """The farthest vector leaves its cluster, and takes its part of the sum and of the number along."""
-    x, first = jnp.array([[0.0], [1.0], [2.0], [10.0]]), np.array([[3.0], [1000.0]])
-    result = FIT(jax.random.key(0), x, num_clusters=2, init=first, max_iterations=1)
-    np.testing.assert_allclose(result.centroids, [[1], [10]], atol=1e-5)
+    """The farthest vectors leave their cluster, and take their part of the sum and of the number along."""
+    x, first = jnp.array([[0.0], [1.0], [2.0], [10.0], [30.0]]), np.array([[3.0], [1000.0], [2000.0]])
+    result = FIT(jax.random.key(0), x, num_clusters=3, init=first, max_iterations=1)
+    np.testing.assert_allclose(result.centroids, [[1], [30], [10]], atol=1e-5)
+
+
+def test_split_by_hand() -> None:
+    """The one cluster of two vectors, around (-3, -3), is cut: one coordinate parts up, the other down."""
+    x = np.array([[-4.0, -4.0], [-2.0, -2.0], [6.0, 6.0]])  # their mean is zero
+    first = np.array([[1000.0, 1000.0], [-3.0, -3.0], [6.0, 6.0]])
+    options = {"num_clusters": 3, "init": first, "max_iterations": 1, "empty_clusters": "split"}
+    result = FIT(jax.random.key(0), x, **options)
+    up, down = -3 * (1 + 1 / 1024), -3 * (1 - 1 / 1024)
+    np.testing.assert_allclose(result.centroids, [[up, down], [down, up], [6, 6]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("tolerance", "iterations"), [(2.5, 1), (2.4, 2)])

@@ -250,6 +250,11 @@ def test_fit_bad_input() -> None:
     inputs = jnp.ones((9, 4))
     with pytest.raises(ValueError, match="rank=5 is not accepted"):
         k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=5)
+    with pytest.raises(ValueError, match="inputs must have shape"):
+        k_subspaces.fit(jax.random.key(0), inputs[0], num_subspaces=2, rank=1)
+    for name, value in {"num_init": 0, "max_iterations": 0, "tolerance": -1.0}.items():
+        with pytest.raises(ValueError, match=f"{name}={value} is not accepted"):
+            k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=1, **{name: value})
     with pytest.raises(ValueError, match="init='random' is not accepted with axis_name"):
         k_subspaces.fit(jax.random.key(0), inputs, num_subspaces=2, rank=1, init="random", axis_name="batch")
 

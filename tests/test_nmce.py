@@ -407,7 +407,11 @@ def test_subspace_clustering_finds_planted_subspaces(l1_ratio: float) -> None:
     points = [generator.normal(size=(30, 2)) @ generator.normal(size=(2, 8)) for _ in range(3)]
     features = np.concatenate(points)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    found = subspace_clustering.fit(features, num_clusters=3, gamma=50, l1_ratio=l1_ratio, num_candidates=20)
+    options = {"gamma": 50, "l1_ratio": l1_ratio, "num_candidates": 20}
+    coefficients = subspace_clustering.self_expression(features, **options)
+    np.testing.assert_allclose(np.linalg.norm(coefficients, axis=1), 1)
+    assert not np.diag(coefficients).any()
+    found = subspace_clustering.fit(features, num_clusters=3, **options)
     assert metrics.clustering_error(np.repeat(np.arange(3), 30), found.labels) == 0
 
 
@@ -457,7 +461,19 @@ def test_resnet_in_evaluation_does_not_depend_on_the_batch(stem: str) -> None:
     net.train()
     CALL(net, x)
     net.eval()
-    found = np.asarray(CALL(net, x))
+
+    @nnx.jit
+    def both(net: ResNet, x: jax.Array) -> Any:
+        hidden = jax.nn.relu(net.stem_norm(net.stem(x)))
+        if stem == "5x5":
+            window = (3, 3), (2, 2), ((1, 1), (1, 1))
+            hidden = nnx.max_pool(hidden, *window)  # type: ignore[no-untyped-call]
+        for block in net.blocks:
+            hidden = block(hidden)
+        return net(x), jax.nn.relu(net.pre_norm(net.pre_features(hidden.mean(axis=(1, 2)))))
+
+    found, expected = map(np.asarray, both(net, x))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert found.shape == (6, net.num_features)
     np.testing.assert_allclose(found[:2], CALL(net, x[:2]), atol=1e-5)
     with pytest.raises(ValueError, match="depth=11 is not accepted"):

@@ -139,7 +139,14 @@ def test_bad_layers(changes: dict[str, Any], message: str) -> None:
 def test_images_too_small_to_be_mirrored() -> None:
     rule = soft_hebb.layer_rule(SMALL[0])
     with pytest.raises(ValueError, match="too small to be mirrored for kernel_size=5"):
-        rule.init(jax.random.key(0), jnp.ones((4, 2, 2, 3)))
+        rule.init(jax.random.key(0), jnp.ones((4, 9, 2, 3)))
+
+
+def test_two_units_are_enough() -> None:
+    made = jax.eval_shape(lambda key: soft_hebb.init(key, jnp.ones((4, 6)), num_units=2), jax.random.key(0))
+    assert made.weights.shape == (2, 6)
+    with pytest.raises(ValueError, match="num_units=1 is not accepted: it must be at least 2"):
+        soft_hebb.init(jax.random.key(0), jnp.ones((4, 6)), num_units=1)
 
 
 @pytest.fixture

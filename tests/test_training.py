@@ -1,5 +1,6 @@
 """How rules are trained: minibatches, compiled steps, layers."""
 
+import inspect
 from typing import Any
 
 import chex
@@ -13,13 +14,19 @@ from flax import nnx
 from sul_jax import (
     LearningRule,
     acol,
+    coding_rate,
     deep_cluster,
     energy,
+    estimators,
+    gar,
     gradient_rule,
     hebbian,
+    k_means,
     k_subspaces,
     nmce,
     nn,
+    patches,
+    soft_hebb,
     training,
 )
 from sul_jax.seeds import over_seeds, stacked
@@ -79,6 +86,36 @@ def test_every_method_in_the_same_words(method: str) -> None:
     assert np.isfinite(codes).all()
 
 
+PLACES = {
+    "energy": [energy],
+    "hebbian": [hebbian],
+    "soft_hebb": [soft_hebb],
+    "acol": [acol.rule, nn.ACOL, estimators.ACOLClustering],
+    "gar": [gar],
+    "nmce": [nmce.rule, estimators.NMCEClustering],
+    "coding_rate": [coding_rate],
+    "deep_cluster": [deep_cluster],
+    "k_subspaces": [k_subspaces],
+    "patches": [patches],
+    "clustering": [k_means.fit, k_subspaces.fit],
+}
+OWN = {"hebbian": {"learning_rate", "power"}, "clustering": {"tolerance", "init"}}
+
+
+@pytest.mark.parametrize("method", PLACES)
+def test_an_argument_has_one_default_wherever_it_is_taken(method: str) -> None:
+    defaults: dict[str, set[str]] = {}
+    for place in PLACES[method]:
+        functions = vars(place).values() if inspect.ismodule(place) else [place]
+        for function in functions:
+            if callable(function) and (place is function or function.__module__ == place.__name__):
+                for name, parameter in inspect.signature(function).parameters.items():
+                    if parameter.default is not parameter.empty:
+                        defaults.setdefault(name, set()).add(repr(parameter.default))
+    several = {name for name, values in defaults.items() if len(values) > 1}
+    assert several <= OWN.get(method, set())
+
+
 def test_shuffled_sees_every_example_once_in_a_pass() -> None:
     order = training.shuffled([3, 1], 10, 5, num_steps=4)
     for half in (order[:2], order[2:]):
@@ -86,6 +123,7 @@ def test_shuffled_sees_every_example_once_in_a_pass() -> None:
     assert not np.array_equal(order[:2], order[2:])
     filled = training.shuffled([3, 1], 10, 4, num_steps=5, drop_last=False)
     assert sorted(filled.ravel()[:10]) == list(range(10)) == sorted(filled.ravel()[10:])
+    assert np.bincount(training.shuffled(0, 3, 5, num_steps=3, drop_last=False).ravel()).tolist() == [5] * 3
     with pytest.raises(ValueError, match="batch_size=11 is not accepted: it must be between 1 and 10"):
         training.shuffled(0, 10, 11)
 
