@@ -37,8 +37,9 @@ maximum_signature_line_length = 80
 
 
 def _skip_fields(app, what, name, member, skip, options):
-    """Fields of named tuples are explained by their class."""
-    return True if type(member).__name__ == "_tuplegetter" else None
+    """Fields of named tuples are explained by their class, and scikit-learn's routing by scikit-learn."""
+    routing = name.startswith("set_") and name.endswith("_request")
+    return True if routing or type(member).__name__ == "_tuplegetter" else None
 
 
 def setup(app):
