@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax import Array, lax
 
 Tree = TypeVar("Tree")
@@ -12,6 +13,26 @@ Tree = TypeVar("Tree")
 def sum_over(values: Tree, axis_name: str | None) -> Tree:
     """The sums over the axis of an array or a tree of arrays, or the values themselves without an axis."""
     return values if axis_name is None else lax.psum(values, axis_name)
+
+
+def gathered(values: Tree) -> Tree:
+    """Arrays of the host, of all processes of `jax.distributed` one after the other, along their first axis.
+
+    Args:
+      values: of this process, of any length.
+    """
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    def of_all(own: np.ndarray) -> np.ndarray:
+        lengths = multihost_utils.process_allgather(np.array([len(own)]))[:, 0]
+        filled = np.zeros((int(lengths.max()), *own.shape[1:]), own.dtype)
+        filled[: len(own)] = own
+        every = multihost_utils.process_allgather(filled)
+        return np.concatenate([part[:length] for part, length in zip(every, lengths, strict=True)])
+
+    return jax.tree.map(of_all, values)
 
 
 def own_part(values: Tree, axis_name: str | None, *, batch_axis: int = 0) -> Tree:

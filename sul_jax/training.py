@@ -20,6 +20,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from sul_jax._check import check_integer
+from sul_jax._parallel import gathered
 from sul_jax.learning_rule import LearningRule, stack
 from sul_jax.seeds import over_seeds
 
@@ -324,11 +325,8 @@ def sum_chunks(statistics: Callable[..., Any], state: Any, chunks: Iterable[Any]
         total = wide if total is None else jax.tree.map(np.add, total, wide)
     if total is None:
         raise ValueError("chunks is empty; at least one is needed")
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        rounded = jax.tree.map(lambda leaf, kind: leaf.astype(kind), total, like)
-        every = multihost_utils.process_allgather(rounded)
+    if jax.process_count() > 1:  # as float32: what goes from process to process is an array of JAX
+        every = gathered(jax.tree.map(lambda leaf, kind: leaf.astype(kind)[None], total, like))
         total = jax.tree.map(lambda leaf: np.sum(leaf, axis=0, dtype=_wide(leaf.dtype)), every)
     return jax.tree.map(lambda leaf, kind: jnp.asarray(leaf.astype(kind)), total, like)
 

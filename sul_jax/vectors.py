@@ -5,12 +5,13 @@ Embeddings of many examples do not fit into memory. `read` takes an array, a mem
 one size in float32, the next of which is read while one is worked on.
 """
 
+import copy
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -22,13 +23,15 @@ ENDINGS = (".npy", ".npz", ".parquet")
 _NAMES = ("embeddings", "embedding", "features", "vectors")
 # Bytes that are read and checked at a time.
 _PIECE = 2**24
+# Places that tell vectors apart, and vectors at each.
+_LOOKED_AT = 64
 
 
 class _Part(NamedTuple):
     name: str
     number: int
     features: int
-    pieces: Callable[[], Iterator[np.ndarray]]  # [rows, features] each, of any numbers
+    pieces: Callable[[int, int], Iterator[np.ndarray]]  # of rows from first to end, of any numbers
 
 
 class Vectors:
@@ -46,16 +49,43 @@ class Vectors:
         self.parts = [(part.name, part.number) for part in parts]
         self.num_vectors = sum(part.number for part in parts)
         self.num_features = parts[0].features
+        self._first, self._end = 0, self.num_vectors
+
+    def share(self, index: int, number: int) -> Self:
+        """One of several parts that are alike in size and together all vectors, in order.
+
+        Args:
+          index: 0 to number − 1.
+          number: parts.
+
+        Raises:
+          ValueError: fewer vectors than parts.
+        """
+        check_integer("number", number, low=1, high=self.num_vectors, why=", the number of vectors")
+        check_integer("index", index, low=0, high=number - 1)
+        return self._between(*(self._first + self.num_vectors * one // number for one in (index, index + 1)))
 
     def identity(self) -> dict[str, Any]:
-        """What tells these vectors apart from others; reads all of them."""
-        code = 0
-        for chunk in self.chunks(max(1, _PIECE // (4 * self.num_features))):
-            code = zlib.crc32(chunk.data, code)
-        return {"num_vectors": self.num_vectors, "num_features": self.num_features, "crc32": code}
+        """What tells these vectors apart from others: their number and width, and some of them."""
+        number, code = self.num_vectors, 0
+        for place in range(_LOOKED_AT):
+            start = place * max(0, number - _LOOKED_AT) // (_LOOKED_AT - 1)
+            for chunk in self._between(start, min(start + _LOOKED_AT, number)).chunks(_LOOKED_AT):
+                code = zlib.crc32(chunk.data, code)
+        return {"num_vectors": number, "num_features": self.num_features, "crc32": code}
+
+    def _between(self, first: int, end: int) -> Self:
+        some = copy.copy(self)
+        some._first, some._end, some.num_vectors = first, end, end - first
+        return some
 
     def __len__(self) -> int:
         return self.num_vectors
+
+    @property
+    def rows(self) -> slice:
+        """Where these are among the vectors that `read` opened."""
+        return slice(self._first, self._end)
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """All vectors in order, in chunks of one size but for the last.
@@ -105,13 +135,14 @@ class Vectors:
 
     def _filled(self, size: int) -> Iterator[np.ndarray]:
         chunk, filled = np.empty((min(size, self.num_vectors), self.num_features), np.float32), 0
-        left = self.num_vectors
+        left, behind = self.num_vectors, 0
         for part in self._parts:
-            start = 0
-            for piece in part.pieces():
+            start, end = (min(max(row - behind, 0), part.number) for row in (self._first, self._end))
+            behind += part.number
+            for piece in part.pieces(start, end) if start < end else ():
                 values = self._checked(piece, part.name, start)
                 start += len(piece)
-                if start > part.number:
+                if start > end:
                     break
                 while len(values):
                     taken = min(len(values), len(chunk) - filled)
@@ -121,9 +152,9 @@ class Vectors:
                         yield chunk
                         left -= filled
                         chunk, filled = np.empty((min(size, left), self.num_features), np.float32), 0
-            if start != part.number:
+            if start != end:
                 raise ValueError(
-                    f"{part.name} holds other vectors than when it was opened: {start}, not {part.number}"
+                    f"{part.name} holds other vectors than when it was opened: {start}, not {end}"
                 )
 
 
@@ -231,9 +262,11 @@ def _of_array(name: str, given: Any) -> _Part:
         raise TypeError(f"{name} must hold floats or integers, got {array.dtype}")
     number, features = array.shape
     size = max(1, _PIECE // (array.itemsize * features))
-    return _Part(
-        name, number, features, lambda: (array[first : first + size] for first in range(0, number, size))
-    )
+
+    def pieces(first: int, end: int) -> Iterator[np.ndarray]:
+        return (array[start : min(start + size, end)] for start in range(first, end, size))
+
+    return _Part(name, number, features, pieces)
 
 
 def _of_table(path: Path) -> _Part:
@@ -256,9 +289,13 @@ def _of_table(path: Path) -> _Part:
     if not number or not features:
         raise ValueError(f"{path.name} holds no vectors")
 
-    def pieces() -> Iterator[np.ndarray]:
-        size, start = max(1, _PIECE // (4 * features)), 0
-        for batch in parquet.ParquetFile(path).iter_batches(size, columns=[column]):
+    def pieces(first: int, end: int) -> Iterator[np.ndarray]:
+        table, size = parquet.ParquetFile(path), max(1, _PIECE // (4 * features))
+        numbers = [table.metadata.row_group(index).num_rows for index in range(table.num_row_groups)]
+        ends = np.cumsum(numbers)
+        groups = np.flatnonzero((ends > first) & (ends - numbers < end)).tolist()
+        start = int(ends[groups[0]] - numbers[groups[0]]) if groups else 0
+        for batch in table.iter_batches(size, row_groups=groups, columns=[column]):
             lists = batch.column(0)
             values = lists.flatten().to_numpy(zero_copy_only=False)
             if lists.null_count or values.size != len(lists) * features:
@@ -266,8 +303,11 @@ def _of_table(path: Path) -> _Part:
                     f"{path.name}: rows {start} to {start + len(lists) - 1} of {column!r} are not all lists "
                     f"of {features} numbers"
                 )
+            rows = values.reshape(-1, features)
+            # A file that has grown since gives more than was asked for, to be noticed.
+            last = len(rows) if end == number else max(0, end - start)
+            yield rows[max(0, first - start) : last]
             start += len(lists)
-            yield values.reshape(-1, features)
 
     return _Part(path.name, number, features, pieces)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
 
 from sul_jax import energy, k_means
+from sul_jax.estimators import KMeans
 
 PROGRAM = """
 import sys
@@ -46,8 +49,19 @@ centers = k_means.KMeansState(vectors[:6], np.zeros(6, np.float32))
 statistics, apply = jax.jit(k_means.statistics), jax.jit(k_means.apply)
 for _ in range(3):
     centers, _ = apply(centers, training.sum_chunks(statistics, centers, (parts[:1], parts[1:])[index]))
+
+# An estimator is given the same shards everywhere, of which each process reads its part.
+from pathlib import Path
+from sul_jax.estimators import KMeans, _vectors
+_vectors._CHUNK = 64
+model = KMeans(4, random_state=0).fit(Path(out).parent / "shards", sample_weight=np.arange(400) % 3)
+np.testing.assert_array_equal(model.predict(Path(out).parent / "shards"), model.labels_)
+np.testing.assert_array_equal(KMeans(4, random_state=0).fit(vectors).labels_.shape, (400,))
 if index == 0:
-    np.savez(out, bases=np.asarray(state.bases), energy=np.asarray(info.energy), centers=centers.centroids)
+    np.savez(
+        out, bases=np.asarray(state.bases), energy=np.asarray(info.energy), centers=centers.centroids,
+        labels=model.labels_, inertia=model.inertia_,
+    )
 """
 
 
@@ -56,6 +70,10 @@ def test_two_processes(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     out = tmp_path / "out.npz"
+    blobs = np.float32(make_blobs(400, 6, centers=4, random_state=0)[0])
+    (tmp_path / "shards").mkdir()
+    for number, part in enumerate(np.array_split(blobs, 3)):
+        np.save(tmp_path / "shards" / f"{number}.npy", part)
     workers = [
         subprocess.Popen([sys.executable, "-c", PROGRAM, str(port), str(index), str(out)])
         for index in range(2)
@@ -80,6 +98,9 @@ def test_two_processes(tmp_path: Path) -> None:
         for _ in range(3):
             centers, _ = jax.jit(k_means.update)(centers, vectors)
         np.testing.assert_allclose(found["centers"], centers.centroids, atol=1e-5)
+        model = KMeans(4, random_state=0).fit(blobs, sample_weight=np.arange(400) % 3)
+        assert adjusted_rand_score(found["labels"], model.labels_) == 1
+        np.testing.assert_allclose(found["inertia"], model.inertia_, rtol=1e-4)
 
 
 FACTORISATIONS = """

@@ -58,6 +58,15 @@ def test_files_and_folders(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert sample.shape == (40, 7)
     assert len(np.unique(sample, axis=0)) == 40
     np.testing.assert_array_equal(given.sample(500)[0], X)
+    for parts in (1, 2, 7):
+        shares = [given.share(index, parts) for index in range(parts)]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        np.testing.assert_array_equal(np.concatenate([c for s in shares for c in s.chunks(9)]), X)
+        np.testing.assert_array_equal(np.concatenate([X[share.rows] for share in shares]), X)
+    assert given.identity() == vectors.read(X).identity()
+    changed = X.copy()
+    changed[60, 2] += 1
+    assert vectors.read(changed).identity() != given.identity()
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "int8", "uint8", "int64", ">f4"])

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import training, vectors
 from sul_jax._check import check_integer, check_number
+from sul_jax._parallel import gathered
 from sul_jax.estimators import _saved
 from sul_jax.estimators._images import warn_of_few
 from sul_jax.k_means import check_weights
@@ -113,7 +114,7 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             self.offset_ = self._offset(array)
         source = vectors.read(array, offset=self.offset_, directions=self._directions())
         weights = _weights(sample_weight, len(array))
-        if array.nbytes > _AT_ONCE:
+        if array.nbytes > _AT_ONCE or jax.process_count() > 1:
             return Given(source, None, weights)
         if least and self._directions():  # what is not read in chunks is not checked yet
             for _ in source.chunks(chunk_size(source)):
@@ -132,7 +133,7 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _each(self, source: vectors.Vectors, function: Callable[[Array], Any]) -> Any:
         """What a compiled function makes of all vectors, an array or a tree of them."""
         every: Any = None
-        start, size = 0, chunk_size(source)
+        start, size, source = 0, chunk_size(source), own_share(source)
         for chunk in self._chunks(source, size):
             # Programs for a few numbers of vectors, whatever is asked.
             made = function(jnp.asarray(_filled(chunk, min(size, _rounded(len(chunk))))))
@@ -141,7 +142,7 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             for whole, part in zip(jax.tree.leaves(every), jax.tree.leaves(made), strict=True):
                 whole[start : start + len(chunk)] = np.asarray(part)[: len(chunk)]
             start += len(chunk)
-        return every
+        return gathered(every)
 
     def _chunks(self, source: vectors.Vectors, size: int) -> Iterable[np.ndarray]:
         chunks = source.chunks(size)
@@ -214,7 +215,8 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
     def _sample(self, source: vectors.Vectors) -> np.ndarray:
         """Vectors at random, from which clusters of many are begun."""
         most = max(self.n_clusters, _SAMPLE_BYTES // (4 * source.num_features))
-        return source.sample(min(most, max(_LEAST_SAMPLE, _SAMPLED * self.n_clusters)), seed=self.seed_)[0]
+        number, processes = min(most, max(_LEAST_SAMPLE, _SAMPLED * self.n_clusters)), jax.process_count()
+        return gathered(own_share(source).sample(-(-number // processes), seed=self.seed_)[0])
 
     def _steps(
         self,
@@ -239,14 +241,21 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
           The last state and the number of steps.
         """
         summed, size, info = over_devices(statistics), chunk_size(given.source), None
-        taken = 0
+        source, weights, taken = own_share(given.source), given.weights, 0
+        if weights is not None:
+            weights = weights[source.rows]
         while taken < max_steps:
-            chunks = _with_weights(self._chunks(given.source, size), given.weights)
+            chunks = _with_weights(self._chunks(source, size), weights)
             before, earlier, taken = state, info, taken + 1
             state, info = apply(state, training.sum_chunks(summed, state, chunks))
             if rests(before, state, earlier, info):
                 break
         return state, taken
+
+
+def own_share(source: vectors.Vectors) -> vectors.Vectors:
+    """This process's part of vectors that all are given alike."""
+    return source.share(jax.process_index(), jax.process_count())
 
 
 @lru_cache(maxsize=16)
