@@ -23,6 +23,8 @@ from sul_jax._parallel import drawn, sum_over
 from sul_jax.whitening import normalize
 
 _TINY = 1e-8
+# Numbers of a cluster's products with all vectors, or of its Gram matrix, times clusters held at a time.
+_MAX_PRODUCTS = 2**25
 
 
 def coding_rate(features: Array, *, eps_squared: float | Array, axis_name: str | None = None) -> Array:
@@ -98,7 +100,7 @@ def class_coding_rate(
     features, memberships = at_least_float32(features), at_least_float32(memberships)
     masses = sum_over(jnp.sum(memberships, axis=0), axis_name)
     scale = features.shape[1] / ((masses + _TINY) * eps_squared)
-    rates = _class_log_dets(axis_name, features, memberships, scale)
+    rates = _log_dets_in_parts(axis_name, features, memberships, scale)
     return jnp.sum(masses * rates) / (2 * features.shape[0] * _axis_size(axis_name))
 
 
@@ -296,6 +298,25 @@ def _log_det_shifted_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
     (gram,), (change,) = primals, tangents
     value, factor = _log_det_and_factor(gram)
     return value, jnp.sum(_inverse(factor) * change, axis=(-2, -1))
+
+
+def _log_dets_in_parts(axis_name: str | None, features: Array, memberships: Array, scale: Array) -> Array:
+    """`_class_log_dets` of so many clusters at a time that they fit into memory."""
+    clusters, largest = memberships.shape[1], max(features.shape) * features.shape[1]
+    together = max(1, _MAX_PRODUCTS // largest)
+    if clusters <= together:
+        return _class_log_dets(axis_name, features, memberships, scale)
+    parts = -(-clusters // together)
+    filled = parts * together - clusters  # with clusters of nothing
+    members = jnp.pad(memberships, ((0, 0), (0, filled))).T.reshape(parts, together, -1)
+    scales = jnp.pad(scale, (0, filled)).reshape(parts, together)
+
+    # For gradients a part is computed anew, instead of all being kept.
+    @jax.checkpoint
+    def of_part(own: tuple[Array, Array]) -> Array:
+        return _class_log_dets(axis_name, features, own[0].T, own[1])
+
+    return lax.map(of_part, (members, scales)).ravel()[:clusters]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,7 +1,10 @@
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled import compiled
@@ -124,6 +127,28 @@ def test_gradients_are_those_of_finite_differences(double_precision: None) -> No
         return coding_rate.nmce_loss(features, jax.nn.softmax(logits), eps_squared=0.1, invariance_weight=3.0)
 
     jax.test_util.check_grads(jax.jit(loss), (views, np.log(memberships)), order=2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_many_clusters_some_at_a_time(sharded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven clusters, three at a time: values and gradients are those of all at once."""
+    features, memberships = jnp.asarray(unit(0, 16, 5)), jnp.asarray(soft(1, 16, 7))
+
+    def both(most: int) -> Any:
+        monkeypatch.setattr(coding_rate, "_MAX_PRODUCTS", most)
+
+        def loss(features: jax.Array, memberships: jax.Array) -> jax.Array:
+            axis_name = "batch" if sharded else None
+            return coding_rate.class_coding_rate(features, memberships, eps_squared=0.1, axis_name=axis_name)
+
+        step = jax.value_and_grad(loss, (0, 1))
+        if not sharded:
+            return jax.jit(step)(features, memberships)
+        parts = [values.reshape(4, 4, -1) for values in (features, memberships)]
+        return jax.jit(jax.vmap(step, axis_name="batch"))(*parts)
+
+    chunk = (4 if sharded else 16) * 5
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), both(3 * chunk), both(2**25))
 
 
 @pytest.mark.parametrize("average_views", [True, False])
