@@ -21,6 +21,7 @@ from sul_jax import (
     seeds,
     soft_hebb,
     training,
+    vectors,
     whitening,
 )
 from sul_jax.learning_rule import LearningRule, gradient_rule, stack
@@ -57,6 +58,7 @@ __all__ = [
     "stack",
     "subspace_clustering",
     "training",
+    "vectors",
     "whitening",
 ]
 

@@ -270,7 +270,7 @@ def _lloyd(
         # The refilled sums equal the others where nothing is empty, so a batched `cond` is right too.
         sums, sizes = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, sizes))
         moved = sums / jnp.where(sizes > 0, sizes, 1)[..., None]
-        moved = moved if mean is None else _unit(moved + mean) - mean
+        moved = moved if mean is None else _unit(moved + mean[None, None]) - mean[None, None]
         shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
         same = sum_over(jnp.sum(labels != state.labels, axis=1), axis_name) == 0
         done = state.done | same | (shift <= least_shift)
@@ -486,8 +486,13 @@ def encode(state: KMeansState, inputs: Array) -> Array:
     middle, scale = _frame(state)
     inputs, centroids = (inputs - middle) * scale, (state.centroids - middle) * scale
     products = jnp.matmul(inputs, centroids.T, precision="highest")
-    squares = jnp.sum(jnp.square(inputs), axis=1)[:, None] + jnp.sum(jnp.square(centroids), axis=1)
-    return root(squares - 2 * products) / scale
+    squares = jnp.sum(jnp.square(inputs), axis=1)[:, None] + jnp.sum(jnp.square(centroids), axis=1)[None]
+    distances = jnp.maximum(squares - 2 * products, 0)
+    # The difference of large numbers leaves little of a small distance: the smallest is taken exactly.
+    nearest = jnp.argmin(distances, axis=1)
+    exact = jnp.sum(jnp.square(inputs - centroids[nearest]), axis=1)
+    own = nearest[:, None] == jnp.arange(len(centroids))[None]
+    return root(jnp.where(own, exact[:, None], distances)) / scale
 
 
 def rule(*, num_clusters: int, memory: float = 0.0, metric: Metric = "euclidean") -> LearningRule:
@@ -528,7 +533,7 @@ def unit_norm(name: str, inputs: Array) -> Array:
       ValueError: (outside jit) vectors of norm 0.
     """
     if is_known(inputs):
-        zero = np.flatnonzero(~np.asarray(jnp.any(inputs != 0, axis=1)))
+        zero = np.flatnonzero(~np.asarray(inputs).any(axis=1))
         if zero.size:
             raise ValueError(
                 f"{name}: {zero.size} of {len(inputs)} vectors have norm 0, the first of them in row "
@@ -545,7 +550,7 @@ def check_weights(name: str, weights: Any, number: int) -> Array:
         raise ValueError(f"{name} must have shape [{number}], one for each vector, got {list(weights.shape)}")
     check_number(name, weights, low=0)
     if is_known(weights) and not np.any(np.asarray(weights) > 0):
-        raise ValueError(f"{name} are all 0; some must be positive")
+        raise ValueError(f"{name}: all weights are zero; some must be positive")
     return weights
 
 
@@ -572,7 +577,7 @@ def _unit(vectors: Array) -> Array:
 
 def _weighed(values: Array, weights: Array | None) -> Array:
     """Values whose last axis is the vectors'."""
-    return values if weights is None else values * weights
+    return values if weights is None else values * weights.reshape((1,) * (values.ndim - 1) + (-1,))
 
 
 def _centred(exact: np.ndarray) -> tuple[Array, np.ndarray]:

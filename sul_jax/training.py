@@ -5,10 +5,11 @@ A rule's `update` takes one step. Here are the loops around it, for one network 
 
 - `shuffled` and `Minibatches` say which examples a step sees;
 - `compiled` turns a step into a function of several steps;
-- `train` takes all steps of a training, `train_layers` those of a stack, layer after layer.
+- `train` takes all steps of a training, `train_layers` those of a stack, layer after layer;
+- `sum_chunks` sums what a step on all of the data needs, where they do not fit into memory.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -284,6 +285,56 @@ def train(
         if callback is not None:
             callback(done, state, infos)
     return state
+
+
+def sum_chunks(statistics: Callable[..., Any], state: Any, chunks: Iterable[Any], *arrays: Any) -> Any:
+    """Statistics of all chunks of the data together: with a rule's `apply`, one exact step on the whole.
+
+    They are added up in float64 on the host, and over all processes of `jax.distributed`, of which each may
+    have other chunks, as many as it likes.
+
+    Args:
+      statistics: `statistics(state, chunk, *arrays)`, compiled, such as that of `k_means` or `k_subspaces`.
+      state: of the rule.
+      chunks: of inputs; a tuple is handed on as several arguments.
+      *arrays: handed on as well.
+
+    Returns:
+      The sums, a tree of arrays of the types of one chunk's.
+
+    Raises:
+      ValueError: no chunks.
+
+    Example:
+      >>> import jax
+      >>> from sul_jax import k_means, training
+      >>> inputs = jax.random.normal(jax.random.key(0), (90, 6))
+      >>> state = k_means.init(jax.random.key(1), inputs, num_clusters=3)
+      >>> chunks = (inputs[first : first + 30] for first in (0, 30, 60))
+      >>> sums = training.sum_chunks(jax.jit(k_means.statistics), state, chunks)
+      >>> state, info = k_means.apply(state, sums)
+      >>> int(info.counts.sum())
+      90
+    """
+    total, like = None, None
+    for chunk in chunks:
+        own = statistics(state, *(chunk if isinstance(chunk, tuple) else (chunk,)), *arrays)
+        like = jax.tree.map(lambda leaf: leaf.dtype, own)
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf).astype(_wide(leaf.dtype)), own)
+        total = wide if total is None else jax.tree.map(np.add, total, wide)
+    if total is None:
+        raise ValueError("chunks is empty; at least one is needed")
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        rounded = jax.tree.map(lambda leaf, kind: leaf.astype(kind), total, like)
+        every = multihost_utils.process_allgather(rounded)
+        total = jax.tree.map(lambda leaf: np.sum(leaf, axis=0, dtype=_wide(leaf.dtype)), every)
+    return jax.tree.map(lambda leaf, kind: jnp.asarray(leaf.astype(kind)), total, like)
+
+
+def _wide(kind: Any) -> Any:
+    return np.float64 if jnp.issubdtype(kind, jnp.floating) else np.int64
 
 
 class LayerTraining(NamedTuple):

@@ -406,7 +406,7 @@ def test_a_fresh_run_reads_nothing_of_an_earlier_one(folder: Path, tmp_path: Pat
     (run / "config.json").unlink()
     for name in ("model", "network-seed0-3.learned"):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in ("results.json", "reading.json", "report.html", "clusters.csv"):
+    for name in ("results.json", "reading.json", "report.html", "clusters.csv", "duplicates.csv"):
         (run / name).unlink()
     (run / "network-seed1-3.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     report = cluster.run(Config(folder, resume=True, **options))  # there is nothing that is known to be its

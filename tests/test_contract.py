@@ -25,6 +25,7 @@ from sul_jax import (
     energy,
     gradient_rule,
     hebbian,
+    k_means,
     k_subspaces,
     nmce,
     nn,
@@ -116,6 +117,10 @@ CASES = {
     "k_subspaces": Case(k_subspaces.rule(num_subspaces=5, rank=2), vectors, k_subspaces, WARMUP),
     "k_subspaces gathered": Case(  # enough rows for the gathered second product
         k_subspaces.rule(num_subspaces=20, rank=7), many_vectors, k_subspaces, WARMUP
+    ),
+    "k_means": Case(k_means.rule(num_clusters=5), vectors, k_means, ("memory", 0.0, 1.0)),
+    "k_means, cosine": Case(
+        k_means.rule(num_clusters=5, metric="cosine"), vectors, None, ("memory", 0.0, 1.0)
     ),
     "hebbian": Case(hebbian.rule(num_units=6, learning_rate=0.02), vectors, hebbian, RATE),
     "hebbian layer": Case(

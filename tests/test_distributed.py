@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from sul_jax import energy
+from sul_jax import energy, k_means
 
 PROGRAM = """
 import sys
@@ -37,8 +37,17 @@ step = jax.jit(
 )
 for _ in range(3):
     state, info = step(state, batch)
+
+# Vectors of which one process has a chunk and the other three: their sums are those of all.
+from sul_jax import k_means, training
+vectors = np.random.default_rng(1).standard_normal((400, 5), np.float32)
+parts = np.array_split(vectors, 4)
+centers = k_means.KMeansState(vectors[:6], np.zeros(6, np.float32))
+statistics, apply = jax.jit(k_means.statistics), jax.jit(k_means.apply)
+for _ in range(3):
+    centers, _ = apply(centers, training.sum_chunks(statistics, centers, (parts[:1], parts[1:])[index]))
 if index == 0:
-    np.savez(out, bases=np.asarray(state.bases), energy=np.asarray(info.energy))
+    np.savez(out, bases=np.asarray(state.bases), energy=np.asarray(info.energy), centers=centers.centroids)
 """
 
 
@@ -66,6 +75,11 @@ def test_two_processes(tmp_path: Path) -> None:
         projectors = [np.einsum("krd,kre->kde", b, b) for b in (found["bases"], state.bases)]
         np.testing.assert_allclose(projectors[0], projectors[1], atol=1e-3)
         np.testing.assert_allclose(found["energy"], info.energy, rtol=1e-4)
+        vectors = np.random.default_rng(1).standard_normal((400, 5), np.float32)
+        centers = k_means.KMeansState(vectors[:6], np.zeros(6, np.float32))
+        for _ in range(3):
+            centers, _ = jax.jit(k_means.update)(centers, vectors)
+        np.testing.assert_allclose(found["centers"], centers.centroids, atol=1e-5)
 
 
 FACTORISATIONS = """

@@ -356,7 +356,7 @@ def test_init_and_distances() -> None:
         ({"metric": "manhattan"}, "metric='manhattan' is not accepted"),
         ({"weights": np.ones(3)}, r"weights must have shape \[400\], one for each vector, got \[3\]"),
         ({"weights": -np.ones(400)}, "^weights between -1 and -1 is not accepted: it must be at least 0$"),
-        ({"weights": np.zeros(400)}, "weights are all 0"),
+        ({"weights": np.zeros(400)}, "weights: all weights are zero"),
     ],
 )
 def test_bad_weights_and_metrics(change: dict, message: str) -> None:

@@ -1,6 +1,7 @@
-"""Assigns new images to the clusters of a model; learns nothing.
+"""Assigns new images, or vectors, to the clusters of a model; learns nothing.
 
     sul-jax assign runs/cluster NEW
+    sul-jax assign runs/cluster NEW.npy
     sul-jax assign runs/cluster/network-seed1-10 NEW --output of_seed_1.csv
 
 The images are read as those that were learned from: the same size, and the same scale for pictures of more
@@ -16,10 +17,12 @@ import tyro
 
 from sul_jax import estimators
 from sul_jax._files import read_json
+from sul_jax.cli import embeddings
 from sul_jax.cli.images import Images, read, summary
-from sul_jax.cli.listing import HEADER, write_clusters
+from sul_jax.cli.listing import HEADER, Places, places, write_clusters
 from sul_jax.cli.options import ConfigError, as_path
 from sul_jax.cli.pictures import Scale
+from sul_jax.estimators._vectors import VectorClustering
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Config:
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
     """The folder of a run of `sul-jax cluster`, or a network in it."""
     images: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="NEW")]]
-    """Folder of pictures, or an .npz file with `images`."""
+    """Folder of pictures, or an .npz file with `images`; for a model of embeddings, a file or folder of
+    those."""
     output: Path = Path("assigned.csv")
     """The table that is written; an earlier one is replaced."""
 
@@ -40,12 +44,12 @@ class Assigned(NamedTuple):
     Attributes:
       names: of the images.
       labels: `[num_images]`, clusters.
-      distances: `[num_images, num_clusters]`, to the clusters' centres.
+      places: where in them they lie.
     """
 
     names: list[str]
     labels: np.ndarray
-    distances: np.ndarray
+    places: Places
 
 
 def run(config: Config) -> Assigned:
@@ -64,6 +68,8 @@ def run(config: Config) -> Assigned:
     folder, path, output = (as_path(name, getattr(config, name)) for name in names)
     _refuse_what_is_not_ours(output)
     model, scale = load(folder)
+    if isinstance(model, VectorClustering):
+        return _vectors(model, path, output)
     height, width, channels = model.image_shape_
     images = read(path, height, scale=scale)
     pixels = _with_channels(images.pixels, channels)
@@ -73,9 +79,21 @@ def run(config: Config) -> Assigned:
     print("\n".join(summary(_known(images, scale))))
     model.verbose = True
     labels, distances = model.assign(pixels)
-    write_clusters(output, images.names, labels, distances)
+    return _written(output, images.names, labels, places(labels, distances))
+
+
+def _vectors(model: Any, path: Path, output: Path) -> Assigned:
+    given = embeddings.read(path)
+    print(f"{len(given.source)} vectors of {given.source.num_features} features")
+    model.verbose = True
+    labels = model.predict(given.paths)
+    return _written(output, given.examples.names, labels, embeddings.places(model, given))
+
+
+def _written(output: Path, names: list[str], labels: np.ndarray, where: Places) -> Assigned:
+    write_clusters(output, names, labels, where)
     print(f"clusters: {output}")
-    return Assigned(images.names, labels, distances)
+    return Assigned(names, labels, where)
 
 
 def load(folder: Path) -> tuple[Any, Scale | None]:

@@ -1,7 +1,9 @@
-"""Clusters your own images: one command, one report.
+"""Clusters your own images, or embeddings of them: one command, one report.
 
     sul-jax cluster FOLDER --num-clusters 10
     sul-jax cluster FILE.npz --num-clusters 5 8 10 12 --method acol
+    sul-jax cluster --embeddings FILE.npy --num-clusters 10
+    sul-jax cluster FOLDER --embeddings SHARDS --num-clusters 10 --copy-to sorted
 
 Reads the pictures in a folder, of any sizes and kinds, or the arrays `images` and perhaps `labels` of an
 .npz file. Learns from them without labels, and writes `report.html` (one file that opens anywhere),
@@ -10,11 +12,15 @@ whether a clustering is stable, and which number of clusters is, without any lab
 right. An image belongs to the nearest centre, but with `--method nmce` where its network says: a margin may
 then be negative. Names of sub-folders serve as labels for the report alone. Nothing in the folder is
 changed; files that cannot be read are counted and left out.
+
+Embeddings are vectors that a network of your own made, in a .npy, .npz or .parquet file or a folder of such
+shards, of any number: they are read in chunks. Pictures are then only shown. An .npz file (or the columns of
+a table) may hold `names`, the files of the pictures, and `labels` beside its `embeddings`.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,17 +30,20 @@ import tyro
 
 from sul_jax import __version__, metrics
 from sul_jax._files import atomic_path, write_json
+from sul_jax.cli import embeddings
 from sul_jax.cli import report as page
+from sul_jax.cli.duplicates import near_duplicates, write_pairs
 from sul_jax.cli.images import Images, read, readable, summary
-from sul_jax.cli.listing import write_clusters
-from sul_jax.cli.networks import Fit, Networks, estimator
+from sul_jax.cli.listing import Places, places, write_clusters
+from sul_jax.cli.networks import Fit, Networks, codes_of, estimator
 from sul_jax.cli.options import ConfigError, as_path, check_options
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
+from sul_jax.cli.sorting import check_new, sort_into
 from sul_jax.cli.tables import format_table
 from sul_jax.cli.workdir import Workdir, identity, make_workdir
 from sul_jax.estimators import PixelClustering
 
-_WRITTEN = ("results.json", "model", "reading.json", "report.html", "clusters.csv")
+_WRITTEN = ("results.json", "model", "reading.json", "report.html", "clusters.csv", "duplicates.csv")
 _STATE = ("network-seed*",)
 
 
@@ -42,14 +51,21 @@ _STATE = ("network-seed*",)
 class Config:
     """Options of the command."""
 
-    images: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
+    images: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]] = None
     """Folder of pictures (sub-folders are their classes), or an .npz file with `images` and perhaps
     `labels`."""
     num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
     """Clusters; of several numbers the one on which the seeds agree best is taken, which is the most stable,
     not always that of the kinds of images. By default the number of classes, where there are labels."""
-    method: Literal["energy", "acol", "nmce", "deepcluster", "pixels"] = "energy"
-    """How to learn; pixels is plain k-means."""
+    embeddings: Path | None = None
+    """File or folder of vectors to be clustered instead of pictures."""
+    method: Literal["energy", "acol", "nmce", "deepcluster", "pixels", "k_means", "k_subspaces"] | None = None
+    """How to learn: from pictures by default energy, pixels is plain k-means; of embeddings k_means or
+    k_subspaces."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """Of k-means of embeddings."""
+    rank: PositiveInt = 4
+    """Of the subspaces of embeddings."""
     image_size: Annotated[int, Range(4, 4096)] | None = None
     """Side of the square to which pictures are resized (the shorter side, then the middle); by default what
     the method's network is made for: 28, for acol 16, for deepcluster 32."""
@@ -62,6 +78,11 @@ class Config:
     keeps all cores busy."""
     workdir: Path = Path("runs/cluster")
     """Where everything is written; an earlier run there is set aside, not lost."""
+    words: Path | None = None
+    """An .npz or .parquet file with the `embeddings` of words, and the words as `names`, by the same network:
+    a cluster is called by the word nearest to it."""
+    copy_to: Path | None = None
+    """A new folder for links to the pictures, or copies where links cannot be made, one folder a cluster."""
     resume: bool = False
     """Go on with an interrupted run: what was learned is read, not learned again."""
 
@@ -84,6 +105,23 @@ class Report(NamedTuple):
     scores: dict[str, float]
     baseline: dict[str, float]
     model: Any
+
+
+class _Subject(NamedTuple):
+    """What is clustered, pictures or embeddings, and how."""
+
+    path: Path
+    images: Images
+    method: str
+    what: str
+    summary: list[str]
+    about: dict[str, Any]  # what makes a run with them this run
+    reading: dict[str, Any]  # what assigning others needs to know
+    learn: Callable[[Config], list[Fit]]
+    baseline: Callable[[Config, Report], dict[str, float]]
+    places: Callable[[Fit], Places]
+    codes: Callable[[Fit], tuple[np.ndarray, np.ndarray]]  # of all or of some, with their clusters
+    names_of_clusters: Callable[[Fit], list[str] | None]
 
 
 def run(config: Config) -> Report:
@@ -113,41 +151,118 @@ def run(config: Config) -> Report:
       2
     """
     config, began = _checked(config), time.perf_counter()
-    size = estimator(config.method, 2, 0, config.image_size).image_size
     make_workdir(config.workdir)  # before anything takes time
     _refuse_what_is_not_ours(config.workdir)
-    images = read(config.images, size, without=config.workdir)
-    config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, images), image_size=size)
-    with _opened(config, images) as workdir:
-        print("\n".join(summary(images)))
-        reading = {"sul_jax": __version__, "image_size": size, "scale": images.scale}
-        write_json(config.workdir / "reading.json", reading)
-        seeds = range(config.seed, config.seed + config.seeds)
-        networks = Networks(config.workdir, config.method, size, images.pixels)
-        fits = networks.learn(seeds, config.num_clusters, config.seeds_together)
-        report, fit, table = _judge(images, fits)
-        report = report._replace(baseline=_baseline(config, images, report))
-        _write(config, images, report, fit, table, began)
+    subject = _of_pictures(config) if config.embeddings is None else _of_embeddings(config)
+    config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, subject))
+    with _opened(config, subject) as workdir:
+        print("\n".join(subject.summary))
+        write_json(config.workdir / "reading.json", {"sul_jax": __version__, **subject.reading})
+        report, fit, table = _judge(subject.images, subject.learn(config))
+        report = report._replace(baseline=subject.baseline(config, report))
+        _write(config, subject, report, fit, table, began)
         numbers = {"num_clusters": report.num_clusters, "agreement": report.agreement}
         baseline = {f"pixels_{name}": value for name, value in report.baseline.items()}
-        left_out = {"num_images": len(images.pixels), "left_out": len(images.left_out)}
+        left_out = {"num_images": len(subject.images.names), "left_out": len(subject.images.left_out)}
         workdir.results.append(numbers | left_out | report.scores | baseline)
     _print(config, report)
     return report
 
 
+def _of_pictures(config: Config) -> _Subject:
+    assert config.images is not None
+    path, method = config.images, config.method or "energy"
+    if method in embeddings.METHODS:
+        raise ConfigError(f"method={method!r} clusters vectors: give --embeddings, or take pixels")
+    size = estimator(method, 2, 0, config.image_size).image_size
+    images = read(path, size, without=config.workdir)
+
+    def learn(config: Config) -> list[Fit]:
+        networks = Networks(config.workdir, method, size, images.pixels)
+        seeds = range(config.seed, config.seed + config.seeds)
+        return networks.learn(seeds, config.num_clusters, config.seeds_together)
+
+    def baseline(config: Config, report: Report) -> dict[str, float]:
+        if images.labels is None or method == "pixels":
+            return {}
+        print("k-means on the pixels, for comparison")
+        pixels = PixelClustering(report.num_clusters, image_size=size, random_state=config.seed, verbose=True)
+        return _scores(images.labels, pixels.fit_predict(images.pixels))
+
+    return _Subject(
+        path=path,
+        images=images,
+        method=method,
+        what=f"images, seen as {'×'.join(map(str, images.pixels.shape[1:]))}",
+        summary=summary(images),
+        about={"image_size": size, "data": identity(images.pixels)},
+        reading={"image_size": size, "scale": images.scale},
+        learn=learn,
+        baseline=baseline,
+        places=lambda fit: places(fit.model.labels_, fit.model.distances_of(codes_of(fit))),
+        codes=lambda fit: (codes_of(fit), fit.model.labels_),
+        names_of_clusters=lambda fit: None,
+    )
+
+
+def _of_embeddings(config: Config) -> _Subject:
+    assert config.embeddings is not None
+    method = config.method or embeddings.METHODS[0]
+    if method not in embeddings.METHODS:
+        accepted = " or ".join(embeddings.METHODS)
+        raise ConfigError(f"method={method!r} learns from pictures; with --embeddings it must be {accepted}")
+    given = embeddings.read(config.embeddings, config.images)
+    words = None if config.words is None else embeddings.read_words(config.words, given)
+    images, source = given.examples, given.source
+    labels = f", {len(images.classes)} classes" if images.labels is not None else ", no labels"
+
+    def learn(config: Config) -> list[Fit]:
+        models = [
+            (seed, embeddings.estimator(method, number, seed, config.metric, config.rank))
+            for seed in range(config.seed, config.seed + config.seeds)
+            for number in config.num_clusters
+        ]
+        return embeddings.learn(config.workdir, models, given)
+
+    return _Subject(
+        path=config.embeddings,
+        images=images,
+        method=method,
+        what=f"vectors of {source.num_features} features",
+        summary=[f"{len(source)} vectors of {source.num_features} features{labels}"],
+        about={"metric": config.metric, "rank": config.rank, "data": embeddings.identity(given)},
+        reading={"scale": None},
+        learn=learn,
+        baseline=lambda config, report: {},
+        places=lambda fit: embeddings.places(fit.model, given),
+        codes=lambda fit: embeddings.some(given, fit.model.labels_),
+        names_of_clusters=lambda fit: None if words is None else embeddings.named(given, fit.model, words),
+    )
+
+
 def _checked(config: Config) -> Config:
     """The options with their types, as a caller in Python may not have given them."""
     numbers = config.num_clusters
+    given = {name: getattr(config, name) for name in ("images", "embeddings", "words", "copy_to")}
+    paths: dict[str, Any] = {n: None if value is None else as_path(n, value) for n, value in given.items()}
     config = dataclasses.replace(
         config,
-        images=as_path("images", config.images),
         workdir=as_path("workdir", config.workdir),
         num_clusters=tuple(numbers) if isinstance(numbers, Iterable) else (numbers,),
+        **paths,
     )
     check_options(config)
-    if config.workdir.resolve() == config.images.resolve():
-        raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of images; give another")
+    for name in ("images", "embeddings"):
+        if paths[name] is not None and config.workdir.resolve() == paths[name].resolve():
+            raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another")
+    if config.images is None and config.embeddings is None:
+        raise ConfigError("images is needed: a folder of pictures, or --embeddings")
+    if config.words is not None and config.embeddings is None:
+        raise ConfigError("words are compared with embeddings: give --embeddings too")
+    if config.copy_to is not None:
+        check_new(config.copy_to)
+        if config.images is None or not config.images.is_dir():
+            raise ConfigError("copy_to sorts the pictures of a folder: give the folder")
     return config
 
 
@@ -158,14 +273,13 @@ def _refuse_what_is_not_ours(workdir: Path) -> None:
                 raise ConfigError(f"workdir={str(workdir)!r} holds a {name} of something else")
 
 
-def _opened(config: Config, images: Images) -> Workdir:
+def _opened(config: Config, subject: _Subject) -> Workdir:
     """The run's folder; where the images are does not matter, what they are does."""
-    chosen = ("num_clusters", "method", "image_size", "seeds", "seed", "seeds_together")
-    about = {name: getattr(config, name) for name in chosen}
+    about = {name: getattr(config, name) for name in ("num_clusters", "seeds", "seed", "seeds_together")}
     return Workdir(
         config.workdir,
         "sul-jax cluster",
-        {"images": readable(config.images.resolve().name), "data": identity(images.pixels), **about},
+        {"images": readable(subject.path.resolve().name), "method": subject.method, **subject.about, **about},
         files=(*_WRITTEN, *_STATE),
         state=_STATE,
         resume=config.resume,
@@ -173,7 +287,8 @@ def _opened(config: Config, images: Images) -> Workdir:
     )
 
 
-def _numbers_of_clusters(config: Config, images: Images) -> tuple[int, ...]:
+def _numbers_of_clusters(config: Config, subject: _Subject) -> tuple[int, ...]:
+    images = subject.images
     numbers = config.num_clusters or ((len(images.classes),) if images.labels is not None else ())
     if not numbers:
         raise ConfigError("num_clusters is needed: there are no labels (sub-folders) to count")
@@ -181,14 +296,22 @@ def _numbers_of_clusters(config: Config, images: Images) -> tuple[int, ...]:
         raise ConfigError(
             "several num_clusters are compared by how well seeds agree: seeds must be at least 2"
         )
+    number, what = _different(images, max(numbers))
+    if number < max(numbers):
+        raise ConfigError(f"num_clusters={max(numbers)} exceeds the {number} {what}")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _different(images: Images, enough: int) -> tuple[int, str]:
+    """How many images differ from each other, counted up to what is enough; of vectors how many there are."""
+    if images.pixels is None:
+        return len(images.names), "vectors"
     different: set[bytes] = set()
     for image in images.pixels:
         different.add(image.tobytes())
-        if len(different) >= max(numbers):
-            return tuple(dict.fromkeys(numbers))
-    raise ConfigError(
-        f"num_clusters={max(numbers)} exceeds the {len(different)} images that differ from each other"
-    )
+        if len(different) >= enough:
+            break
+    return len(different), "images that differ from each other"
 
 
 def _judge(images: Images, fits: Sequence[Fit]) -> tuple[Report, Fit, np.ndarray]:
@@ -212,32 +335,33 @@ def _scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     return {name: round(value, 3) for name, value in metrics.in_percent(labels, clusters).items()}
 
 
-def _baseline(config: Config, images: Images, report: Report) -> dict[str, float]:
-    if images.labels is None or config.method == "pixels":
-        return {}
-    print("k-means on the pixels, for comparison")
-    pixels = PixelClustering(
-        report.num_clusters, image_size=config.image_size or 28, random_state=config.seed, verbose=True
-    )
-    return _scores(images.labels, pixels.fit_predict(images.pixels))
-
-
-def _write(config: Config, images: Images, report: Report, fit: Fit, table: np.ndarray, began: float) -> None:
+def _write(
+    config: Config, subject: _Subject, report: Report, fit: Fit, table: np.ndarray, began: float
+) -> None:
     """The table, the model and the report; the map last, for it takes longest and is needed least."""
     print("writing the report")
-    codes = np.load(fit.codes)
-    distances = fit.model.distances_of(codes)
-    write_clusters(config.workdir / "clusters.csv", images.names, fit.model.labels_, distances)
+    images, where = subject.images, subject.places(fit)
+    write_clusters(config.workdir / "clusters.csv", images.names, fit.model.labels_, where)
     fit.model.save(config.workdir / "model")
+    if config.copy_to is not None:
+        sort_into(config.copy_to, images, report.labels)
     about = page.About(
-        name=readable(config.images.resolve().name),
-        method=config.method,
+        name=readable(subject.path.resolve().name),
+        what=subject.what,
+        method=subject.method,
         seeds=range(config.seed, config.seed + config.seeds),
         seconds=time.perf_counter() - began,
     )
-    html = page.render(about, images, report, distances=distances, between_seeds=table)
+    names = subject.names_of_clusters(fit)
+    html = page.render(about, images, report, places=where, between_seeds=table, named=names)
     _write_text(config.workdir / "report.html", html)
-    _write_text(config.workdir / "report.html", page.with_map(html, codes, report.labels))
+    codes, labels = subject.codes(fit)
+    if len(codes) == len(images.names):
+        pairs = near_duplicates(codes, labels)
+        write_pairs(config.workdir / "duplicates.csv", images.names, pairs)
+        html = page.with_duplicates(html, images, pairs)
+        _write_text(config.workdir / "report.html", html)
+    _write_text(config.workdir / "report.html", page.with_map(html, codes, labels))
 
 
 def _write_text(path: Path, text: str) -> None:

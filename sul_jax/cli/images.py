@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,7 +34,8 @@ class Images(NamedTuple):
     """The images of a user.
 
     Attributes:
-      pixels: uint8 or float32 `[num_images, height, width, channels]`, 1 or 3 channels.
+      pixels: uint8 or float32 `[num_images, height, width, channels]`, 1 or 3 channels; None where what is
+        clustered is no images.
       names: of each.
       labels: int32 `[num_images]`, or None.
       classes: names of the labels.
@@ -44,7 +45,7 @@ class Images(NamedTuple):
       notes: what else is to be said of the files, a line each.
     """
 
-    pixels: np.ndarray
+    pixels: Any
     names: list[str]
     labels: np.ndarray | None
     classes: list[str]
@@ -92,7 +93,7 @@ def read(
         return _of_arrays(path)
     if not path.is_dir():
         raise ConfigError(f"images={str(path)!r} is neither a folder nor an .npz file")
-    files, left_out = _find(path, without)
+    files, left_out = find(path, without)
     if not files:
         raise ConfigError(f"images={str(path)!r} holds no pictures")
     pixels, read, scale, damaged, notes = _decoded(path, files, size, scale)
@@ -101,7 +102,7 @@ def read(
         raise ConfigError(f"none of the {len(files)} files in {str(path)!r} can be read: {_counted(reasons)}")
     if not colour and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., :1].copy()
-    labels, classes = _labels([file.relative_to(path) for file in read])
+    labels, classes = of_folders([file.relative_to(path) for file in read])
     names = [readable(str(file.relative_to(path))) for file in read]
     return Images(pixels, names, labels, classes, left_out + damaged, read, scale, notes)
 
@@ -162,15 +163,32 @@ def _of_arrays(path: Path) -> Images:
     pixels, labels = read_arrays(path)
     if pixels.shape[-1] not in (1, 3):
         raise ConfigError(f"images in {str(path)!r} have {pixels.shape[-1]} channels; 1 or 3 are accepted")
-    classes: list[str] = []
-    if labels is not None:
-        kinds, labels = np.unique(labels, return_inverse=True)
-        classes, labels = [str(kind) for kind in kinds], labels.astype(np.int32)
+    labels, classes = of_values(labels)
     return Images(pixels, [str(i) for i in range(len(pixels))], labels, classes, [], [], None, [])
 
 
-def _find(folder: Path, without: Path | None) -> tuple[list[Path], list[LeftOut]]:
-    """All files that are not hidden, links followed; each folder once, so that no loop of links matters."""
+def of_values(values: np.ndarray | None) -> tuple[np.ndarray | None, list[str]]:
+    """Labels from 0, and what they stand for.
+
+    Args:
+      values: `[num_images]` of any kind, or None.
+    """
+    if values is None:
+        return None, []
+    kinds, labels = np.unique(values, return_inverse=True)
+    return labels.astype(np.int32), [str(kind) for kind in kinds]
+
+
+def find(folder: Path, without: Path | None = None) -> tuple[list[Path], list[LeftOut]]:
+    """All files that are not hidden, links followed; each folder once, so that no loop of links matters.
+
+    Args:
+      folder: to be searched.
+      without: a folder inside that is not.
+
+    Returns:
+      The files, sorted, and what could not be searched.
+    """
     excluded = without.resolve() if without is not None else None
     files: list[Path] = []
     left_out: list[LeftOut] = []
@@ -256,8 +274,12 @@ def _notes(seen: Counter[str], num_deep: int, scale: Scale | None) -> list[str]:
     return notes
 
 
-def _labels(places: Sequence[Path]) -> tuple[np.ndarray | None, list[str]]:
-    """Classes by the first folder in the way to each file, if all have one; splits are no classes."""
+def of_folders(places: Sequence[Path]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels by the first folder in the way to each file, if all have one, and their names; splits are none.
+
+    Args:
+      places: of the files in the folder.
+    """
     ways = [place.parts[:-1] for place in places]
     if all(way and way[0].lower() in _SPLITS for way in ways):
         ways = [way[1:] for way in ways]

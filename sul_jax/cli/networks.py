@@ -34,12 +34,12 @@ class Fit(NamedTuple):
     Attributes:
       seed: of the network.
       model: the fitted estimator.
-      codes: a file with the codes of the images, `[num_images, num_codes]`.
+      codes: a file with the codes of the images, `[num_images, num_codes]`; None of vectors, which have none.
     """
 
     seed: int
     model: Any
-    codes: Path
+    codes: Path | None
 
 
 def estimator(method: str, num_clusters: int, seed: int, image_size: int | None = None) -> Any:
@@ -110,8 +110,8 @@ class Networks:
                 if learned[0].model.learns_clusters:
                     fits += self._group(group, number)
                 else:
-                    for seed, model, codes in learned:
-                        fits.append(Fit(seed, model.with_clusters(np.load(codes), number), codes))
+                    for fit in learned:
+                        fits.append(fit._replace(model=fit.model.with_clusters(codes_of(fit), number)))
         return fits
 
     def _group(self, seeds: Sequence[int], number: int) -> list[Fit]:
@@ -141,6 +141,17 @@ class Networks:
             raise ConfigError(f"{str(path)!r} is not of this run; remove it, or give another --workdir")
         model.verbose = True
         return model
+
+
+def codes_of(fit: Fit) -> np.ndarray:
+    """The codes of a fit of images.
+
+    Args:
+      fit: from `Networks.learn`.
+    """
+    assert fit.codes is not None
+    codes: np.ndarray = np.load(fit.codes)
+    return codes
 
 
 def _beside(path: Path, ending: str) -> Path:

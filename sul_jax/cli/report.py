@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sul_jax.cli import figures
+from sul_jax.cli.duplicates import LISTED, Pair
 from sul_jax.cli.images import Images, kinds_left_out
+from sul_jax.cli.listing import Places
 from sul_jax.cli.pictures import PictureError, Scale, eight_bits, picture
 
 if TYPE_CHECKING:
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 _SHOWN, _ALL_SHOWN, _THUMBNAIL = 12, 400, 72
 # Rows and columns of a confusion matrix that can still be read, and files in a list.
 _MAX_TABLE, _LISTED = 30, 200
-# Where the map is put when it is drawn.
-_MAP = "<!-- map -->"
+# Where near duplicates and the map are put when they are there.
+_DUPLICATES, _MAP = "<!-- duplicates -->", "<!-- map -->"
+# Pairs of near duplicates that are shown.
+_PAIRS = 24
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -32,6 +36,7 @@ h2 { font-size: 1.2rem; margin-top: 2rem; }
 h3 { font-size: 1rem; margin: .8rem 0 .2rem; }
 .gallery { display: flex; flex-wrap: wrap; gap: 3px; }
 .gallery img { width: 56px; height: 56px; object-fit: cover; image-rendering: pixelated; border-radius: 3px; }
+.pairs { display: flex; flex-wrap: wrap; gap: 12px; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; background: white; }
 table { border-collapse: collapse; font-size: .85rem; }
 td, th { padding: .2rem .5rem; text-align: right; }
@@ -49,19 +54,27 @@ class About(NamedTuple):
 
     Attributes:
       name: of the folder, without its place.
+      what: was clustered.
       method: how was learned.
       seeds: of the networks.
       seconds: that the run took.
     """
 
     name: str
+    what: str
     method: str
     seeds: Sequence[int]
     seconds: float
 
 
 def render(
-    about: About, images: Images, report: "Report", *, distances: np.ndarray, between_seeds: np.ndarray
+    about: About,
+    images: Images,
+    report: "Report",
+    *,
+    places: Places,
+    between_seeds: np.ndarray,
+    named: Sequence[str] | None = None,
 ) -> str:
     """The report as HTML, still without the map of the codes; see `with_map`.
 
@@ -69,8 +82,9 @@ def render(
       about: the run.
       images: what was clustered.
       report: the clusters.
-      distances: `[num_images, num_clusters]`, of codes to the clusters' centres.
+      places: where the codes lie in the clusters.
       between_seeds: `[seeds, seeds]`, adjusted Rand index in percent.
+      named: what to call the clusters, beside their numbers.
     """
     title = _text(about.name)
     sizes = np.bincount(report.labels, minlength=report.num_clusters)
@@ -83,7 +97,8 @@ def render(
         _empty(sizes),
         '<p class="note">Nearest: the most typical. Borderline: almost as near to another cluster. Outlying: '
         "farthest from the centre of their own.</p>",
-        *(_cluster(images, report, distances, k, sizes) for k in range(report.num_clusters)),
+        *(_cluster(images, report, places, k, sizes, named) for k in range(report.num_clusters)),
+        _DUPLICATES,
         _MAP,
         _learned(report.model),
         _confusion(images, report),
@@ -96,6 +111,30 @@ def render(
         f"<title>Clusters of {title}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def with_duplicates(report: str, images: Images, pairs: Sequence[Pair]) -> str:
+    """The report with the nearest pairs.
+
+    Args:
+      report: from `render`.
+      images: what was clustered.
+      pairs: of them, the nearest first.
+    """
+    if not pairs:
+        return report
+    shown = "".join(
+        f"<figure>{_gallery(images, [pair.first, pair.second])}"
+        f'<figcaption class="note">{pair.cosine:.3f}</figcaption></figure>'
+        for pair in pairs[:_PAIRS]
+    )
+    words = f"{len(pairs):,}" if len(pairs) < LISTED else f"The {LISTED:,} nearest"
+    text = (
+        f"<h2>Near duplicates</h2><p>{words} pairs of one cluster have nearly the same code, see "
+        f"duplicates.csv. The nearest, with the cosine of their codes:</p>"
+        f'<div class="pairs">{shown}</div>'
+    )
+    return report.replace(_DUPLICATES, text, 1)
 
 
 def with_map(report: str, codes: np.ndarray, labels: np.ndarray) -> str:
@@ -115,10 +154,9 @@ def with_map(report: str, codes: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _what_was_done(about: About, images: Images, report: "Report") -> str:
-    shape = "×".join(map(str, images.pixels.shape[1:]))
     notes = "".join(f'<p class="note">{_text(note)}.</p>' for note in images.notes)
     return (
-        f"<p>{len(images.pixels):,} images, seen as {shape}, in {report.num_clusters} clusters by the method "
+        f"<p>{len(images.names):,} {_text(about.what)}, in {report.num_clusters} clusters by the method "
         f"<b>{_text(about.method)}</b>; {len(about.seeds)} seeds, {about.seconds:.0f} seconds.</p>{notes}"
     )
 
@@ -172,27 +210,28 @@ def _agreement(about: About, report: "Report", between_seeds: np.ndarray) -> str
     return text
 
 
-def _cluster(images: Images, report: "Report", distances: np.ndarray, k: int, sizes: np.ndarray) -> str:
+def _cluster(images: Images, report: "Report", places: Places, k: int, sizes: np.ndarray, named: Any) -> str:
     members = np.flatnonzero(report.labels == k)
     if np.count_nonzero(sizes > sizes[k]) >= _ALL_SHOWN:
         shown = f"<p>The images of the {_ALL_SHOWN} largest clusters are shown.</p>"
     else:
         number = max(1, min(_SHOWN, _ALL_SHOWN // report.num_clusters))
-        orders = _orders(distances, members, k)
+        orders = _orders(places, members)
         shown = "".join(
             f"<h3>{name}</h3>" + _gallery(images, members[order[:number]]) for name, order in orders.items()
         )
     opened = " open" if k < 3 else ""
     width = 12 * len(members) / max(1, sizes.max())
     return (
-        f'<details class="cluster"{opened}><summary>{_text(_title(images, report, k, members))} '
+        f'<details class="cluster"{opened}><summary>{_text(_title(images, report, k, members, named))} '
         f'<span class="bar" style="width:{width:.2f}rem"></span></summary>{shown}</details>'
     )
 
 
-def _title(images: Images, report: "Report", k: int, members: np.ndarray) -> str:
+def _title(images: Images, report: "Report", k: int, members: np.ndarray, named: Any) -> str:
     share = 100 * len(members) / len(report.labels)
-    title = f"Cluster {k}: {len(members):,} images ({share:.1f} %)"
+    name = f"Cluster {k}" if named is None else f"Cluster {k}, {named[k]}"
+    title = f"{name}: {len(members):,} images ({share:.1f} %)"
     if images.labels is None or not len(members):
         return title
     counts = np.bincount(images.labels[members], minlength=len(images.classes))
@@ -200,15 +239,15 @@ def _title(images: Images, report: "Report", k: int, members: np.ndarray) -> str
     return f"{title}, {100 * counts[most] / len(members):.0f} % {images.classes[most]}"
 
 
-def _orders(distances: np.ndarray, members: np.ndarray, k: int) -> dict[str, np.ndarray]:
+def _orders(places: Places, members: np.ndarray) -> dict[str, np.ndarray]:
     """A cluster's images, those first that each gallery shows."""
-    own = distances[members, k]
-    others = np.delete(distances[members], k, axis=1)
-    margins = others.min(axis=1) - own if others.shape[1] else np.zeros(len(members))
+    own, margins = places.distances[members], places.margins[members]
     return {"nearest": np.argsort(own), "borderline": np.argsort(margins), "outlying": np.argsort(-own)}
 
 
-def _gallery(images: Images, chosen: np.ndarray) -> str:
+def _gallery(images: Images, chosen: Sequence[int] | np.ndarray) -> str:
+    if images.pixels is None and not images.files:
+        return f"<p>{', '.join(_text(images.names[index]) for index in chosen)}</p>"
     tags = []
     for index in chosen:
         name = _text(images.names[index])
@@ -223,6 +262,8 @@ def _thumbnail(images: Images, index: int) -> str:
     if images.files:
         with contextlib.suppress(PictureError):  # moved or changed since it was read
             shown = picture(images.files[index], images.scale)
+    if shown is None and images.pixels is None:
+        shown = Image.new("L", (_THUMBNAIL, _THUMBNAIL), 128)
     if shown is None:
         pixels = images.pixels[index]
         if pixels.dtype != np.uint8:

@@ -1,4 +1,8 @@
-"""Scikit-learn estimators: each method learns from unlabelled images and clusters them.
+"""Scikit-learn estimators: each method learns from unlabelled images, or vectors, and clusters them.
+
+For images: `EnergyClustering`, `ACOLClustering`, `NMCEClustering`, `DeepClustering` and, as a baseline,
+`PixelClustering`. For vectors such as embeddings, in memory or on disk: `KMeans`, `KSubspaces` and
+`HebbianFeatures`.
 
 They hold what was learned and compile what they run; rules, training and mathematics are this package's. An
 image's code and cluster do not depend on the batch it comes in: programs take batches of one size.
@@ -21,6 +25,9 @@ from sul_jax.estimators._saved import load
 from sul_jax.estimators.acol import ACOLClustering
 from sul_jax.estimators.deep_cluster import DeepClustering
 from sul_jax.estimators.energy import EnergyClustering
+from sul_jax.estimators.hebbian import HebbianFeatures
+from sul_jax.estimators.k_means import KMeans
+from sul_jax.estimators.k_subspaces import KSubspaces
 from sul_jax.estimators.nmce import NMCEClustering
 from sul_jax.estimators.pixels import PixelClustering
 
@@ -28,6 +35,9 @@ __all__ = [
     "ACOLClustering",
     "DeepClustering",
     "EnergyClustering",
+    "HebbianFeatures",
+    "KMeans",
+    "KSubspaces",
     "NMCEClustering",
     "PixelClustering",
     "fit_together",

@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -22,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sul_jax import k_means, training
 from sul_jax._check import check_integer, check_number, check_vectors, on_host
 from sul_jax.estimators import _saved
-from sul_jax.estimators._images import Images, shape_of, warn_caller
+from sul_jax.estimators._images import Images, shape_of, warn_of_few
 from sul_jax.seeds import of_seed
 
 # Images that a compiled program encodes at a time, and bytes of them and of a network's maps.
@@ -63,7 +62,7 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         """Learns from images and clusters them.
 
         Args:
-          X: `[num_images, height, width]`, `[num_images, height, width, channels]` or, flattened,
+          X: `[num_images, height, width]`, `[num_images, height, width, channels]` or, with `image_shape`,
             `[num_images, features]`; uint8, equal to floats in [0, 1], or floats on a scale of their own.
           y: ignored.
 
@@ -75,8 +74,7 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
             fewer than clusters; a network that diverged.
 
         Warns:
-          UserWarning: rows of 64 values or more that are no square image, without `image_shape`; fewer
-            clusters than asked for.
+          ConvergenceWarning: fewer clusters than asked for.
         """
         next(fit_together([self], X))
         return self
@@ -198,13 +196,8 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
 
     def _set_labels(self, labels: np.ndarray) -> None:
         self.labels_ = labels
-        number = len(np.unique(labels))
-        if number < self.n_clusters:
-            warn_caller(
-                f"{number} of the n_clusters={self.n_clusters} asked for were found: images, or what the "
-                "network makes of them, differ too little",
-                ConvergenceWarning,
-            )
+        why = "images, or what the network makes of them, differ too little"
+        warn_of_few(len(np.unique(labels)), self.n_clusters, why)
 
     def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """The nearest centre's number."""
@@ -310,6 +303,15 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         """
         check_is_fitted(self)
         _saved.save(self, path)
+
+    def _arrays(self) -> dict[str, Any]:
+        """What is stored."""
+        return _saved.leaves(self) | {"centers": self.cluster_centers_, "labels": self.labels_}
+
+    def _restore(self, arrays: dict[str, np.ndarray], path: str | Path) -> None:
+        """From what `_arrays` gave."""
+        self.cluster_centers_, self.labels_ = arrays.pop("centers"), arrays.pop("labels")
+        self.learned_ = _saved.tree(self, arrays, path)
 
     def _template(self) -> Any:
         """A tree of the structure of `learned_`; its leaves are of no account."""

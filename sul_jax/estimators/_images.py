@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from sklearn.exceptions import ConvergenceWarning
 
-# Values from which on a row is taken for an image.
+# Values of a row from which on it has to be said whether it is an image; scikit-learn's checks give fewer.
 _IMAGE = 64
 
 
@@ -45,15 +46,10 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def _warn_of_rows(num_features: int, side: int) -> None:
-    """Warns that rows are no square image and how they are read."""
-    hint, colour = "", int(np.sqrt(num_features // 3))
-    if 3 * colour**2 == num_features:
-        hint = f"; flattened colour images need image_shape=({colour}, {colour}, 3)"
-    warn_caller(
-        f"rows of {num_features} values are no square image and are read as the first pixels of a gray one "
-        f"of {side}×{side}: give image_shape{hint}"
-    )
+def warn_of_few(found: int, asked: int, why: str) -> None:
+    """Warns where fewer clusters were found than asked for."""
+    if found < asked:
+        warn_caller(f"{found} of the n_clusters={asked} asked for were found: {why}", ConvergenceWarning)
 
 
 def shape_of(
@@ -67,15 +63,17 @@ def shape_of(
       num_features: values of a row.
 
     Raises:
-      ValueError: shapes that contradict each other or the number of values, or channels that come first.
-
-    Warns:
-      UserWarning: rows of 64 values or more that are no square image, without a shape.
+      ValueError: shapes that contradict each other or the number of values, channels that come first, or rows
+        of 64 values or more without a shape.
     """
-    if given is None and own is None:  # the smallest square that holds the features, row by row
-        side = int(np.ceil(np.sqrt(num_features)))
-        if side**2 != num_features >= _IMAGE:
-            _warn_of_rows(num_features, side)
+    if given is None and own is None:
+        if num_features >= _IMAGE:
+            raise ValueError(
+                f"X has rows of {num_features} values. If they are images, give image_shape=(height, width) "
+                "or (height, width, channels), or X in that shape. If they are vectors such as embeddings, "
+                "take KMeans, KSubspaces or HebbianFeatures from sul_jax.estimators"
+            )
+        side = int(np.ceil(np.sqrt(num_features)))  # the smallest square that holds so few, row by row
         return side, side, 1
     try:
         shape = tuple(operator.index(n) for n in (own if given is None else given) or ())

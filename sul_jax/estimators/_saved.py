@@ -12,15 +12,16 @@ from sul_jax.nn import _saved
 
 # What an estimator knows of the images it was fitted to.
 OF_IMAGES = ("n_features_in_", "feature_names_in_", "image_shape_", "is_uint8_", "scale_")
+# Of vectors, and how learning ended.
+_OTHERS = ("offset_", "n_iter_", "inertia_", "energy_")
 
 
 def save(model: Any, path: str | Path) -> None:
-    """Writes a fitted estimator; see `ImageClustering.save`."""
-    arrays = _leaves(model) | {"centers": model.cluster_centers_, "labels": model.labels_}
-    about = {name: _plain(getattr(model, name)) for name in OF_IMAGES if hasattr(model, name)}
+    """Writes a fitted estimator; see `ImageClustering.save` and `VectorEstimator.save`."""
+    about = {name: _plain(getattr(model, name)) for name in (*OF_IMAGES, *_OTHERS) if hasattr(model, name)}
     options = {name: _plain(value) for name, value in model.get_params().items()}
     written = {"options": options, "images": about, "seed": model.seed_}
-    _saved.write(path, type(model).__name__, arrays, written)
+    _saved.write(path, type(model).__name__, model._arrays(), written)
 
 
 def load(path: str | Path) -> Any:
@@ -46,22 +47,21 @@ def load(path: str | Path) -> Any:
     """
     from sul_jax import estimators
 
-    about, stored = _saved.read(path, *(n for n in estimators.__all__ if n.endswith("Clustering")))
+    about, stored = _saved.read(path, *(name for name in estimators.__all__ if name[0].isupper()))
     options = {name: _from_plain(value) for name, value in about["options"].items()}
     model = getattr(estimators, about["module"])(**options)
     for name, value in about["images"].items():
-        setattr(model, name, np.array(value, object) if name == "feature_names_in_" else _from_plain(value))
+        read = _ARRAYS.get(name, _from_plain)
+        setattr(model, name, read(value))
     model.seed_ = about["seed"]
-    arrays = {name: np.asarray(value) for name, value in stored.items()}
-    model.cluster_centers_, model.labels_ = arrays.pop("centers"), arrays.pop("labels")
-    model.learned_ = _tree(model, arrays, path)
+    model._restore({name: np.asarray(value) for name, value in stored.items()}, path)
     return model
 
 
 def keep(model: Any, folder: Path, rows: np.ndarray) -> None:
     """Writes what an estimator has learned before it has clustered."""
     # Orbax stores no empty trees, and pixels are all that there is to learn of them.
-    arrays = _leaves(model) | {"seed": np.array(model.seed_)}
+    arrays = leaves(model) | {"seed": np.array(model.seed_)}
     _saved.write(folder, _kind(model), arrays, _identity(model, rows))
 
 
@@ -80,7 +80,7 @@ def kept(model: Any, folder: Path, rows: np.ndarray) -> Any:
             )
     arrays = {name: np.asarray(value) for name, value in stored.items()}
     del arrays["seed"]
-    return _tree(model, arrays, folder)
+    return tree(model, arrays, folder)
 
 
 def _kind(model: Any) -> str:
@@ -95,15 +95,25 @@ def _identity(model: Any, rows: np.ndarray) -> dict[str, Any]:
     return {"options": options, "images": images, "seed": model.seed_}
 
 
-def _leaves(model: Any) -> dict[str, Any]:
+def leaves(model: Any) -> dict[str, Any]:
+    """Arrays of what a network learned, by their places."""
     return {f"{place:04d}": leaf for place, leaf in enumerate(jax.tree.leaves(model.learned_))}
 
 
-def _tree(model: Any, arrays: dict[str, np.ndarray], path: str | Path) -> Any:
+def tree(model: Any, arrays: dict[str, np.ndarray], path: str | Path) -> Any:
+    """What a network learned from `leaves`."""
     places, structure = jax.tree.flatten(model._template())
     if len(places) != len(arrays):
         raise ValueError(f"path={str(path)!r} was written by another version: its arrays differ")
     return jax.tree.unflatten(structure, [arrays[name] for name in sorted(arrays)])
+
+
+def _array(kind: Any) -> Any:
+    return lambda value: None if value is None else np.array(value, kind)
+
+
+# Of what JSON holds as lists: names, and numbers that float32 would round.
+_ARRAYS = {"feature_names_in_": _array(object), "offset_": _array(np.float64)}
 
 
 def _plain(value: Any) -> Any:

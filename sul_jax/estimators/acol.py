@@ -26,7 +26,7 @@ class ACOLClustering(ImageClustering):
 
     Args:
       n_clusters: clusters.
-      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_shape: height, width and perhaps channels of images given as rows, which need it.
       image_size: side to which images are resized.
       nodes_per_parent: k_s, softmax nodes for each way.
       num_features: size of F.

@@ -30,7 +30,7 @@ class DeepClustering(ImageClustering):
 
     Args:
       n_clusters: clusters, of the pseudo-labels and of the last k-means.
-      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_shape: height, width and perhaps channels of images given as rows, which need it.
       cycles: times the features are clustered, each followed by learning the clusters.
       steps_per_cycle: minibatches of a cycle, at most one pass over the images.
       batch_size: images in a minibatch.

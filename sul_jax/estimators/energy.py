@@ -32,7 +32,7 @@ class EnergyClustering(ImageClustering):
     Args:
       n_clusters: clusters.
       architecture: a name in `energy.ARCHITECTURES` or an `EnergyArchitecture`, for images of `image_size`.
-      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_shape: height, width and perhaps channels of images given as rows, which need it.
       image_size: side to which images are resized.
       batch_size: images in a minibatch.
       max_steps: minibatches that each layer learns from, at most; the paper takes 118 of 512.

@@ -28,7 +28,7 @@ class NMCEClustering(ImageClustering):
 
     Args:
       n_clusters: clusters.
-      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_shape: height, width and perhaps channels of images given as rows, which need it.
       image_size: side to which images are resized.
       num_filters: of the ResNet's first stage.
       num_features: of the embedding.

@@ -14,7 +14,7 @@ class PixelClustering(ImageClustering):
 
     Args:
       n_clusters: clusters.
-      image_shape: height, width and perhaps channels of flattened images; by default the smallest square.
+      image_shape: height, width and perhaps channels of images given as rows, which need it.
       image_size: side to which images are resized.
       random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.

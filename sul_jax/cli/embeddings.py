@@ -1,0 +1,257 @@
+"""Embeddings of a user: vectors in files, perhaps with the pictures that they are of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sul_jax import estimators, vectors
+from sul_jax.cli.duplicates import MOST
+from sul_jax.cli.images import Images, find, of_folders, of_values, readable
+from sul_jax.cli.listing import Places
+from sul_jax.cli.networks import Fit
+from sul_jax.cli.options import ConfigError
+from sul_jax.estimators import KMeans, KSubspaces
+
+METHODS = ("k_means", "k_subspaces")
+# What files may call the names and the labels of their vectors.
+_NAMES, _LABELS = ("names", "name", "files", "file", "paths", "path"), ("labels", "label")
+# Vectors read at a time.
+_CHUNK = 2**14
+# Vectors up to which a report is made of all of them, and bytes of them; of more it is made of some.
+_LOOKED_AT, _LOOKED_AT_BYTES = MOST, 2**30
+
+
+class Embeddings(NamedTuple):
+    """Vectors, and what they are of.
+
+    Attributes:
+      paths: of the files.
+      source: their vectors.
+      examples: names, labels and, where they are given, the files of pictures.
+      named: whether the files, or pictures, give the names.
+    """
+
+    paths: list[Path]
+    source: vectors.Vectors
+    examples: Images
+    named: bool
+
+
+def read(path: Path, pictures: Path | None = None) -> Embeddings:
+    """Opens vectors, of which only those of a chunk are in memory.
+
+    Args:
+      path: a file or a folder of files, see `vectors.read`. An `.npz` file may hold `names` and `labels`
+        beside its `embeddings`, a `.parquet` file columns of those names.
+      pictures: folder of what the vectors are of: the files named by `names`, or all of them in their order.
+
+    Raises:
+      ConfigError: files that cannot be read, or other pictures than vectors.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from sul_jax.cli import embeddings
+      >>> file = Path(tempfile.mkdtemp()) / "mine.npz"
+      >>> np.savez(file, embeddings=np.ones((3, 512)), names=["a.png", "b.png", "c.png"])
+      >>> embeddings.read(file).examples.names
+      ['a.png', 'b.png', 'c.png']
+    """
+    try:
+        paths = vectors.files(path)
+        source = vectors.read(paths)
+        extras = [_beside(one) for one in paths]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"embeddings={str(path)!r}: {error}") from None
+    names, values = (
+        [value for own in extras for value in own[kind]] if all(kind in own for own in extras) else None
+        for kind in ("names", "labels")
+    )
+    for kind, of_all in (("names", names), ("labels", values)):
+        if of_all is not None and len(of_all) != len(source):
+            raise ConfigError(
+                f"embeddings={str(path)!r} holds {len(of_all)} {kind} for {len(source)} vectors"
+            )
+    files: list[Path] = []
+    labels, classes = of_values(None if values is None else np.asarray(values))
+    if pictures is not None:
+        files = _files(pictures, names, len(source))
+        names = [readable(str(file.relative_to(pictures))) for file in files]
+        if labels is None:
+            labels, classes = of_folders([file.relative_to(pictures) for file in files])
+    shown = [str(name) for name in names] if names is not None else _numbered(source)
+    examples = Images(None, shown, labels, classes, [], files, None, [])
+    return Embeddings(paths, source, examples, names is not None)
+
+
+def estimator(method: str, num_clusters: int, seed: int, metric: Any, rank: int) -> Any:
+    """An estimator of vectors that is not fitted yet.
+
+    Args:
+      method: one of `METHODS`.
+      num_clusters: clusters.
+      seed: of the starts.
+      metric: of k-means.
+      rank: of the subspaces.
+    """
+    if method == "k_means":
+        return KMeans(num_clusters, metric=metric, random_state=seed, verbose=True)
+    return KSubspaces(num_clusters, rank=rank, random_state=seed, verbose=True)
+
+
+def learn(folder: Path, models: Sequence[tuple[int, Any]], given: Embeddings) -> list[Fit]:
+    """Fits of several seeds and numbers of clusters, each stored as soon as it is there, and then read.
+
+    Args:
+      folder: of the run.
+      models: seeds and estimators.
+      given: the vectors.
+
+    Raises:
+      ConfigError: vectors that cannot be read, or a stored model that is not of this run.
+    """
+    fits = []
+    for seed, model in models:
+        path = folder / f"network-seed{seed}-{model.n_clusters}"
+        if path.exists():
+            stored = estimators.load(path)
+            if repr(stored) != repr(model) or len(stored.labels_) != len(given.source):
+                raise ConfigError(f"{str(path)!r} is not of this run; remove it, or give another --workdir")
+            model = stored
+        else:
+            print(f"seed {seed}: {model.n_clusters} clusters")
+            try:
+                model.fit(given.paths)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+            model.save(path)
+        fits.append(Fit(seed, model, None))
+    return fits
+
+
+def identity(given: Embeddings) -> dict[str, Any]:
+    """What tells vectors apart from others; reads all of them.
+
+    Args:
+      given: the vectors.
+
+    Raises:
+      ConfigError: vectors that are not finite.
+    """
+    try:
+        return given.source.identity()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def places(model: Any, given: Embeddings) -> Places:
+    """Where the vectors lie in their clusters.
+
+    Args:
+      model: fitted.
+      given: the vectors.
+    """
+    return Places(*model.places(given.paths))
+
+
+def some(given: Embeddings, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors to look at, all where they are not too many, and their clusters.
+
+    Args:
+      given: the vectors.
+      labels: of all of them.
+    """
+    few = min(_LOOKED_AT, _LOOKED_AT_BYTES // (4 * given.source.num_features))
+    drawn, chosen = given.source.sample(few)
+    return drawn, labels[chosen]
+
+
+def read_words(path: Path, given: Embeddings) -> Embeddings:
+    """Words and their embeddings.
+
+    Args:
+      path: a file or a folder of files that hold `names` beside their `embeddings`.
+      given: vectors of the same network.
+
+    Raises:
+      ConfigError: a file that cannot be read, without names, or of another width.
+    """
+    words = read(path)
+    if words.source.num_features != given.source.num_features:
+        raise ConfigError(
+            f"words={str(path)!r} holds embeddings of {words.source.num_features} features, but those to "
+            f"cluster have {given.source.num_features}"
+        )
+    if not words.named:
+        raise ConfigError(f"words={str(path)!r} has no 'names' beside its embeddings")
+    return words
+
+
+def named(given: Embeddings, model: Any, words: Embeddings) -> list[str]:
+    """The word nearest to each cluster: of largest cosine with the mean of its vectors at unit norm.
+
+    Args:
+      given: the vectors.
+      model: fitted to them.
+      words: from `read_words`.
+    """
+    sums, start = np.zeros((model.n_clusters, given.source.num_features)), 0
+    for chunk in given.source.chunks(_CHUNK):
+        labels = model.labels_[start : start + len(chunk)]
+        np.add.at(sums, labels, _unit(chunk))
+        start += len(chunk)
+    every = np.concatenate([_unit(chunk) for chunk in words.source.chunks(_CHUNK)])
+    return [words.examples.names[index] for index in (_unit(sums) @ every.T).argmax(axis=1)]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def _beside(path: Path) -> dict[str, Sequence[Any]]:
+    """Names and labels that a file holds beside its vectors."""
+    kinds = {"names": _NAMES, "labels": _LABELS}
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            chosen = {kind: [name for name in words if name in arrays.files] for kind, words in kinds.items()}
+            return {kind: np.ravel(arrays[words[0]]).tolist() for kind, words in chosen.items() if words}
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        there = parquet.ParquetFile(path).schema_arrow.names
+        chosen = {kind: [name for name in words if name in there] for kind, words in kinds.items()}
+        table = parquet.read_table(path, columns=[words[0] for words in chosen.values() if words])
+        return {kind: table.column(words[0]).to_pylist() for kind, words in chosen.items() if words}
+    return {}
+
+
+def _files(folder: Path, names: Sequence[Any] | None, number: int) -> list[Path]:
+    """A picture for each vector."""
+    if not folder.is_dir():
+        raise ConfigError(f"images={str(folder)!r} is not a folder")
+    if names is not None:
+        files = [folder / str(name) for name in names]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise ConfigError(
+                f"images={str(folder)!r} lacks {len(missing)} of the {number} files that the embeddings "
+                f"name, the first of them {str(missing[0].relative_to(folder))!r}"
+            )
+        return files
+    files, _ = find(folder)
+    if len(files) != number:
+        raise ConfigError(
+            f"images={str(folder)!r} holds {len(files)} files, but there are {number} embeddings; an .npz or "
+            ".parquet file may name each one's, as 'names'"
+        )
+    return files
+
+
+def _numbered(source: vectors.Vectors) -> list[str]:
+    if len(source.parts) == 1:
+        return [str(row) for row in range(len(source))]
+    return [f"{name}:{row}" for name, number in source.parts for row in range(number)]
