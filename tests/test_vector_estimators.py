@@ -126,6 +126,8 @@ def test_noisy_embeddings() -> None:
         for model in (KMeans(10, random_state=0), cluster.KMeans(10, n_init=10, random_state=0))
     ]
     assert accuracy[0] >= accuracy[1] > 0.9
+    learned = RateReductionClustering(10, batch_size=500, max_steps=60, random_state=0).fit_predict(x)
+    assert metrics.clustering_accuracy(y, learned) >= accuracy[1]
     lengths = np.exp(rng.standard_normal((2000, 1))).astype(np.float32)
     cosine = KMeans(10, metric="cosine", random_state=0).fit(x * lengths)
     assert metrics.clustering_accuracy(y, cosine.labels_) >= accuracy[1] - 0.01
