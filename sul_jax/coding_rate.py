@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sul_jax._check import check_array, check_floating, check_number, check_vectors
+from sul_jax._check import (
+    check_array,
+    check_floating,
+    check_integer,
+    check_labels,
+    check_number,
+    check_vectors,
+)
 from sul_jax._linalg import at_least_float32
 from sul_jax._parallel import drawn, sum_over
 from sul_jax.whitening import normalize
@@ -130,6 +137,63 @@ def coding_rate_reduction(
     """
     whole = coding_rate(features, eps_squared=eps_squared, axis_name=axis_name)
     return whole - class_coding_rate(features, memberships, eps_squared=eps_squared, axis_name=axis_name)
+
+
+def coding_length(
+    features: Array,
+    labels: Array,
+    *,
+    num_clusters: int,
+    eps_squared: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    """Nats to code all vectors cluster by cluster, up to a distortion ε, and to say whose each is.
+
+    L = Σ_j (n_j + d)/2 log det(I + d/(n_j ε²) Z_jᵀ Z_j) − n_j log(n_j/n) (Ma et al. 2007), summed over
+    clusters that are not empty. Of several clusterings, be it into different numbers, the one of least length
+    explains the vectors best.
+
+    Args:
+      features: `[batch, features]`, usually of unit norm.
+      labels: int `[batch]`, each in [0, num_clusters).
+      num_clusters: k.
+      eps_squared: ε², positive.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A scalar, at least 0.
+
+    Raises:
+      ValueError: shapes that do not fit, an argument out of range, or (outside jit) labels out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import coding_rate
+      >>> z = jnp.repeat(jnp.eye(2), 50, axis=0)  # two directions
+      >>> def length(labels, number):
+      ...     return coding_rate.coding_length(z, labels, num_clusters=number, eps_squared=0.01).item()
+      >>> two, four = jnp.repeat(jnp.arange(2), 50), jnp.arange(100) // 25
+      >>> length(two, 2) < length(two * 0, 1), length(two, 2) < length(four, 4)
+      (True, True)
+    """
+    features = check_vectors("features", features)
+    check_integer("num_clusters", num_clusters, low=1)
+    check_number("eps_squared", eps_squared, above=0)
+    labels = check_labels("labels", labels, num_examples=features.shape[0], num_classes=num_clusters)
+    features = at_least_float32(features)
+    batch, dimension = features.shape
+    total = batch * _axis_size(axis_name)
+
+    def of_cluster(cluster: Array) -> Array:
+        own = (labels == cluster).astype(features.dtype)
+        gram = jnp.matmul((features * own[:, None]).T, features, precision="highest")
+        number, gram = sum_over((jnp.sum(own), gram), axis_name)
+        some = jnp.maximum(number, 1)
+        rate = _log_det_shifted(gram * (dimension / (some * eps_squared)))
+        return 0.5 * (number + dimension) * rate - number * jnp.log(some / total)
+
+    # One cluster after the other: all Gram matrices at once may not fit.
+    return jnp.sum(lax.map(of_cluster, jnp.arange(num_clusters, dtype=labels.dtype)))
 
 
 def view_similarity(features: Array, *, axis_name: str | None = None) -> Array:

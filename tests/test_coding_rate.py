@@ -18,6 +18,7 @@ OF_CLASSES = compiled(coding_rate.class_coding_rate)
 REDUCTION = compiled(coding_rate.coding_rate_reduction)
 TCR = compiled(coding_rate.tcr_loss)
 NMCE = compiled(coding_rate.nmce_loss)
+LENGTH = compiled(coding_rate.coding_length)
 SIMILARITY = jax.jit(coding_rate.view_similarity)
 
 
@@ -226,3 +227,53 @@ def test_all_terms_count_once_by_default() -> None:
     compressed = OF_CLASSES(mean, memberships.mean(0), eps_squared=0.1)
     nmce = NMCE(views, memberships, eps_squared=0.1)
     np.testing.assert_allclose(nmce, tcr + np.asarray(compressed), rtol=1e-5)
+
+
+def naive_length(z: np.ndarray, labels: np.ndarray, eps_squared: float) -> float:
+    """Cluster by cluster in float64."""
+    z = z.astype(np.float64)
+    n, d = z.shape
+    length = 0.0
+    for label in np.unique(labels):
+        own = z[labels == label]
+        gram = np.eye(d) + d / (len(own) * eps_squared) * own.T @ own
+        length += (len(own) + d) / 2 * np.linalg.slogdet(gram)[1] - len(own) * np.log(len(own) / n)
+    return length
+
+
+def test_length_by_hand() -> None:
+    """Two pairs of equal vectors in d = 2: each (2 + 2)/2 · log(1 + 2/ε²), and 2 log 2 to say which."""
+    z, labels = np.eye(2, dtype=np.float32)[[0, 0, 1, 1]], np.array([1, 1, 0, 0])
+    found = LENGTH(z, labels, num_clusters=2, eps_squared=0.5)
+    np.testing.assert_allclose(found, 2 * (2 * np.log(5) + 2 * np.log(2)), rtol=1e-5)
+
+
+def test_length_equals_numpy_and_empty_clusters_cost_nothing() -> None:
+    z, labels = unit(0, 40, 6), np.random.default_rng(1).integers(0, 4, 40)
+    expected = naive_length(z, labels, 0.1)
+    np.testing.assert_allclose(LENGTH(z, labels, num_clusters=4, eps_squared=0.1), expected, rtol=1e-5)
+    other = np.array([7, 2, 0, 5])[labels]
+    np.testing.assert_allclose(LENGTH(z, other, num_clusters=9, eps_squared=0.1), expected, rtol=1e-5)
+    split = jax.vmap(
+        lambda z, labels: coding_rate.coding_length(
+            z, labels, num_clusters=4, eps_squared=0.1, axis_name="batch"
+        ),
+        axis_name="batch",
+    )
+    found = jax.jit(split)(z.reshape(8, 5, 6), labels.reshape(8, 5))
+    np.testing.assert_allclose(found, np.full(8, expected), rtol=1e-5)
+
+
+def test_length_is_least_for_the_planted_number() -> None:
+    """Planted subspaces, merged into one, as they are, and each cut into halves."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 60)
+    bases = generator.standard_normal((4, 2, 16))
+    z = np.einsum("nr,nrd->nd", generator.standard_normal((240, 2)), bases[labels])
+    z = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    halves = 2 * labels + np.arange(240) % 2
+    cuts = (labels // 2, labels, halves)
+    lengths = [LENGTH(z, cut, num_clusters=8, eps_squared=0.1) for cut in cuts]
+    assert np.argmin(lengths) == 1
+    with pytest.raises(ValueError, match="labels go from 0 to 3; 0 to 2 are accepted"):
+        coding_rate.coding_length(z, labels, num_clusters=3, eps_squared=0.1)

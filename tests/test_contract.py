@@ -29,6 +29,7 @@ from sul_jax import (
     k_subspaces,
     nmce,
     nn,
+    rate_reduction,
     soft_hebb,
     stack,
     whitening,
@@ -100,6 +101,11 @@ def manifolds(rngs: nnx.Rngs) -> nn.NMCE:
     return nn.NMCE(Features(rngs), 6, num_features=4, num_clusters=3, rngs=rngs)
 
 
+def clusters_of_vectors(rngs: nnx.Rngs) -> nn.NMCE:
+    mlp = nn.MLP(12, 10, num_layers=1, rngs=rngs)
+    return nn.NMCE(mlp, 10, num_features=4, num_clusters=3, rngs=rngs)
+
+
 def views(key: jax.Array, images: jax.Array) -> jax.Array:
     return images[None] + 0.1 * jax.random.normal(key, (2, *images.shape))
 
@@ -141,6 +147,10 @@ CASES = {
     "nmce": Case(
         nmce.rule(manifolds, views=views, optimizer=optax.sgd(0.1)),
         images, None, ("compression_weight", 1.0, 0.5), True,
+    ),
+    "rate_reduction": Case(
+        rate_reduction.rule(clusters_of_vectors, optimizer=optax.sgd(0.1)),
+        vectors, None, ("compression_weight", 1.0, 0.5),
     ),
     "deep_cluster": Case(
         deep_cluster.rule(

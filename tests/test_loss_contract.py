@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from sul_jax import coding_rate, gar
+from sul_jax import coding_rate, gar, rate_reduction
 
 
 class Case(NamedTuple):
@@ -35,6 +35,10 @@ CASES = {
     ),
     "nmce": Case(
         coding_rate.nmce_loss, "invariance_weight", {"eps_squared": 0.1}, ("memberships",), True
+    ),
+    "rate reduction": Case(
+        rate_reduction.rate_reduction_loss, "compression_weight", {"invariance_weight": 2.0},
+        ("memberships",), True,
     ),
 }  # fmt: skip
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sul_jax import estimators, metrics, vectors
-from sul_jax.estimators import HebbianFeatures, KMeans, KSubspaces, _vectors
+from sul_jax.estimators import HebbianFeatures, KMeans, KSubspaces, RateReductionClustering, _vectors
 
 ESTIMATORS = [
     KMeans(3, random_state=0),
@@ -36,7 +36,12 @@ def expected(estimator: Any) -> dict[str, str]:
     return failed
 
 
-@parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected)
+RATE_REDUCTION = RateReductionClustering(
+    3, hidden_size=16, num_features=4, batch_size=32, max_steps=30, random_state=0
+)
+
+
+@parametrize_with_checks([*ESTIMATORS, RATE_REDUCTION], expected_failed_checks=expected)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -121,6 +126,8 @@ def test_noisy_embeddings() -> None:
         for model in (KMeans(10, random_state=0), cluster.KMeans(10, n_init=10, random_state=0))
     ]
     assert accuracy[0] >= accuracy[1] > 0.9
+    learned = RateReductionClustering(10, batch_size=500, max_steps=60, random_state=0).fit_predict(x)
+    assert metrics.clustering_accuracy(y, learned) >= accuracy[1]
     lengths = np.exp(rng.standard_normal((2000, 1))).astype(np.float32)
     cosine = KMeans(10, metric="cosine", random_state=0).fit(x * lengths)
     assert metrics.clustering_accuracy(y, cosine.labels_) >= accuracy[1] - 0.01
@@ -184,6 +191,8 @@ def test_hebbian_features_tell_kinds_apart() -> None:
         (KMeans(2, n_init=0), np.ones((5, 2)), "n_init=0"),
         (KMeans(2, tol=-1), np.ones((5, 2)), "tol=-1"),
         (KSubspaces(2, rank=3), np.ones((5, 2)), "rank=3 .* X has 2 features"),
+        (RateReductionClustering(2, noise=-1.0), np.ones((5, 2)), "noise=-1.0 is not accepted"),
+        (RateReductionClustering(6), np.ones((5, 2)), "n_clusters=6 .* n_samples"),
         (KSubspaces(2, init="best"), np.ones((5, 2)), "init='best'"),
         (HebbianFeatures(9), np.ones((5, 2)), "n_units=9"),
         (HebbianFeatures(3, rank=4), np.ones((5, 2)), "rank=4"),
@@ -223,3 +232,33 @@ def test_little_of_the_vectors_is_in_memory(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(vectors.Vectors, "_filled", counted)
     KMeans(6, random_state=0).fit(shards(tmp_path, x))
     assert max(taken[1:]) == 64
+
+
+def test_rate_reduction_of_planted_subspaces(tmp_path: Path) -> None:
+    """Where k-means fails; for new vectors and from disk too."""
+    rng = np.random.default_rng(0)
+    bases = np.linalg.qr(rng.standard_normal((3, 64, 4)))[0]
+    y = rng.integers(0, 3, 400)
+    x = np.einsum("nfr,nr->nf", bases[y], rng.standard_normal((400, 4)))
+    x = (x + 0.03 * rng.standard_normal(x.shape)).astype(np.float32)
+    model = RateReductionClustering(
+        3, n_components=24, hidden_size=64, num_features=6, n_neighbors=3, noise=0.1, batch_size=300,
+        learning_rate=5e-3, max_steps=120, random_state=0,
+    ).fit(x[:300])  # fmt: skip
+    plain = KMeans(3, random_state=0).fit(x[:300])
+    assert metrics.clustering_accuracy(y[:300], plain.labels_) < 0.8
+    assert metrics.clustering_accuracy(y[:300], model.labels_) > 0.97
+    assert metrics.clustering_accuracy(y[300:], model.predict(x[300:])) > 0.95
+    assert 1 < model.rate_reduction_ < 6
+    np.testing.assert_allclose(np.linalg.norm(model.transform(x), axis=1), 1, rtol=1e-4)
+    distances, margins = model.places(x[:300])
+    assert (distances < 1.5).all()
+    assert (margins > 0).mean() > 0.9
+    np.save(tmp_path / "x.npy", x[:300])
+    there = clone(model).fit(tmp_path / "x.npy")
+    assert metrics.clustering_accuracy(there.labels_, model.labels_) > 0.97
+    model.save(tmp_path / "model")
+    loaded = estimators.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).transform(x), model.transform(x))
+    assert loaded.rate_reduction_ == model.rate_reduction_

@@ -1,8 +1,8 @@
 """Scikit-learn estimators: each method learns from unlabelled images, or vectors, and clusters them.
 
 For images: `EnergyClustering`, `ACOLClustering`, `NMCEClustering`, `DeepClustering` and, as a baseline,
-`PixelClustering`. For vectors such as embeddings, in memory or on disk: `KMeans`, `KSubspaces` and
-`HebbianFeatures`.
+`PixelClustering`. For vectors such as embeddings, in memory or on disk: `KMeans`, `KSubspaces`,
+`HebbianFeatures` and `RateReductionClustering`.
 
 They hold what was learned and compile what they run; rules, training and mathematics are this package's. An
 image's code and cluster do not depend on the batch it comes in: programs take batches of one size.
@@ -32,6 +32,7 @@ from sul_jax.estimators.k_means import KMeans
 from sul_jax.estimators.k_subspaces import KSubspaces
 from sul_jax.estimators.nmce import NMCEClustering
 from sul_jax.estimators.pixels import PixelClustering
+from sul_jax.estimators.rate_reduction import RateReductionClustering
 
 __all__ = [
     "ACOLClustering",
@@ -42,6 +43,7 @@ __all__ = [
     "KSubspaces",
     "NMCEClustering",
     "PixelClustering",
+    "RateReductionClustering",
     "fit_together",
     "load",
 ]

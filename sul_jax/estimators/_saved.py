@@ -13,7 +13,7 @@ from sul_jax.nn import _saved
 # What an estimator knows of the images it was fitted to.
 OF_IMAGES = ("n_features_in_", "feature_names_in_", "image_shape_", "is_uint8_", "scale_")
 # Of vectors, and how learning ended.
-_OTHERS = ("offset_", "n_iter_", "inertia_", "energy_")
+_OTHERS = ("offset_", "n_iter_", "inertia_", "energy_", "rate_reduction_")
 
 
 def save(model: Any, path: str | Path) -> None:
