@@ -19,9 +19,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_parser",
 ]
-myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-myst_substitutions = {"repository": _PROJECT["urls"]["Repository"]}
 
 # Docstrings write names as `name` and options as **options.
 default_role = "code"
@@ -32,7 +31,6 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_use_type_comments = False
 maximum_signature_line_length = 80
 
 
