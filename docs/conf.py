@@ -19,20 +19,19 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_parser",
 ]
-myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-myst_substitutions = {"repository": _PROJECT["urls"]["Repository"]}
 
 # Docstrings write names as `name` and options as **options.
 default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_use_type_comments = False
 maximum_signature_line_length = 80
 
 

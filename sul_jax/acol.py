@@ -44,13 +44,13 @@ def rule(
       image_shape: height, width, channels; sides of at least 4.
       transformations: the ways; the first is usually the image as it is.
       num_parents: classes that are taught; by default one a transformation.
-      nodes_per_parent: k_s.
+      nodes_per_parent: k_s, the softmax nodes of each parent.
       num_features: size of F.
       num_filters: of the first two convolutions; the next have twice as many.
       optimizer: by default Adam at a rate of 1e-3, the paper's.
-      affinity_weight: c_α.
-      balance_weight: c_β.
-      frobenius_weight: c_F.
+      affinity_weight: c_α, the weight of affinity.
+      balance_weight: c_β, the weight of missing balance.
+      frobenius_weight: c_F, the weight of the squared logits.
       frobenius: as in `gar.gar_loss`.
 
     Returns:

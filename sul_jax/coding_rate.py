@@ -232,7 +232,7 @@ def tcr_loss(
     Args:
       features: `[views, batch, features]`; rows need not be normalised.
       eps_squared: ε², positive.
-      invariance_weight: λ.
+      invariance_weight: λ, the weight of the two views being alike.
       average_views: the rate of the re-normalised mean of the views, as for COIL and in NMCE; False
         takes the mean of the views' rates, as for CIFAR's first stage.
       axis_name: mapped axis over which the batch is split.
@@ -275,7 +275,7 @@ def nmce_loss(
       features: `[views, batch, features]`; rows need not be normalised.
       memberships: `[views, batch, num_clusters]`, rows sum to one; see `gumbel_softmax`.
       eps_squared: ε², positive.
-      invariance_weight: λ.
+      invariance_weight: λ, the weight of the two views being alike.
       compression_weight: γ, 1 in the paper.
       axis_name: mapped axis over which the batch is split.
 

@@ -42,7 +42,7 @@ def rule(
     Args:
       build: makes the network, from inputs and perhaps a `key` for dropout to `[batch, num_features]`, with
         an attribute `num_features`.
-      num_clusters: K.
+      num_clusters: K, the number of clusters.
       optimizer: by default gradient descent at a rate of 0.1 with a momentum of 0.9.
       augmentation: from a key and inputs to what the network learns from.
       num_components: as in `preprocess`, of steps without labels.
@@ -204,7 +204,7 @@ def pseudo_labels(
     Args:
       key: `jax.random.key`.
       features: `[batch, features]`, from `preprocess`.
-      num_clusters: K.
+      num_clusters: K, the number of clusters.
       max_iterations: of Lloyd's algorithm.
       tolerance: as in `k_means.fit`; scikit-learn's is 1e-4, faiss always does all iterations.
       init: the first centroids; `"k-means++"` as scikit-learn, `"random"` as faiss.
@@ -250,7 +250,7 @@ def balanced_indices(key: Array, labels: Array, *, num_clusters: int, num_sample
     Args:
       key: `jax.random.key`.
       labels: int32 `[batch]`, 0 to `num_clusters` − 1.
-      num_clusters: K.
+      num_clusters: K, the number of clusters.
       num_samples: length of the epoch; the authors take about `batch`.
 
     Returns:
@@ -310,7 +310,7 @@ def feature_clusters(
     Args:
       key: `jax.random.key`.
       features: `[batch, features]`, as a network gives them.
-      num_clusters: K.
+      num_clusters: K, the number of clusters.
       num_components: as in `preprocess`.
       tolerance: as in `pseudo_labels`.
       init: as in `pseudo_labels`.
@@ -367,7 +367,7 @@ def initial_alignment(
       key: `jax.random.key`.
       features: `[batch, features]` of the untrained network.
       labels: `[batch]`, the classes.
-      num_clusters: K.
+      num_clusters: K, the number of clusters.
       num_components: as in `preprocess`.
       tolerance: as in `pseudo_labels`.
       init: as in `pseudo_labels`.

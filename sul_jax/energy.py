@@ -230,7 +230,7 @@ def init(
     Args:
       key: `jax.random.key`.
       images: `[batch, height, width, channels]`, the codes of the layer below.
-      num_subspaces: k.
+      num_subspaces: k, the number of subspaces.
       rank: r, at most `kernel_size² · channels`.
       kernel_size: side of the patch.
       padding: zeros around the image.

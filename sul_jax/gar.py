@@ -95,9 +95,9 @@ def gar_loss(
     Args:
       logits: Z, `[batch, num_nodes]`.
       num_parents: parents among whose nodes affinity and balance are measured.
-      affinity_weight: c_α.
-      balance_weight: c_β.
-      frobenius_weight: c_F.
+      affinity_weight: c_α, the weight of affinity.
+      balance_weight: c_β, the weight of missing balance.
+      frobenius_weight: c_F, the weight of the squared logits.
       frobenius: F, which keeps the activity bounded: `"squared"` is ΣZ², the sum over batch and nodes that
         the authors' code takes and for which they give c_F; `"norm"` is ‖B‖_F as the paper prints it, which
         does not hold back negative logits and grows with the root of the batch only.

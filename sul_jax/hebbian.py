@@ -126,7 +126,7 @@ def update(
       state: the weights.
       inputs: `[batch, features]`, usually raw pixels in [0, 1].
       learning_rate: ε, the largest change of a weight in this step where the update is normalised.
-      anti_hebbian: Δ.
+      anti_hebbian: Δ, how much the unit of rank m learns away.
       rank: m, from 2 to the number of units.
       normalize_update: divide by max `|ΔW|` over all weights, as the authors' code does; eq. 1 has no such
         factor.
@@ -219,8 +219,8 @@ def rule(
     Args:
       num_units: number of units, at least 2.
       learning_rate: ε; `update` takes another one as a keyword, which may be traced.
-      anti_hebbian: Δ.
-      rank: m.
+      anti_hebbian: Δ, how much the unit of rank m learns away.
+      rank: m, the rank of the unit that learns away.
       normalize_update: as in `update`.
       power: n of `encode`.
 
@@ -266,8 +266,8 @@ def layer_rule(
       num_units: filters, at least 2.
       num_patches: patches of a step and of `init`.
       learning_rate: ε; `update` takes another one as a keyword, which may be traced.
-      anti_hebbian: Δ.
-      rank: m.
+      anti_hebbian: Δ, how much the unit of rank m learns away.
+      rank: m, the rank of the unit that learns away.
       normalize_update: as in `update`.
       power: n of `encode`.
 

@@ -127,7 +127,7 @@ def fit(
     Args:
       key: `jax.random.key`.
       inputs: `[batch, features]`.
-      num_clusters: k.
+      num_clusters: k, the number of clusters.
       num_init: starts, of which the one with the smallest inertia is returned.
       max_iterations: bound on Lloyd iterations.
       tolerance: a start has converged when no label changes, or when its centroids move by a summed

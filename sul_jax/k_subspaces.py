@@ -106,7 +106,7 @@ def init(key: Array, inputs: Array, *, num_subspaces: int, rank: int) -> KSubspa
     Args:
       key: `jax.random.key`.
       inputs: `[batch, features]`.
-      num_subspaces: k.
+      num_subspaces: k, the number of subspaces.
       rank: r, at most `features`.
 
     Returns:
@@ -244,7 +244,7 @@ def fit(
     Args:
       key: `jax.random.key`.
       inputs: `[batch, features]`.
-      num_subspaces: k.
+      num_subspaces: k, the number of subspaces.
       rank: r, at most `features`.
       num_init: starts, of which the one with the least energy is returned.
       max_iterations: bound on the steps of a start.
@@ -313,8 +313,8 @@ def rule(*, num_subspaces: int, rank: int) -> LearningRule:
     """K-Subspaces as a `LearningRule`.
 
     Args:
-      num_subspaces: k.
-      rank: r.
+      num_subspaces: k, the number of subspaces.
+      rank: r, the dimensions of each subspace.
 
     Returns:
       A `LearningRule` of `init`, `update` and `encode`.
@@ -474,7 +474,7 @@ def gathered_scatter(
       own: `[batch, rank]`, from `own_responses`.
       assignment: `[batch]`.
       take: from indices `[num]` to the vectors `[num, features]`.
-      num_subspaces: k.
+      num_subspaces: k, the number of subspaces.
       max_vectors: bound on the vectors taken at a time by an accelerator.
 
     Returns:

@@ -50,8 +50,8 @@ def rule(
       views: makes two random views of each input.
       optimizer: by default Adam at a rate of 1e-3.
       clusters: False descends the total coding rate, in which the cluster head has no part.
-      eps_squared: ε².
-      invariance_weight: λ.
+      eps_squared: ε², the squared error that is allowed.
+      invariance_weight: λ, the weight of the two views being alike.
       temperature: τ of the Gumbel softmax.
       average_views: of the total coding rate, as in `coding_rate.tcr_loss`.
       trained: names of the network's parts that learn, such as `("feature_head", "cluster_head")` on a fixed
@@ -126,7 +126,7 @@ def clipped_trust(
 
     Args:
       learning_rate: η_t, by step, of the descent that follows.
-      trust_coefficient: η.
+      trust_coefficient: η, the share of a weight's norm that a step may take.
       weight_decay: d, an L2 penalty added to the gradients.
 
     Example:

@@ -91,7 +91,7 @@ def linear_probe(
       test_labels: `[num_test]`.
       num_epochs: passes over the training features.
       batch_size: features in a minibatch; a last partial one is dropped.
-      learning_rate: η.
+      learning_rate: η, the step size.
       momentum: of the descent.
       weight_decay: λ, an L2 penalty added to the gradients.
 

@@ -71,9 +71,9 @@ def update(
     Args:
       state: the weights.
       inputs: `[batch, features]`.
-      learning_rate: η.
+      learning_rate: η, the step size.
       inverse_temperature: of the softmax; a large one lets the winner alone learn.
-      norm_power: p.
+      norm_power: p, the power of a norm's distance from 1.
       axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
 
     Returns:
@@ -186,7 +186,7 @@ class SoftHebbLayer(NamedTuple):
     Attributes:
       num_units: filters, at least 2.
       kernel_size: odd side of the filters in pixels; images are mirrored at their edges to keep their size.
-      learning_rate: η.
+      learning_rate: η, the step size.
       inverse_temperature: of the competition.
       power: of the triangle activation.
       pool: how windows of the responses are pooled.

@@ -43,7 +43,7 @@ class ACOL(Saved):
         Args:
           image_shape: height, width, channels; sides of at least 4.
           num_parents: classes that are taught.
-          nodes_per_parent: k_s.
+          nodes_per_parent: k_s, the softmax nodes of each parent.
           num_features: size of F.
           num_filters: of the first two convolutions; the next have twice as many.
           rngs: Flax's random number streams.
