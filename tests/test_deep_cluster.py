@@ -258,6 +258,20 @@ def test_evaluation_does_not_depend_on_the_batch_and_dropout_on_the_key() -> Non
     assert not np.allclose(one, other)
 
 
+def test_units_on_top_of_the_convolutions() -> None:
+    x = np.random.default_rng(0).random((3, 32, 32, 1), np.float32)
+
+    @nnx.jit
+    def both(net: nn.LeNet5, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        maps = net.layers(x)["relu_2"]
+        pooled = nnx.max_pool(maps, (2, 2), (2, 2)).reshape(3, -1)  # type: ignore[no-untyped-call]
+        first, second = net.hidden
+        return net(x), second(jax.nn.relu(first(pooled)))
+
+    found, expected = both(lenet(), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 class Tiny(nnx.Module):
     num_features = 2
 

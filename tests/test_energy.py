@@ -226,6 +226,9 @@ def test_greedy_update_touches_one_layer() -> None:
     assert info.counts.shape == (4,)
     with pytest.raises(ValueError, match="layer=2 is not accepted"):
         net.update(states, x, layer=2)
+    for use in (net.update, net.encode):
+        with pytest.raises(ValueError, match="got 3 states for a stack of 2 rules"):
+            use((*states, states[0]), x)
 
 
 @pytest.mark.parametrize(

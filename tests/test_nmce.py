@@ -344,6 +344,40 @@ def test_clipped_trust_against_plain_numpy() -> None:
         np.testing.assert_allclose(found[name], expected, rtol=1e-5)
 
 
+class Halves(nnx.Module):
+    """Takes the first four numbers for the embedding, the others for logits."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.scale * inputs[:, :4], inputs[:, 4:]
+
+
+def test_losses_of_the_stages() -> None:
+    """Logits so far apart that no noise changes the memberships."""
+    memberships = np.tile(np.eye(3, dtype=np.float32)[np.arange(20) % 3], (2, 1, 1))
+    features = np.random.default_rng(0).standard_normal((2, 20, 4), np.float32)
+    both = np.concatenate([features, 1000 * memberships], axis=2)
+    weights = {"eps_squared": 0.1, "invariance_weight": 3.0}
+
+    def found(**options: bool) -> jax.Array:
+        rule = nmce.rule(Halves, views=lambda key, x: both, optimizer=optax.sgd(0.1), **weights, **options)
+        return rule.update(rule.init(jax.random.key(0), None), both[0], key=jax.random.key(1))[1].loss
+
+    @jax.jit
+    def pairs() -> Any:
+        tcr, whole = partial(coding_rate.tcr_loss, **weights), partial(coding_rate.nmce_loss, **weights)
+        return (
+            (found(clusters=False), tcr(features)),
+            (found(clusters=False, average_views=False), tcr(features, average_views=False)),
+            (found(), whole(features, memberships)),
+        )
+
+    for ours, expected in pairs():
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("shallow")
 def test_second_stage_trains_the_heads() -> None:
     """In lower precision, with parameters and loss in float32."""

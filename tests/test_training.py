@@ -161,6 +161,8 @@ def test_train_calls_back_at_strides_and_stops(scan: bool) -> None:
     assert [done for done, _, _ in seen] == [2, 5, 7]
     assert float(last) == seen[-1][1] == 2 * sum(range(1, 7))
     assert [value for _, _, infos in seen for value in infos] == [0, 2, 6, 12, 20, 30]
+    steps, count = training.compiled(step, scan=scan), lambda first, end: jnp.arange(first, end) + 1.0
+    assert training.train(steps, jnp.zeros(()), count, jnp.array(1.0), num_steps=3) == 1 + 2 + 3
 
 
 def layers() -> list[LearningRule]:

@@ -154,9 +154,7 @@ def _no_larger_than_needed(image: Image.Image) -> Image.Image:
     factor = min(image.size) // _LARGE
     if factor < 2 or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
         return image
-    smaller = image.reduce(factor)
-    smaller.info = image.info
-    return smaller
+    return image.reduce(factor)
 
 
 @cache

@@ -57,9 +57,9 @@ class Workdir:
         about: Mapping[str, Any],
         *,
         files: Sequence[str],
-        state: Sequence[str] = (),
-        resume: bool = False,
-        may_differ: Sequence[str] = (),
+        state: Sequence[str],
+        resume: bool,
+        may_differ: Sequence[str],
     ):
         """Opens the folder.
 
