@@ -110,6 +110,14 @@ def test_subspaces_several_numbers_and_resume(digits: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "config.json").read_text())["data"]["num_vectors"] == 90
 
 
+def test_rate_reduction(digits: Path, tmp_path: Path) -> None:
+    config = Config(embeddings=digits / "named.npz", method="rate_reduction", seeds=1, workdir=tmp_path)
+    report = cluster.run(config)
+    assert report.scores["clustering_accuracy"] > 90
+    again = assign.run(assign.Config(tmp_path, digits / "named.npz", tmp_path / "new.csv"))
+    np.testing.assert_array_equal(again.labels, report.labels)
+
+
 def test_near_duplicates_and_names_of_clusters(digits: Path, tmp_path: Path) -> None:
     with np.load(digits / "named.npz") as arrays:
         vectors, names = arrays["embeddings"], arrays["names"].tolist()
@@ -144,7 +152,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "nothing": (lambda f, d: {}, "images is needed: a folder of pictures, or --embeddings"),
     "pictures' method": (
         lambda f, d: {"embeddings": d / "shards", "method": "energy"},
-        "method='energy' learns from pictures; with --embeddings it must be k_means or k_subspaces",
+        "method='energy' learns from pictures; with --embeddings it must be one of k_means, k_subspaces",
     ),
     "vectors' method": (
         lambda f, d: {"images": d / "pictures", "method": "k_means"}, "clusters vectors: give --embeddings"

@@ -59,9 +59,12 @@ class Config:
     not always that of the kinds of images. By default the number of classes, where there are labels."""
     embeddings: Path | None = None
     """File or folder of vectors to be clustered instead of pictures."""
-    method: Literal["energy", "acol", "nmce", "deepcluster", "pixels", "k_means", "k_subspaces"] | None = None
-    """How to learn: from pictures by default energy, pixels is plain k-means; of embeddings k_means or
-    k_subspaces."""
+    method: (
+        Literal["energy", "acol", "nmce", "deepcluster", "pixels", "k_means", "k_subspaces", "rate_reduction"]
+        | None
+    ) = None
+    """How to learn. From pictures: energy, the default, to deepcluster, or pixels, which is plain k-means.
+    From embeddings: k_means, the default, k_subspaces or rate_reduction."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """Of k-means of embeddings."""
     rank: PositiveInt = 4
@@ -209,7 +212,7 @@ def _of_embeddings(config: Config) -> _Subject:
     assert config.embeddings is not None
     method = config.method or embeddings.METHODS[0]
     if method not in embeddings.METHODS:
-        accepted = " or ".join(embeddings.METHODS)
+        accepted = f"one of {', '.join(embeddings.METHODS)}"
         raise ConfigError(f"method={method!r} learns from pictures; with --embeddings it must be {accepted}")
     given = embeddings.read(config.embeddings, config.images)
     words = None if config.words is None else embeddings.read_words(config.words, given)

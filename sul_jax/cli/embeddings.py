@@ -12,9 +12,9 @@ from sul_jax.cli.images import Images, find, of_folders, of_values, readable
 from sul_jax.cli.listing import Places
 from sul_jax.cli.networks import Fit
 from sul_jax.cli.options import ConfigError
-from sul_jax.estimators import KMeans, KSubspaces
+from sul_jax.estimators import KMeans, KSubspaces, RateReductionClustering
 
-METHODS = ("k_means", "k_subspaces")
+METHODS = ("k_means", "k_subspaces", "rate_reduction")
 # What files may call the names and the labels of their vectors.
 _NAMES, _LABELS = ("names", "name", "files", "file", "paths", "path"), ("labels", "label")
 # Vectors read at a time.
@@ -99,6 +99,8 @@ def estimator(method: str, num_clusters: int, seed: int, metric: Any, rank: int)
     """
     if method == "k_means":
         return KMeans(num_clusters, metric=metric, random_state=seed, verbose=True)
+    if method == "rate_reduction":
+        return RateReductionClustering(num_clusters, random_state=seed, verbose=True)
     return KSubspaces(num_clusters, rank=rank, random_state=seed, verbose=True)
 
 

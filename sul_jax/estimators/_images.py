@@ -71,7 +71,7 @@ def shape_of(
             raise ValueError(
                 f"X has rows of {num_features} values. If they are images, give image_shape=(height, width) "
                 "or (height, width, channels), or X in that shape. If they are vectors such as embeddings, "
-                "take KMeans, KSubspaces or HebbianFeatures from sul_jax.estimators"
+                "take KMeans, KSubspaces, RateReductionClustering or HebbianFeatures from sul_jax.estimators"
             )
         side = int(np.ceil(np.sqrt(num_features)))  # the smallest square that holds so few, row by row
         return side, side, 1

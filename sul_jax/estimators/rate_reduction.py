@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
-from sul_jax import coding_rate, k_means, rate_reduction, training, whitening
+from sul_jax import coding_rate, k_means, rate_reduction, training, vectors, whitening
 from sul_jax._check import check_integer, check_number
 from sul_jax.estimators import _learning, _saved
 from sul_jax.estimators._vectors import VectorClustering
@@ -142,11 +142,11 @@ class RateReductionClustering(VectorClustering):
         self.components_ = np.asarray(pca.components) / (spread or 1.0)
         seen = np.asarray(self._seen(some))
         self.learned_ = self._learn(seen)
-        features, labels = self._each(given.source, self._features_and_labels)
-        members = np.eye(self.n_clusters, dtype=np.float32)[labels]
+        features, own = self._each(vectors.read(some), self._features_and_labels)
+        members = np.eye(self.n_clusters, dtype=np.float32)[own]
         self.cluster_centers_ = np.asarray(whitening.normalize(jnp.asarray(members.T @ features)))
         self.rate_reduction_ = float(_reduction(features, members, eps_squared=self.eps_squared))
-        self._set_labels(labels)
+        self._set_labels(self._each(given.source, self._labels))
         return self
 
     def _learn(self, seen: np.ndarray) -> Any:
