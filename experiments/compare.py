@@ -3,10 +3,11 @@
     python -m experiments.compare                              # MNIST's test images if at hand, or the digits
     python -m experiments.compare --dataset digits --seeds 2   # and how well two seeds agree
     python -m experiments.compare --dataset usps --methods energy acol pixels
+    python -m experiments.compare --methods pixels energy+k_subspaces energy+rate_reduction
 
 Each method learns from the images without their labels, as its estimator in `sul_jax.estimators` does by
 default, in a process of its own. Where umap-learn is installed, UMAP with a Gaussian mixture stands beside
-them.
+them. Codes of a method can be clustered as embeddings are, by an estimator for vectors: `energy+k_subspaces`.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from experiments.common.options import ConfigError, check_options, command_line
 from experiments.common.runs import Outcome, peak_gib, record, write_json
 from experiments.common.tables import comparison
 from sul_jax import metrics, probes
+from sul_jax.cli import embeddings
 from sul_jax.cli.networks import METHODS
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
 
@@ -44,7 +46,8 @@ class Config:
     data_dir: Path | None = None
     """Folder of data sets; by default $SUL_JAX_DATA."""
     methods: tuple[str, ...] = ()
-    """energy, acol, nmce, deepcluster, pixels, umap; by default all that can run."""
+    """energy, acol, nmce, deepcluster, pixels, umap, and with + behind one of them k_means (by cosine),
+    k_subspaces, rate_reduction; by default all of the first that can run."""
     num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
     """Further numbers of clusters than that of the classes, for the rank correlation of the seeds' agreement
     and the accuracy: of methods that learn without a number of clusters."""
@@ -72,10 +75,14 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     """
     check_options(config)
     available = [*METHODS, *([UMAP] if importlib.util.find_spec(UMAP) else [])]
+    behind = ["", *(f"+{name}" for name in embeddings.METHODS)]
     for method in config.methods:
-        if method not in available:
+        if method not in [first + second for first in available for second in behind]:
             hint = "; umap needs the package umap-learn" if method == UMAP else ""
-            raise ConfigError(f"methods: {method!r} is not one of {', '.join(available)}{hint}")
+            raise ConfigError(
+                f"methods: {method!r} is not one of {', '.join(available)}, perhaps with one of "
+                f"{', '.join(behind[1:])}{hint}"
+            )
     dataset = data.load(config.dataset, config.data_dir)
     test = dataset.test[: config.num_images]
     images, labels = test.images, test.labels
@@ -120,7 +127,7 @@ def judge(
     """Learns, clusters and compares with the labels; meant for a process of its own.
 
     Args:
-      method: energy, acol, nmce, deepcluster, pixels or umap.
+      method: as in `Config.methods`.
       seed: of the method.
       images: `[num_images, height, width, channels]`.
       labels: `[num_images]`.
@@ -131,6 +138,7 @@ def judge(
     """
     number = len(np.unique(labels))
     others: dict[int, np.ndarray] = {}
+    method, _, by = method.partition("+")
     if method == UMAP:
         importlib.import_module("umap")  # takes longer than what it does here
     began = time.perf_counter()
@@ -140,8 +148,10 @@ def judge(
         model: Any = METHODS[method](number, random_state=seed)
         codes = model.fit_transform(images)
         clusters = model.labels_
+    if by:
+        clusters = embeddings.estimator(by, number, seed, "cosine", rank=4).fit_predict(codes)
     seconds, peak = time.perf_counter() - began, peak_gib()
-    if method != UMAP and not model.learns_clusters:
+    if not by and method != UMAP and not model.learns_clusters:
         others = {n: model.with_clusters(codes, n).labels_ for n in further if n != number}
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]

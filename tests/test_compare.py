@@ -35,9 +35,17 @@ def test_a_table_of_methods(
     assert [(r["seed"], r["config"]["methods"]) for r in recorded] == [(0, ["pixels"]), (1, ["pixels"])]
 
 
+def test_codes_clustered_by_an_estimator_of_vectors(tmp_path: Path) -> None:
+    config = Config("digits", methods=("pixels", "pixels+k_means"), num_images=200, workdir=tmp_path)
+    found = compare.run(config)
+    assert found["pixels"][0]["knn_accuracy"] == found["pixels+k_means"][0]["knn_accuracy"]
+    assert 50 < found["pixels+k_means"][0]["clustering_accuracy"] <= 100
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"methods": ("pixels+magic",)}, "'pixels+magic' is not one of energy"),
         ({"methods": ("magic",)}, "'magic' is not one of energy"),
         ({"seeds": 0}, "seeds=0"),
         ({"num_clusters": (1,)}, "num_clusters=(1,)"),
