@@ -120,6 +120,17 @@ def check_finite(name: str, values: Array) -> None:
         raise ValueError(f"{name} holds NaN or infinite values; all must be finite")
 
 
+def check_weights(name: str, weights: Any, number: int) -> Array:
+    """Returns `weights`; raises unless they are `[number]`, and where known at least 0 and not all 0."""
+    weights = as_array(name, weights)
+    if weights.shape != (number,):
+        raise ValueError(f"{name} must have shape [{number}], one for each vector, got {list(weights.shape)}")
+    check_number(name, weights, low=0)
+    if is_known(weights) and not np.any(np.asarray(weights) > 0):
+        raise ValueError(f"{name}: all weights are zero; some must be positive")
+    return weights
+
+
 def check_labels(name: str, labels: Any, *, num_examples: int, num_classes: int) -> Array:
     """Returns `labels`; raises unless they are integers `[num_examples]`, outside jit in [0, num_classes)."""
     labels = as_array(name, labels)

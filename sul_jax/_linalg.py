@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+from sul_jax._check import is_known
 
 # Squared norm below which a vector counts as zero; small enough for any data, safe in float32.
 _TINY = 1e-16
@@ -36,6 +39,32 @@ def inverse_norm(squares: Array) -> Array:
     """1 / norm from squared norms; 0, with a gradient of 0, for a norm of 1e-8 or less."""
     zero = squares <= _TINY
     return jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, squares)))
+
+
+def unit(vectors: Array) -> Array:
+    """Vectors of unit norm along the last axis; 0 for a norm of 1e-8 or less."""
+    return vectors * inverse_norm(jnp.sum(jnp.square(vectors), axis=-1))[..., None]
+
+
+def directions(name: str, vectors: Array) -> Array:
+    """Vectors of any size at unit norm; where they are known, such as have none raise.
+
+    Args:
+      name: of the argument, for the error.
+      vectors: `[batch, features]`.
+
+    Raises:
+      ValueError: (outside jit) vectors of norm 0.
+    """
+    if is_known(vectors):
+        zero = np.flatnonzero(~np.asarray(vectors).any(axis=1))
+        if zero.size:
+            raise ValueError(
+                f"{name}: {zero.size} of {len(vectors)} vectors have norm 0, the first of them in row "
+                f"{zero[0]}; metric='cosine' needs directions"
+            )
+    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
+    return unit(vectors / jnp.where(largest > 0, largest, 1))
 
 
 def each(factorise: Callable[[Array], Any], matrices: Array) -> Any:

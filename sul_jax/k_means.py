@@ -13,7 +13,7 @@ of chunks add up; with `memory` its steps are those of mini-batch k-means.
 import math
 import warnings
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,16 @@ import numpy as np
 from jax import Array, lax
 
 from sul_jax._check import (
-    as_array,
     check_choice,
     check_finite,
     check_integer,
     check_number,
     check_vectors,
+    check_weights,
     is_known,
     on_host,
 )
-from sul_jax._linalg import at_least_float32, inverse_norm, root
+from sul_jax._linalg import at_least_float32, directions, root, unit
 from sul_jax._parallel import sum_over
 from sul_jax.learning_rule import LearningRule
 
@@ -190,7 +190,7 @@ def fit(
     weights = None if weights is None else check_weights("weights", weights, len(inputs))
 
     inputs = at_least_float32(inputs)
-    inputs = inputs if metric == "euclidean" else unit_norm("inputs", inputs)
+    inputs = inputs if metric == "euclidean" else directions("inputs", inputs)
     share: Array | float = 1.0
     if weights is not None:  # of mean 1: what follows may then take them for numbers of vectors
         share = sum_over(jnp.sum(weights.astype(inputs.dtype)), axis_name) / batch
@@ -201,7 +201,7 @@ def fit(
     start_key, split_key = jax.random.split(key)
     if not isinstance(init, str):
         init = (init if offset is None else init - offset).astype(inputs.dtype)
-        init = init if metric == "euclidean" else unit_norm("init", init)
+        init = init if metric == "euclidean" else directions("init", init)
         centroids = (init * scale - mean[None])[None]
     elif init == "k-means++":
         centroids = _plus_plus(start_key, inputs, squares, weights, num_clusters, num_init, axis_name)
@@ -270,7 +270,7 @@ def _lloyd(
         # The refilled sums equal the others where nothing is empty, so a batched `cond` is right too.
         sums, sizes = lax.cond(jnp.any(counts == 0), refill, lambda: (sums, sizes))
         moved = sums / jnp.where(sizes > 0, sizes, 1)[..., None]
-        moved = moved if mean is None else _unit(moved + mean[None, None]) - mean[None, None]
+        moved = moved if mean is None else unit(moved + mean[None, None]) - mean[None, None]
         shift = jnp.sum(jnp.square(moved - state.centroids), axis=(1, 2))
         same = sum_over(jnp.sum(labels != state.labels, axis=1), axis_name) == 0
         done = state.done | same | (shift <= least_shift)
@@ -349,7 +349,7 @@ def init(key: Array, inputs: Array, *, num_clusters: int, metric: Metric = "eucl
     check_choice("metric", metric, ("euclidean", "cosine"))
     check_finite("inputs", inputs)
     inputs = at_least_float32(inputs)
-    inputs = inputs if metric == "euclidean" else unit_norm("inputs", inputs)
+    inputs = inputs if metric == "euclidean" else directions("inputs", inputs)
     inputs, mean, scale = _near_one(inputs, None, None)
     squares = jnp.sum(jnp.square(inputs), axis=1)
     centroids = _plus_plus(key, inputs, squares, None, num_clusters, 1, None)[0]
@@ -424,7 +424,7 @@ def statistics(
     check_choice("metric", metric, ("euclidean", "cosine"))
     weights = None if weights is None else check_weights("weights", weights, len(inputs))
     inputs = at_least_float32(inputs)
-    inputs = inputs if metric == "euclidean" else unit_norm("inputs", inputs)
+    inputs = inputs if metric == "euclidean" else directions("inputs", inputs)
     middle, scale = _frame(state)
     inputs, centroids = (inputs - middle) * scale, (state.centroids - middle) * scale
     squares = jnp.sum(jnp.square(inputs), axis=1)
@@ -461,7 +461,7 @@ def apply(
     own = (state.centroids - middle) * scale
     moved = (kept[:, None] * own + statistics.sums) / jnp.where(counts > 0, counts, 1)[:, None]
     moved = jnp.where(counts[:, None] > 0, moved / scale + middle, state.centroids)
-    moved = _unit(moved) if metric == "cosine" else moved
+    moved = unit(moved) if metric == "cosine" else moved
     return KMeansState(moved, counts), KMeansInfo(statistics.inertia, statistics.counts)
 
 
@@ -522,38 +522,6 @@ def rule(*, num_clusters: int, memory: float = 0.0, metric: Metric = "euclidean"
     )
 
 
-def unit_norm(name: str, inputs: Array) -> Array:
-    """Vectors of unit norm; where they are known, those that have none raise.
-
-    Args:
-      name: of the argument, for the error.
-      inputs: `[batch, features]`.
-
-    Raises:
-      ValueError: (outside jit) vectors of norm 0.
-    """
-    if is_known(inputs):
-        zero = np.flatnonzero(~np.asarray(inputs).any(axis=1))
-        if zero.size:
-            raise ValueError(
-                f"{name}: {zero.size} of {len(inputs)} vectors have norm 0, the first of them in row "
-                f"{zero[0]}; metric='cosine' needs directions"
-            )
-    largest = jnp.max(jnp.abs(inputs), axis=1, keepdims=True)
-    return _unit(inputs / jnp.where(largest > 0, largest, 1))
-
-
-def check_weights(name: str, weights: Any, number: int) -> Array:
-    """Returns `weights`; raises unless they are `[number]`, and outside jit finite and not all 0."""
-    weights = as_array(name, weights)
-    if weights.shape != (number,):
-        raise ValueError(f"{name} must have shape [{number}], one for each vector, got {list(weights.shape)}")
-    check_number(name, weights, low=0)
-    if is_known(weights) and not np.any(np.asarray(weights) > 0):
-        raise ValueError(f"{name}: all weights are zero; some must be positive")
-    return weights
-
-
 def _near_one(inputs: Array, weights: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
     """Scaled vectors less their mean, the mean, `[features]`, and the scale."""
     scale = _scale(jnp.max(jnp.abs(inputs)), axis_name)
@@ -569,10 +537,6 @@ def _frame(state: KMeansState) -> tuple[Array, Array]:
     """What is subtracted from vectors and how they are scaled, for float32's sake: from the state alone."""
     middle = jnp.mean(state.centroids, axis=0, keepdims=True)
     return middle, _scale(jnp.max(jnp.abs(state.centroids)))
-
-
-def _unit(vectors: Array) -> Array:
-    return vectors * inverse_norm(jnp.sum(jnp.square(vectors), axis=-1))[..., None]
 
 
 def _weighed(values: Array, weights: Array | None) -> Array:

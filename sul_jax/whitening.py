@@ -15,7 +15,7 @@ from sul_jax._check import (
     check_integer,
     check_vectors,
 )
-from sul_jax._linalg import at_least_float32, fix_signs, inverse_norm
+from sul_jax._linalg import at_least_float32, fix_signs, unit
 from sul_jax.learning_rule import LearningRule
 
 
@@ -280,5 +280,4 @@ def normalize(inputs: Array) -> Array:
       [[0.0, 1.0], [0.0, 0.0]]
     """
     inputs = check_floating("inputs", inputs)
-    squares = jnp.sum(jnp.square(at_least_float32(inputs)), axis=-1, keepdims=True)
-    return (inputs * inverse_norm(squares)).astype(jnp.result_type(inputs))
+    return unit(at_least_float32(inputs)).astype(inputs.dtype)

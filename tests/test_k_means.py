@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from sul_jax import k_means
+from sul_jax import k_means, whitening
 
 FIT, ASSIGN = compiled(k_means.fit), compiled(k_means.assign)
 
@@ -329,7 +329,7 @@ def test_steps_from_chunks_end_where_fit_does(metric: k_means.Metric, offset: fl
     expected = FIT(jax.random.key(0), x, num_clusters=6, init=first, tolerance=0.0, **options)
     state = k_means.KMeansState(jnp.asarray(first), jnp.zeros(6))
     if metric == "cosine":
-        state = state._replace(centroids=k_means.unit_norm("first", state.centroids))
+        state = state._replace(centroids=whitening.normalize(state.centroids))
     sums, apply = compiled(k_means.statistics), compiled(k_means.apply)
     for _ in range(expected.num_iterations):
         parts = [

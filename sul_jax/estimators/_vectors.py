@@ -17,11 +17,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import training, vectors
-from sul_jax._check import check_integer, check_number
+from sul_jax._check import check_integer, check_number, check_weights
 from sul_jax._parallel import gathered
 from sul_jax.estimators import _saved
 from sul_jax.estimators._images import warn_of_few
-from sul_jax.k_means import check_weights
 
 # Bytes up to which vectors in memory are learned from at once, with all starts side by side.
 _AT_ONCE = 2**28

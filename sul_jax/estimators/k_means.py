@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sul_jax import k_means
 from sul_jax._check import check_choice, check_integer
+from sul_jax._linalg import directions
 from sul_jax.estimators._vectors import Given, VectorClustering
 
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init", "max_iterations", "metric"))
@@ -214,7 +215,7 @@ class KMeans(VectorClustering):
         return labels, jnp.sum(jnp.square(inputs - self._learned()[labels]), axis=1)
 
     def _seen(self, inputs: Array) -> Array:
-        return k_means.unit_norm("X", inputs) if self.metric == "cosine" else inputs
+        return directions("X", inputs) if self.metric == "cosine" else inputs
 
     @property
     def _n_features_out(self) -> int:
