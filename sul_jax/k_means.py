@@ -322,7 +322,14 @@ def assign(centroids: Array, inputs: Array) -> Array:
     return labels[0]
 
 
-def init(key: Array, inputs: Array, *, num_clusters: int, metric: Metric = "euclidean") -> KMeansState:
+def init(
+    key: Array,
+    inputs: Array,
+    *,
+    num_clusters: int,
+    metric: Metric = "euclidean",
+    weights: Array | None = None,
+) -> KMeansState:
     """First centroids by k-means++.
 
     Args:
@@ -330,6 +337,7 @@ def init(key: Array, inputs: Array, *, num_clusters: int, metric: Metric = "eucl
       inputs: `[batch, features]`.
       num_clusters: k.
       metric: as in `fit`.
+      weights: `[batch]`, of the vectors; by default 1.
 
     Returns:
       A `KMeansState`, its counts 0.
@@ -350,9 +358,10 @@ def init(key: Array, inputs: Array, *, num_clusters: int, metric: Metric = "eucl
     check_finite("inputs", inputs)
     inputs = at_least_float32(inputs)
     inputs = inputs if metric == "euclidean" else directions("inputs", inputs)
+    weights = None if weights is None else check_weights("weights", weights, len(inputs))
     inputs, mean, scale = _near_one(inputs, None, None)
     squares = jnp.sum(jnp.square(inputs), axis=1)
-    centroids = _plus_plus(key, inputs, squares, None, num_clusters, 1, None)[0]
+    centroids = _plus_plus(key, inputs, squares, weights, num_clusters, 1, None)[0]
     return KMeansState((centroids + mean[None]) / scale, jnp.zeros(num_clusters, inputs.dtype))
 
 
@@ -372,7 +381,7 @@ def update(
       inputs: `[batch, features]`.
       memory: what the vectors of earlier steps count beside those of this one: 0 is a step of Lloyd's
         algorithm, 1 one of mini-batch k-means (Sculley 2010), where a centroid is the mean of all that it
-        ever won. May be traced.
+        ever won (under cosine, of its earlier self, at unit norm, and what it wins now). May be traced.
       metric: as in `fit`.
       weights: `[batch]`, of the vectors; by default 1.
       axis_name: mapped axis over which the batch is split; the step is that of the whole batch.
@@ -461,7 +470,9 @@ def apply(
     own = (state.centroids - middle) * scale
     moved = (kept[:, None] * own + statistics.sums) / jnp.where(counts > 0, counts, 1)[:, None]
     moved = jnp.where(counts[:, None] > 0, moved / scale + middle, state.centroids)
-    moved = unit(moved) if metric == "cosine" else moved
+    if metric == "cosine":
+        directed = unit(moved)
+        moved = jnp.where(jnp.any(directed != 0, axis=1, keepdims=True), directed, state.centroids)
     return KMeansState(moved, counts), KMeansInfo(statistics.inertia, statistics.counts)
 
 
@@ -623,6 +634,25 @@ def _sums(labels: Array, inputs: Array, weights: Array | None, clusters: int) ->
     return sums, jnp.sum(members, axis=2, dtype=jnp.int32)
 
 
+def num_candidates(num_clusters: int) -> int:
+    """Vectors that k-means++ compares with all others at a time, for each start: what its memory goes by.
+
+    Args:
+      num_clusters: k.
+
+    Example:
+      >>> from sul_jax import k_means
+      >>> k_means.num_candidates(10), k_means.num_candidates(1000)
+      (4, 64)
+    """
+    return math.prod(_candidates(num_clusters))
+
+
+def _candidates(clusters: int) -> tuple[int, int]:
+    """Of a step of k-means++, and steps whose candidates are drawn at once."""
+    return 2 + int(math.log(clusters)), max(1, min(8, int(_AHEAD * clusters)))
+
+
 def _plus_plus(
     key: Array,
     inputs: Array,
@@ -632,8 +662,7 @@ def _plus_plus(
     starts: int,
     axis_name: str | None,
 ) -> Array:
-    candidates = 2 + int(math.log(clusters))
-    ahead = max(1, min(8, int(_AHEAD * clusters)))
+    candidates, ahead = _candidates(clusters)
     blocks = -(-(clusters - 1) // ahead)
     first_key, key = jax.random.split(key)
     ones = jnp.ones_like(squares)[None] * jnp.ones((starts, 1))

@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +32,7 @@ class _Part(NamedTuple):
     name: str
     number: int
     features: int
+    exact: bool  # whether they are in float64
     pieces: Callable[[int, int], Iterator[np.ndarray]]  # of rows from first to end, of any numbers
 
 
@@ -43,9 +45,10 @@ class Vectors:
       parts: names and numbers of vectors of the files, or of the one array.
     """
 
-    def __init__(self, parts: Sequence[_Part], *, offset: np.ndarray | None = None, directions: bool = False):
+    def __init__(self, parts: Sequence[_Part], *, directions: bool = False):
         """Parts of one width, none of them empty; see `read`."""
-        self._parts, self._offset, self._directions = parts, offset, directions
+        self._parts, self._directions = parts, directions
+        self._offset: np.ndarray | None = None
         self.parts = [(part.name, part.number) for part in parts]
         self.num_vectors = sum(part.number for part in parts)
         self.num_features = parts[0].features
@@ -65,12 +68,29 @@ class Vectors:
         check_integer("index", index, low=0, high=number - 1)
         return self._between(*(self._first + self.num_vectors * one // number for one in (index, index + 1)))
 
+    def middle(self) -> np.ndarray | None:
+        """Where about the vectors lie, `[num_features]`, if they are in float64 and so may lie far from 0."""
+        if not self._parts[0].exact:
+            return None
+        middle: np.ndarray = np.mean(next(self._parts[0].pieces(0, self._parts[0].number)), axis=0)
+        return middle
+
+    def relative_to(self, offset: np.ndarray | None) -> Self:
+        """The same, less an offset `[num_features]`, which is subtracted before float32 rounds them.
+
+        Args:
+          offset: None for the vectors as they are.
+        """
+        moved = copy.copy(self)
+        moved._offset = offset
+        return moved
+
     def identity(self) -> dict[str, Any]:
         """What tells these vectors apart from others: their number and width, and some of them."""
         number, code = self.num_vectors, 0
         for place in range(_LOOKED_AT):
-            start = place * max(0, number - _LOOKED_AT) // (_LOOKED_AT - 1)
-            for chunk in self._between(start, min(start + _LOOKED_AT, number)).chunks(_LOOKED_AT):
+            start = self._first + place * max(0, number - _LOOKED_AT) // (_LOOKED_AT - 1)
+            for chunk in self._between(start, min(start + _LOOKED_AT, self._end)).chunks(_LOOKED_AT):
                 code = zlib.crc32(chunk.data, code)
         return {"num_vectors": number, "num_features": self.num_features, "crc32": code}
 
@@ -102,18 +122,22 @@ class Vectors:
         check_integer("size", size, low=1)
         return _ahead(self._filled(size))
 
-    def sample(self, number: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, number: int, *, seed: int = 0, among: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors drawn at random, in their order.
 
         Args:
           number: at most of them.
           seed: of the draw.
+          among: `[num_vectors]`, which ones; by default all.
 
         Returns:
           float32 `[number, num_features]`, or all there are, and their rows.
         """
-        number = min(number, self.num_vectors)
-        chosen = np.sort(np.random.default_rng(seed).choice(self.num_vectors, number, replace=False))
+        rows = self.num_vectors if among is None else np.flatnonzero(among)
+        number = min(number, self.num_vectors if among is None else len(rows))  # type: ignore[arg-type]
+        chosen = np.sort(np.random.default_rng(seed).choice(rows, number, replace=False))
         drawn = np.empty((number, self.num_features), np.float32)
         start = 0
         for chunk in self.chunks(max(1, _PIECE // (4 * self.num_features))):
@@ -158,14 +182,13 @@ class Vectors:
                 )
 
 
-def read(source: Any, *, offset: np.ndarray | None = None, directions: bool = False) -> Vectors:
+def read(source: Any, *, directions: bool = False) -> Vectors:
     """Opens vectors.
 
     Args:
       source: an array or memory map `[num_vectors, num_features]` of floats or integers, a file, a folder of
         files or a sequence of paths. An `.npz` file holds an array `embeddings`, a `.parquet` file a column
         of lists of one length (for which pyarrow is needed); one of another name is taken where it is alone.
-      offset: `[num_features]`, subtracted from all vectors before float32 rounds them.
       directions: vectors of norm 0 are an error.
 
     Returns:
@@ -194,7 +217,7 @@ def read(source: Any, *, offset: np.ndarray | None = None, directions: bool = Fa
                 f"{part.name} holds vectors of {part.features} features, but {parts[0].name} of "
                 f"{parts[0].features}"
             )
-    return Vectors(parts, offset=offset, directions=directions)
+    return Vectors(parts, directions=directions)
 
 
 def is_path(source: Any) -> bool:
@@ -227,7 +250,11 @@ def files(source: Any) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{str(path)!r} is neither a file nor a folder of vectors")
-    found = sorted(one for one in path.iterdir() if one.suffix.lower() in ENDINGS and one.is_file())
+    found = sorted(
+        one
+        for one in path.iterdir()
+        if one.suffix.lower() in ENDINGS and one.is_file() and not one.name.startswith(".")
+    )
     if not found:
         raise ValueError(f"{str(path)!r} holds no vectors: no {', '.join(ENDINGS)} file")
     return found
@@ -242,7 +269,10 @@ def _of_file(path: Path) -> _Part:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(stored, np.ndarray):
             with stored as arrays:
-                stored = arrays[_chosen(path.name, "array", arrays.files)]
+                chosen = _chosen(path.name, "array", arrays.files)
+                part = _of_array(path.name, arrays[chosen])
+            # What was read is forgotten, and read again when its turn comes: one file is in memory at a time.
+            return part._replace(pieces=partial(_pieces_of_npz, path, chosen))
     except (OSError, EOFError, SyntaxError, TypeError, MemoryError) as error:
         raise ValueError(f"{path.name} cannot be read: {_line(error)}") from None
     except Exception as error:  # what NumPy and zipfile raise of damaged files has no common kind
@@ -266,7 +296,15 @@ def _of_array(name: str, given: Any) -> _Part:
     def pieces(first: int, end: int) -> Iterator[np.ndarray]:
         return (array[start : min(start + size, end)] for start in range(first, end, size))
 
-    return _Part(name, number, features, pieces)
+    return _Part(name, number, features, array.dtype == np.float64, pieces)
+
+
+def _pieces_of_npz(path: Path, name: str, first: int, end: int) -> Iterator[np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        part = _of_array(path.name, arrays[name])
+    if end > part.number:
+        end = part.number  # noticed by who asked for more
+    return part.pieces(first, end)
 
 
 def _of_table(path: Path) -> _Part:
@@ -278,10 +316,22 @@ def _of_table(path: Path) -> _Part:
     try:
         table = parquet.ParquetFile(path)
         schema = table.schema_arrow
-        lists = [field.name for field in schema if pyarrow.types.is_fixed_size_list(field.type)]
-        lists = lists or [field.name for field in schema if pyarrow.types.is_list(field.type)]
+        kinds = pyarrow.types
+        of_numbers = [
+            field
+            for field in schema
+            if (
+                kinds.is_fixed_size_list(field.type)
+                or kinds.is_list(field.type)
+                or kinds.is_large_list(field.type)
+            )
+            and (kinds.is_floating(field.type.value_type) or kinds.is_integer(field.type.value_type))
+        ]
+        lists = [field.name for field in of_numbers if kinds.is_fixed_size_list(field.type)]
+        lists = lists or [field.name for field in of_numbers]
         number = table.metadata.num_rows
-        column = _chosen(path.name, "column of lists", lists)
+        column = _chosen(path.name, "column of lists of numbers", lists)
+        exact = kinds.is_float64(schema.field(column).type.value_type)
         first = next(table.iter_batches(1, columns=[column]), None)
         features = 0 if first is None or first.column(0)[0].as_py() is None else len(first.column(0)[0])
     except (pyarrow.ArrowException, OSError) as error:
@@ -309,7 +359,7 @@ def _of_table(path: Path) -> _Part:
             yield rows[max(0, first - start) : last]
             start += len(lists)
 
-    return _Part(path.name, number, features, pieces)
+    return _Part(path.name, number, features, exact, pieces)
 
 
 def _chosen(name: str, kind: str, there: Sequence[str]) -> str:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,48 @@ def test_shards_with_their_pictures(digits: Path, tmp_path: Path) -> None:
     part = assign.run(assign.Config(tmp_path / "run", digits / "shards" / "1.npy", tmp_path / "new.csv"))
     np.testing.assert_array_equal(part.labels, report.labels[30:60])
     np.testing.assert_allclose(part.places.margins, [float(r["margin"]) for r in rows[30:60]], rtol=1e-4)
+
+
+def test_sorted_once_and_whole(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on finds its sorted pictures, and one that stops in the middle leaves none."""
+    sorted_into = tmp_path / "sorted"
+    config = Config(
+        digits / "pictures",
+        embeddings=digits / "shards",
+        workdir=tmp_path / "run",
+        seeds=1,
+        copy_to=sorted_into,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "symlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cluster.run(config)
+    assert not sorted_into.exists()
+    assert not list(tmp_path.glob(".sorted*"))
+    report = cluster.run(replace(config, resume=True))
+    assert len(list(sorted_into.rglob("*.png"))) == 90
+    (sorted_into / "0" / "mine.txt").write_text("a note")
+    np.testing.assert_array_equal(cluster.run(replace(config, resume=True)).labels, report.labels)
+    assert (sorted_into / "0" / "mine.txt").exists()
+    with pytest.raises(ValueError, match="is there already; give a new folder"):
+        cluster.run(config)
+
+
+def test_a_run_inside_the_folder_of_pictures(digits: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(digits / "pictures", pictures)
+    shutil.copytree(digits / "shards", pictures / "shards")
+    config = Config(
+        pictures, embeddings=pictures / "shards", workdir=pictures / "run", seeds=1, num_clusters=3
+    )
+    report = cluster.run(config)
+    np.testing.assert_array_equal(cluster.run(replace(config, resume=True)).labels, report.labels)
+    full = [str(path.resolve()) for path in sorted((digits / "pictures").rglob("*.png"))]
+    with np.load(digits / "named.npz") as arrays:
+        named = write(tmp_path / "full.npz", embeddings=arrays["embeddings"], names=full)
+    whole = cluster.run(Config(digits / "pictures", embeddings=named, workdir=tmp_path / "other", seeds=1))
+    assert table(tmp_path / "other" / "clusters.csv")[0]["file"] == str(Path("class 0") / "000.png")
+    assert whole.num_clusters == 3
 
 
 def test_names_and_labels_of_the_file(digits: Path, tmp_path: Path) -> None:
@@ -147,6 +192,12 @@ def words_of(folder: Path, vectors: np.ndarray) -> Path:
     return write(folder / "words.npz", embeddings=vectors, names=["a", "b"])
 
 
+def two_shards(folder: Path) -> Path:
+    write(folder / "a.npz", embeddings=np.ones((12, 4)), names=[str(n) for n in range(12)])
+    write(folder / "b.npz", embeddings=np.ones((12, 4)), names=[str(n) for n in range(14)])
+    return folder
+
+
 two = {"num_clusters": 2}
 BAD: dict[str, tuple[Any, str]] = {
     "nothing": (lambda f, d: {}, "images is needed: a folder of pictures, or --embeddings"),
@@ -167,7 +218,29 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "names": (
         lambda f, d: {"embeddings": write(f / "a.npz", embeddings=np.ones((5, 4)), names=["a", "b"])},
-        "holds 2 names for 5 vectors",
+        "a.npz holds 2 names for 5 vectors",
+    ),
+    "names of one shard": (
+        lambda f, d: {"embeddings": two_shards(f)}, "b.npz holds 14 names for 12 vectors"
+    ),
+    "names outside": (
+        lambda f, d: {
+            "images": d / "shards",
+            "embeddings": write(f / "a.npz", embeddings=np.ones((1, 4)), names=["../out.png"]),
+        },
+        "'../out.png' of the embeddings is outside of images=",
+    ),
+    "words of NaN": (
+        lambda f, d: {"embeddings": d / "shards", "words": words_of(f, np.full((2, 64), np.nan))} | two,
+        "words=.*words.npz, row 0: NaN",
+    ),
+    "sorted among the pictures": (
+        lambda f, d: {"images": d, "embeddings": d / "shards", "copy_to": d / "pictures" / "new"},
+        "is in the folder of images",
+    ),
+    "sorted into the workdir": (
+        lambda f, d: {"images": d / "pictures", "embeddings": d / "shards", "copy_to": f / "run"},
+        "copy_to=.* is the workdir",
     ),
     "NaN": (
         lambda f, d: {"embeddings": write(f / "a.npz", embeddings=np.full((5, 4), np.nan))} | two,

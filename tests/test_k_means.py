@@ -352,6 +352,12 @@ def test_memory_makes_the_mean_of_all_vectors_won() -> None:
     np.testing.assert_array_equal(state.counts, [3, 2, 0])
 
 
+def test_a_centroid_of_opposite_directions_stays() -> None:
+    state = k_means.KMeansState(jnp.array([[1.0, 0.0]]), jnp.zeros(1))
+    state, _ = k_means.update(state, jnp.array([[0.0, 2.0], [0.0, -3.0]]), metric="cosine")
+    np.testing.assert_array_equal(state.centroids, [[1, 0]])
+
+
 def test_init_and_distances() -> None:
     x, _ = blobs()
     state = k_means.init(jax.random.key(0), x + 1000, num_clusters=6)

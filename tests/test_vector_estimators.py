@@ -149,6 +149,57 @@ def test_planted_subspaces() -> None:
     assert model.energy_ == pytest.approx(-model.score(x), rel=1e-6)
 
 
+def test_files_of_float64_far_from_zero(tmp_path: Path) -> None:
+    """As exact as in memory, whichever is learned from and whichever is asked."""
+    x = blobs()[0].astype(np.float64) + 1e8
+    np.save(tmp_path / "x.npy", x)
+    memory_map = np.load(tmp_path / "x.npy", mmap_mode="r")
+    here, there = KMeans(6, random_state=0).fit(x), KMeans(6, random_state=0).fit(tmp_path / "x.npy")
+    assert metrics.clustering_accuracy(here.labels_, there.labels_) == 1
+    for model in (here, there):
+        assert model.cluster_centers_.dtype == np.float64
+        for source in (tmp_path / "x.npy", memory_map):
+            np.testing.assert_array_equal(model.predict(source), model.labels_)
+            assert model.score(source) == pytest.approx(-model.inertia_, rel=1e-5)
+
+
+def test_cosine_depends_on_no_length(tmp_path: Path) -> None:
+    """In chunks too, where steps end by how far the centres move on the sphere."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3000, 16), np.float32)
+    found = []
+    for scale in (1.0, 30.0, 1e-9):
+        np.save(tmp_path / "x.npy", np.float32(scale) * x)
+        model = KMeans(9, metric="cosine", n_init=1, random_state=0).fit(tmp_path / "x.npy")
+        found.append((model.n_iter_, round(model.inertia_, 1)))
+        np.testing.assert_array_equal(model.predict(x), model.labels_)
+    assert len(set(found)) == 1
+
+
+def test_starts_have_weight(tmp_path: Path) -> None:
+    """Of many vectors without weight, none becomes a centre."""
+    rng = np.random.default_rng(0)
+    heavy = np.repeat([[5.0, 0], [0, 5], [-5, 0]], 10, axis=0) + 0.1 * rng.standard_normal((30, 2))
+    x = np.float32(np.concatenate([100 * rng.standard_normal((900, 2)), heavy]))
+    weights = np.float32([0] * 900 + [1] * 30)
+    np.save(tmp_path / "x.npy", x)
+    for model in (
+        KMeans(3, random_state=0).fit(tmp_path / "x.npy", sample_weight=weights),
+        KMeans(3, random_state=0).partial_fit(x, sample_weight=weights),
+    ):
+        np.testing.assert_array_equal(model.counts_, [10, 10, 10])
+
+
+def test_learning_at_once_is_bounded_by_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = blobs()
+    model = KMeans(6, random_state=0).fit(x)
+    assert model._given(x).array is not None
+    monkeypatch.setattr(_vectors, "_AT_ONCE", x.nbytes)
+    assert model._bytes_of_a_vector() == 4 * 10 * 3
+    assert model._given(x).array is not None
+    assert model.set_params(n_init=20)._given(x).array is None
+
+
 def test_partial_fit_takes_the_mean_of_all_that_was_won() -> None:
     x, y = blobs(1200)
     model = KMeans(6, random_state=1)

@@ -81,7 +81,10 @@ def test_numbers_of_any_type_become_float32(kind: str, tmp_path: Path) -> None:
 def test_an_offset_is_subtracted_before_rounding() -> None:
     far = X.astype(np.float64) + 1e9
     offset = np.full(7, 1e9)
-    np.testing.assert_allclose(whole(far, offset=offset), X, atol=1e-6)
+    chunks = vectors.read(far).relative_to(offset).chunks(50)
+    np.testing.assert_allclose(np.concatenate(list(chunks)), X, atol=1e-6)
+    np.testing.assert_allclose(vectors.read(far).middle(), far.mean(axis=0), rtol=1e-12)
+    assert vectors.read(X).middle() is None
 
 
 def test_a_column_of_lists_of_one_length(tmp_path: Path) -> None:
@@ -100,11 +103,11 @@ def nan(folder: Path) -> Any:
     return folder
 
 
-def table(folder: Path, columns: Any) -> Path:
+def table(folder: Path, columns: Any, rows: int | None = None) -> Path:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    parquet.write_table(pyarrow.table(columns)[:rows], folder / "a.parquet")
     return folder / "a.parquet"
 
 
@@ -132,7 +135,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "beyond float32": (lambda f: write(f, "npy", np.full((3, 2), 1e300)), "part.npy, row 0: NaN, infinite"),
     "norm 0": (lambda f: np.eye(4) * [1, 1, 0, 1], "X, row 2: norm 0; cosines need directions"),
     "empty shard": (lambda f: write(f, "npy", X[:0]), r"part.npy holds no vectors: its shape is \[0, 7\]"),
-    "empty table": (lambda f: table(f, {"v": [[]]}), "a.parquet holds no vectors"),
+    "empty table": (lambda f: table(f, {"v": np.ones((1, 2)).tolist()}, rows=0), "a.parquet holds no vectors"),
+    "empty lists": (lambda f: table(f, {"v": [[]]}), "a.parquet has no column of lists of numbers"),
     "1-D": (lambda f: write(f, "npy", X[:, 0]), r"part.npy must have shape \[num_vectors, num_features\]"),
     "text": (lambda f: write(f, "npy", np.full((2, 2), "a")), "part.npy must hold floats or integers"),
     "booleans": (lambda f: write(f, "npy", X > 0), "part.npy must hold floats or integers, got bool"),
@@ -141,7 +145,9 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda f: [np.savez(f / "a.npz", codes=X, others=X), f][1],
         "a.npz has no array named 'embeddings'; it has 'codes', 'others'",
     ),
-    "column": (lambda f: table(f, {"id": [1, 2]}), "has no column of lists named 'embeddings'"),
+    "column": (
+        lambda f: table(f, {"id": [1, 2], "v": [["a"], ["b"]]}), "has no column of lists of numbers named"
+    ),
     "ragged": (lambda f: table(f, {"v": [[1.0, 2.0], [3.0]]}), "rows 0 to 1 of 'v' are not all lists of 2"),
     "missing value": (lambda f: table(f, {"v": [[1.0, 2.0], None]}), "rows 0 to 1 of 'v' are not all lists"),
     "damaged npy": (lambda f: other(f, "a.npy", b"\x93NUMPY\x01\x00"), "a.npy cannot be read: "),

@@ -38,12 +38,12 @@ from sul_jax.cli.listing import Places, places, write_clusters
 from sul_jax.cli.networks import Fit, Networks, codes_of, estimator
 from sul_jax.cli.options import ConfigError, as_path, check_options
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
-from sul_jax.cli.sorting import check_new, sort_into
+from sul_jax.cli.sorting import SORTED, check_new, check_place, is_sorted, sort_into
 from sul_jax.cli.tables import format_table
 from sul_jax.cli.workdir import Workdir, identity, make_workdir
 from sul_jax.estimators import PixelClustering
 
-_WRITTEN = ("results.json", "model", "reading.json", "report.html", "clusters.csv", "duplicates.csv")
+_WRITTEN = ("results.json", "model", "reading.json", "report.html", "clusters.csv", "duplicates.csv", SORTED)
 _STATE = ("network-seed*",)
 
 
@@ -214,7 +214,7 @@ def _of_embeddings(config: Config) -> _Subject:
     if method not in embeddings.METHODS:
         accepted = f"one of {', '.join(embeddings.METHODS)}"
         raise ConfigError(f"method={method!r} learns from pictures; with --embeddings it must be {accepted}")
-    given = embeddings.read(config.embeddings, config.images)
+    given = embeddings.read(config.embeddings, config.images, without=config.workdir)
     words = None if config.words is None else embeddings.read_words(config.words, given)
     images, source = given.examples, given.source
     labels = f", {len(images.classes)} classes" if images.labels is not None else ", no labels"
@@ -263,9 +263,11 @@ def _checked(config: Config) -> Config:
     if config.words is not None and config.embeddings is None:
         raise ConfigError("words are compared with embeddings: give --embeddings too")
     if config.copy_to is not None:
-        check_new(config.copy_to)
         if config.images is None or not config.images.is_dir():
             raise ConfigError("copy_to sorts the pictures of a folder: give the folder")
+        check_place(config.copy_to, config.images, config.workdir)
+        if not (config.resume and is_sorted(config.copy_to, config.workdir)):
+            check_new(config.copy_to)
     return config
 
 
@@ -346,8 +348,8 @@ def _write(
     images, where = subject.images, subject.places(fit)
     write_clusters(config.workdir / "clusters.csv", images.names, fit.model.labels_, where)
     fit.model.save(config.workdir / "model")
-    if config.copy_to is not None:
-        sort_into(config.copy_to, images, report.labels)
+    if config.copy_to is not None and not is_sorted(config.copy_to, config.workdir):
+        sort_into(config.copy_to, images, report.labels, config.workdir)
     about = page.About(
         name=readable(subject.path.resolve().name),
         what=subject.what,

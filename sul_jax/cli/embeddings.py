@@ -1,5 +1,6 @@
 """Embeddings of a user: vectors in files, perhaps with the pictures that they are of."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from sul_jax.estimators import KMeans, KSubspaces, RateReductionClustering
 
 METHODS = ("k_means", "k_subspaces", "rate_reduction")
 # What files may call the names and the labels of their vectors.
-_NAMES, _LABELS = ("names", "name", "files", "file", "paths", "path"), ("labels", "label")
+_WORDS = {"names": ("names", "name", "files", "file", "paths", "path"), "labels": ("labels", "label")}
 # Vectors read at a time.
 _CHUNK = 2**14
 # Vectors up to which a report is made of all of them, and bytes of them; of more it is made of some.
@@ -39,13 +40,15 @@ class Embeddings(NamedTuple):
     named: bool
 
 
-def read(path: Path, pictures: Path | None = None) -> Embeddings:
+def read(path: Path, pictures: Path | None = None, *, without: Path | None = None) -> Embeddings:
     """Opens vectors, of which only those of a chunk are in memory.
 
     Args:
       path: a file or a folder of files, see `vectors.read`. An `.npz` file may hold `names` and `labels`
         beside its `embeddings`, a `.parquet` file columns of those names.
-      pictures: folder of what the vectors are of: the files named by `names`, or all of them in their order.
+      pictures: folder of what the vectors are of: the files named by `names`, or all of them in their order,
+        but for the vectors' own.
+      without: a folder in it that is not searched.
 
     Raises:
       ConfigError: files that cannot be read, or other pictures than vectors.
@@ -66,23 +69,16 @@ def read(path: Path, pictures: Path | None = None) -> Embeddings:
         extras = [_beside(one) for one in paths]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"embeddings={str(path)!r}: {error}") from None
-    names, values = (
-        [value for own in extras for value in own[kind]] if all(kind in own for own in extras) else None
-        for kind in ("names", "labels")
-    )
-    for kind, of_all in (("names", names), ("labels", values)):
-        if of_all is not None and len(of_all) != len(source):
-            raise ConfigError(
-                f"embeddings={str(path)!r} holds {len(of_all)} {kind} for {len(source)} vectors"
-            )
+    names, values = (_of_all(path, kind, extras, source) for kind in ("names", "labels"))
     files: list[Path] = []
     labels, classes = of_values(None if values is None else np.asarray(values))
     if pictures is not None:
-        files = _files(pictures, names, len(source))
+        pictures = pictures.resolve()
+        files = _files(pictures, names, len(source), {one.resolve() for one in paths}, without)
         names = [readable(str(file.relative_to(pictures))) for file in files]
         if labels is None:
             labels, classes = of_folders([file.relative_to(pictures) for file in files])
-    shown = [str(name) for name in names] if names is not None else _numbered(source)
+    shown = names if names is not None else _numbered(source)
     examples = Images(None, shown, labels, classes, [], files, None, [])
     return Embeddings(paths, source, examples, names is not None)
 
@@ -135,7 +131,7 @@ def learn(folder: Path, models: Sequence[tuple[int, Any]], given: Embeddings) ->
 
 
 def identity(given: Embeddings) -> dict[str, Any]:
-    """What tells vectors apart from others; reads all of them.
+    """What tells vectors apart from others; reads some of them.
 
     Args:
       given: the vectors.
@@ -171,7 +167,19 @@ def some(given: Embeddings, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return drawn, labels[chosen]
 
 
-def read_words(path: Path, given: Embeddings) -> Embeddings:
+class Words(NamedTuple):
+    """Words to call clusters by.
+
+    Attributes:
+      names: the words.
+      directions: their embeddings at unit norm, `[num_words, num_features]`.
+    """
+
+    names: list[str]
+    directions: np.ndarray
+
+
+def read_words(path: Path, given: Embeddings) -> Words:
     """Words and their embeddings.
 
     Args:
@@ -189,11 +197,15 @@ def read_words(path: Path, given: Embeddings) -> Embeddings:
         )
     if not words.named:
         raise ConfigError(f"words={str(path)!r} has no 'names' beside its embeddings")
-    return words
+    try:
+        every = np.concatenate([_unit(chunk) for chunk in words.source.chunks(_CHUNK)])
+    except ValueError as error:
+        raise ConfigError(f"words={str(path)!r}: {error}") from None
+    return Words(words.examples.names, every)
 
 
-def named(given: Embeddings, model: Any, words: Embeddings) -> list[str]:
-    """The word nearest to each cluster: of largest cosine with the mean of its vectors at unit norm.
+def named(given: Embeddings, model: Any, words: Words) -> list[str]:
+    """The word nearest to each cluster: of largest cosine with the mean of its vectors at unit norm; or "–".
 
     Args:
       given: the vectors.
@@ -205,8 +217,8 @@ def named(given: Embeddings, model: Any, words: Embeddings) -> list[str]:
         labels = model.labels_[start : start + len(chunk)]
         np.add.at(sums, labels, _unit(chunk))
         start += len(chunk)
-    every = np.concatenate([_unit(chunk) for chunk in words.source.chunks(_CHUNK)])
-    return [words.examples.names[index] for index in (_unit(sums) @ every.T).argmax(axis=1)]
+    nearest = (_unit(sums) @ words.directions.T).argmax(axis=1)
+    return [words.names[index] if sums[k].any() else "–" for k, index in enumerate(nearest)]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -214,41 +226,70 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def _beside(path: Path) -> dict[str, Sequence[Any]]:
-    """Names and labels that a file holds beside its vectors."""
-    kinds = {"names": _NAMES, "labels": _LABELS}
+def _beside(path: Path) -> dict[str, list[str]]:
+    """Names and labels that a file holds beside its vectors, as text."""
+    found: dict[str, Any] = {}
     if path.suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            chosen = {kind: [name for name in words if name in arrays.files] for kind, words in kinds.items()}
-            return {kind: np.ravel(arrays[words[0]]).tolist() for kind, words in chosen.items() if words}
+            for kind, words in _WORDS.items():
+                for word in [word for word in words if word in arrays.files][:1]:
+                    try:
+                        found[kind] = np.ravel(arrays[word]).tolist()
+                    except ValueError:
+                        raise ValueError(f"{path.name}: {word!r} must be text or numbers") from None
     if path.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
         there = parquet.ParquetFile(path).schema_arrow.names
-        chosen = {kind: [name for name in words if name in there] for kind, words in kinds.items()}
-        table = parquet.read_table(path, columns=[words[0] for words in chosen.values() if words])
-        return {kind: table.column(words[0]).to_pylist() for kind, words in chosen.items() if words}
-    return {}
+        for kind, words in _WORDS.items():
+            for word in [word for word in words if word in there][:1]:
+                found[kind] = parquet.read_table(path, columns=[word]).column(word).to_pylist()
+    return {kind: [_text(value) for value in values] for kind, values in found.items()}
 
 
-def _files(folder: Path, names: Sequence[Any] | None, number: int) -> list[Path]:
+def _text(value: Any) -> str:
+    return readable(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+
+
+def _of_all(
+    path: Path, kind: str, extras: Sequence[dict[str, list[str]]], source: vectors.Vectors
+) -> list[str] | None:
+    """Names or labels of all files one after the other; None where there are none."""
+    if not any(kind in own for own in extras):
+        return None
+    for (name, number), own in zip(source.parts, extras, strict=True):
+        there = len(own.get(kind, ()))
+        if there != number:
+            raise ConfigError(f"embeddings={str(path)!r}: {name} holds {there} {kind} for {number} vectors")
+    return [value for own in extras for value in own[kind]]
+
+
+def _files(
+    folder: Path, names: Sequence[str] | None, number: int, own: set[Path], without: Path | None
+) -> list[Path]:
     """A picture for each vector."""
     if not folder.is_dir():
         raise ConfigError(f"images={str(folder)!r} is not a folder")
-    if names is not None:
-        files = [folder / str(name) for name in names]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
+    if names is None:
+        files = [file for file in find(folder, without)[0] if file.resolve() not in own]
+        if len(files) != number:
             raise ConfigError(
-                f"images={str(folder)!r} lacks {len(missing)} of the {number} files that the embeddings "
-                f"name, the first of them {str(missing[0].relative_to(folder))!r}"
+                f"images={str(folder)!r} holds {len(files)} files, but there are {number} embeddings; an "
+                ".npz or .parquet file may name each one's, as 'names'"
             )
         return files
-    files, _ = find(folder)
-    if len(files) != number:
+    files = [Path(os.path.normpath(folder / name)) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if not file.is_relative_to(folder):
+            raise ConfigError(
+                f"names: {name!r} of the embeddings is outside of images={str(folder)!r}; names must be "
+                "places in that folder"
+            )
+    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
+    if missing:
         raise ConfigError(
-            f"images={str(folder)!r} holds {len(files)} files, but there are {number} embeddings; an .npz or "
-            ".parquet file may name each one's, as 'names'"
+            f"images={str(folder)!r} lacks {len(missing)} of the {number} files that the embeddings name, "
+            f"the first of them {missing[0]!r}"
         )
     return files
 

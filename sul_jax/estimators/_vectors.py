@@ -22,7 +22,8 @@ from sul_jax._parallel import gathered
 from sul_jax.estimators import _saved
 from sul_jax.estimators._images import warn_of_few
 
-# Bytes up to which vectors in memory are learned from at once, with all starts side by side.
+# Bytes up to which vectors in memory are learned from at once, all starts side by side. Learning may hold
+# four times as many beside them.
 _AT_ONCE = 2**28
 # Vectors of a chunk, and bytes of it at most.
 _CHUNK, _CHUNK_BYTES = 2**16, 2**26
@@ -98,22 +99,28 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         if vectors.is_path(X) or isinstance(X, np.memmap):
             source = vectors.read(X, directions=self._directions())
+            if source.num_vectors < least:
+                raise ValueError(f"X holds {source.num_vectors} vectors; at least {least} are needed")
             if least:
-                self.n_features_in_, self.offset_ = source.num_features, None
+                self.n_features_in_, self.offset_ = source.num_features, self._offset(source)
+                self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
             elif source.num_features != self.n_features_in_:
                 raise ValueError(
                     f"X has {source.num_features} features, but {type(self).__name__} is expecting "
                     f"{self.n_features_in_} features as input"
                 )
+            source = source.relative_to(self.offset_)
             return Given(source, None, _weights(sample_weight, source.num_vectors))
         array = validate_data(
             self, X, reset=least > 0, dtype=(np.float64, np.float32), ensure_min_samples=max(1, least)
         )
+        source = vectors.read(array, directions=self._directions())
         if least:
-            self.offset_ = self._offset(array)
-        source = vectors.read(array, offset=self.offset_, directions=self._directions())
+            self.offset_ = self._offset(source)
+        source = source.relative_to(self.offset_)
         weights = _weights(sample_weight, len(array))
-        if array.nbytes > _AT_ONCE or jax.process_count() > 1:
+        needed = max(array.nbytes, len(array) * self._bytes_of_a_vector() // 4)
+        if needed > _AT_ONCE or jax.process_count() > 1:
             return Given(source, None, weights)
         if least and self._directions():  # what is not read in chunks is not checked yet
             for _ in source.chunks(chunk_size(source)):
@@ -121,9 +128,17 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         centred = array if self.offset_ is None else array - self.offset_
         return Given(source, centred.astype(np.float32, copy=False), weights)
 
-    def _offset(self, array: np.ndarray) -> np.ndarray | None:
+    def _offset(self, source: vectors.Vectors) -> np.ndarray | None:
         """What is subtracted from vectors before float32 rounds them."""
         return None
+
+    def _bytes_of_a_vector(self) -> int:
+        """That learning at once holds, about, beside the vector itself."""
+        return 0
+
+    def _width(self) -> int:
+        """Numbers that encoding makes of a vector."""
+        return self.n_features_in_
 
     def _directions(self) -> bool:
         """Whether vectors need a norm."""
@@ -132,7 +147,8 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _each(self, source: vectors.Vectors, function: Callable[[Array], Any]) -> Any:
         """What a compiled function makes of all vectors, an array or a tree of them."""
         every: Any = None
-        start, size, source = 0, chunk_size(source), own_share(source)
+        size = max(1, min(chunk_size(source), _CHUNK_BYTES // (4 * self._width())))
+        start, source = 0, own_share(source)
         for chunk in self._chunks(source, size):
             # Programs for a few numbers of vectors, whatever is asked.
             made = function(jnp.asarray(_filled(chunk, min(size, _rounded(len(chunk))))))
@@ -195,7 +211,7 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
         return distances, margins
 
     def _own_and_margin(self, inputs: Array) -> tuple[Array, Array]:
-        nearest = -lax.top_k(-self._codes(inputs), min(2, self.n_clusters))[0]
+        nearest = _least(self._codes(inputs), number=min(2, self.n_clusters))
         own = nearest[:, 0]
         return own, nearest[:, 1] - own if self.n_clusters > 1 else jnp.full_like(own, jnp.inf)
 
@@ -211,11 +227,17 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
         self.labels_ = labels
         warn_of_few(len(np.unique(labels)), self.n_clusters, "vectors differ too little")
 
-    def _sample(self, source: vectors.Vectors) -> np.ndarray:
-        """Vectors at random, from which clusters of many are begun."""
-        most = max(self.n_clusters, _SAMPLE_BYTES // (4 * source.num_features))
-        number, processes = min(most, max(_LEAST_SAMPLE, _SAMPLED * self.n_clusters)), jax.process_count()
-        return gathered(own_share(source).sample(-(-number // processes), seed=self.seed_)[0])
+    def _sample(self, given: Given) -> tuple[np.ndarray, np.ndarray | None]:
+        """Vectors at random, from which clusters of many are begun, and their weights, none of them 0."""
+        most = _SAMPLE_BYTES // max(4 * given.source.num_features, self._bytes_of_a_vector() // 8)
+        number = max(self.n_clusters, min(most, max(_LEAST_SAMPLE, _SAMPLED * self.n_clusters)))
+        source, number = own_share(given.source), -(-number // jax.process_count())
+        weights = None if given.weights is None else given.weights[source.rows]
+        some, rows = source.sample(number, seed=self.seed_, among=weights)
+        return gathered(some), None if weights is None else gathered(weights[rows])
+
+    def _width(self) -> int:
+        return max(self.n_features_in_, self.n_clusters)
 
     def _steps(
         self,
@@ -250,6 +272,11 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
             if rests(before, state, earlier, info):
                 break
         return state, taken
+
+
+@partial(jax.jit, static_argnames="number")
+def _least(codes: Array, *, number: int) -> Array:
+    return -lax.top_k(-codes, number)[0]
 
 
 def own_share(source: vectors.Vectors) -> vectors.Vectors:

@@ -15,6 +15,7 @@ from sul_jax import k_means
 from sul_jax._check import check_choice, check_integer
 from sul_jax._linalg import directions
 from sul_jax.estimators._vectors import Given, VectorClustering
+from sul_jax.vectors import Vectors
 
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init", "max_iterations", "metric"))
 _first = jax.jit(k_means.init, static_argnames=("num_clusters", "metric"))
@@ -111,9 +112,10 @@ class KMeans(VectorClustering):
             result = _fit(key, given.array, weights=given.weights, **options)
             centroids, self.n_iter_ = result.centroids, int(result.num_iterations)
         else:
-            some = self._sample(given.source)
-            least = self.tol * float(np.mean(np.var(some, axis=0)))
-            first = k_means.KMeansState(_fit(key, some, **options).centroids, jnp.zeros(self.n_clusters))
+            some, weights = self._sample(given)
+            least = self.tol * float(np.mean(np.var(self._seen(jnp.asarray(some)), axis=0)))
+            centroids = _fit(key, some, weights=weights, **options).centroids
+            first = k_means.KMeansState(centroids, jnp.zeros(self.n_clusters))
             state, self.n_iter_ = self._steps(
                 given,
                 first,
@@ -151,8 +153,8 @@ class KMeans(VectorClustering):
             check_integer(
                 "n_clusters", self.n_clusters, low=1, high=number, why=", n_samples of the first batch"
             )
-            sample = self._sample(given.source)
-            state = _first(key, sample, num_clusters=self.n_clusters, metric=self.metric)
+            some, weights = self._sample(given)
+            state = _first(key, some, num_clusters=self.n_clusters, metric=self.metric, weights=weights)
         step = partial(_apply, metric=self.metric, memory=1.0)
         state, _ = self._steps(given, state, _statistics(self.metric), step, lambda *_: True, 1)
         self.n_iter_ += 1
@@ -196,9 +198,12 @@ class KMeans(VectorClustering):
         centers = self.cluster_centers_ - (0 if self.offset_ is None else self.offset_)
         return jnp.asarray(centers, jnp.float32)
 
-    def _offset(self, array: np.ndarray) -> np.ndarray | None:
+    def _offset(self, source: Vectors) -> np.ndarray | None:
         # Float64 vectors may lie where float32 is coarse; angles are those from the origin.
-        return array.mean(axis=0) if array.dtype == np.float64 and self.metric == "euclidean" else None
+        return source.middle() if self.metric == "euclidean" else None
+
+    def _bytes_of_a_vector(self) -> int:
+        return 4 * self.n_init * k_means.num_candidates(self.n_clusters)
 
     def _directions(self) -> bool:
         return self.metric == "cosine"
@@ -207,11 +212,12 @@ class KMeans(VectorClustering):
         return _encode(k_means.KMeansState(self._learned(), jnp.zeros(self.n_clusters)), self._seen(inputs))
 
     def _labels(self, inputs: Array) -> Array:
-        return _assign(self._learned(), inputs)
+        return _assign(self._learned(), self._seen(inputs))
 
     def _nearest(self, inputs: Array) -> tuple[Array, Array]:
         """Labels and squared distances."""
-        labels, inputs = self._labels(inputs), self._seen(inputs)
+        inputs = self._seen(inputs)
+        labels = _assign(self._learned(), inputs)
         return labels, jnp.sum(jnp.square(inputs - self._learned()[labels]), axis=1)
 
     def _seen(self, inputs: Array) -> Array:

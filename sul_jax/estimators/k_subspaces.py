@@ -97,7 +97,7 @@ class KSubspaces(VectorClustering):
         features = given.source.num_features
         check_integer("n_clusters", self.n_clusters, low=1, high=given.source.num_vectors, why=", n_samples")
         check_integer("rank", self.rank, low=1, high=features, why=f": X has {features} features")
-        some = self._sample(given.source) if given.array is None else given.array
+        some = self._sample(given)[0] if given.array is None else given.array
         result = _fit(
             key,
             some,
@@ -127,6 +127,12 @@ class KSubspaces(VectorClustering):
 
     def _rests(self, old: Any, new: Any, earlier: Any, info: Any) -> bool:
         return earlier is not None and float(earlier.energy - info.energy) <= self.tol * float(info.energy)
+
+    def _bytes_of_a_vector(self) -> int:
+        return 4 * self.n_clusters * self.rank
+
+    def _width(self) -> int:
+        return max(self.n_features_in_, self.n_clusters * self.rank)
 
     def _state(self) -> k_subspaces.KSubspacesState:
         return k_subspaces.KSubspacesState(jnp.asarray(self.bases_))

@@ -134,7 +134,7 @@ class RateReductionClustering(VectorClustering):
         # Neighbours cost the square of the number.
         some = given.array
         if some is None or number > _MOST:
-            some = self._sample(given.source)
+            some = self._sample(given)[0]
         unit = whitening.normalize(jnp.asarray(some))
         pca = _pca(unit, num_components=min(self.n_components, unit.shape[1]))
         spread = float(jnp.sqrt(jnp.mean(jnp.square(whitening.pca_whiten(unit, pca)))))
