@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "beyond float32": (lambda f: write(f, "npy", np.full((3, 2), 1e300)), "part.npy, row 0: NaN, infinite"),
     "norm 0": (lambda f: np.eye(4) * [1, 1, 0, 1], "X, row 2: norm 0; cosines need directions"),
     "empty shard": (lambda f: write(f, "npy", X[:0]), r"part.npy holds no vectors: its shape is \[0, 7\]"),
-    "empty table": (lambda f: table(f, {"v": np.ones((1, 2)).tolist()}, rows=0), "a.parquet holds no vectors"),
+    "empty table": (lambda f: table(f, {"v": [[1.0]]}, rows=0), "a.parquet holds no vectors"),
     "empty lists": (lambda f: table(f, {"v": [[]]}), "a.parquet has no column of lists of numbers"),
     "1-D": (lambda f: write(f, "npy", X[:, 0]), r"part.npy must have shape \[num_vectors, num_features\]"),
     "text": (lambda f: write(f, "npy", np.full((2, 2), "a")), "part.npy must hold floats or integers"),
