@@ -7,7 +7,8 @@ A small MLP learns features and soft clusters by the NMCE loss (eq. 4) from fres
 step; a second view of a point is the point with a little noise. The paper shows the embedding
 (figure 1) and trains on 4,096 points for 30,000 steps; ours takes fewer points, with the authors' code's
 noise and the learning rate annealed at the end. The border between the clusters moves outwards along the
-arms: with 24,000 steps and the rate annealed throughout, one seed of three had reached their ends.
+arms: with 24,000 steps and the rate annealed throughout, one seed of three had reached their ends; with the
+30,000 of the default all of five by the draws of an earlier version, but two of four by today's.
 experiments/results/README.md lists what it gives, with seeds, device and time.
 """
 
