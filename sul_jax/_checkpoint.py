@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from sul_jax._files import read_json, write_json
+from sul_jax._files import first_line, read_json, write_json
 
 _CHECKSUMS = "checksums.json"
 # What Orbax needs beside the arrays themselves.
@@ -157,4 +157,4 @@ def _checksums(folder: Path) -> dict[str, int]:
 def _in_a_line(error: Exception) -> str:
     if _NO_SPACE in str(error):  # at the end of a line of paths
         return _NO_SPACE
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)

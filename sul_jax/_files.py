@@ -47,6 +47,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in its first line; its kind where it says nothing.
+
+    Args:
+      error: that was raised.
+
+    Example:
+      >>> from sul_jax._files import first_line
+      >>> first_line(OSError("no space\\nin /data")), first_line(EOFError())
+      ('no space', 'EOFError')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all.
 

@@ -288,17 +288,16 @@ def train(
     return state
 
 
-def sum_chunks(statistics: Callable[..., Any], state: Any, chunks: Iterable[Any], *arrays: Any) -> Any:
+def sum_chunks(statistics: Callable[..., Any], state: Any, chunks: Iterable[Any]) -> Any:
     """Statistics of all chunks of the data together: with a rule's `apply`, one exact step on the whole.
 
     They are added up in float64 on the host, and over all processes of `jax.distributed`, of which each may
     have other chunks, as many as it likes.
 
     Args:
-      statistics: `statistics(state, chunk, *arrays)`, compiled, such as that of `k_means` or `k_subspaces`.
+      statistics: `statistics(state, chunk)`, compiled, such as that of `k_means` or `k_subspaces`.
       state: of the rule.
       chunks: of inputs; a tuple is handed on as several arguments.
-      *arrays: handed on as well.
 
     Returns:
       The sums, a tree of arrays of the types of one chunk's.
@@ -319,7 +318,7 @@ def sum_chunks(statistics: Callable[..., Any], state: Any, chunks: Iterable[Any]
     """
     total, like = None, None
     for chunk in chunks:
-        own = statistics(state, *(chunk if isinstance(chunk, tuple) else (chunk,)), *arrays)
+        own = statistics(state, *(chunk if isinstance(chunk, tuple) else (chunk,)))
         like = jax.tree.map(lambda leaf: leaf.dtype, own)
         wide = jax.tree.map(lambda leaf: np.asarray(leaf).astype(_wide(leaf.dtype)), own)
         total = wide if total is None else jax.tree.map(np.add, total, wide)

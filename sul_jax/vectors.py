@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from sul_jax._check import check_integer, on_host
+from sul_jax._files import first_line
 
 ENDINGS = (".npy", ".npz", ".parquet")
 """Files of vectors."""
@@ -274,11 +275,11 @@ def _of_file(path: Path) -> _Part:
             # What was read is forgotten, and read again when its turn comes: one file is in memory at a time.
             return part._replace(pieces=partial(_pieces_of_npz, path, chosen))
     except (OSError, EOFError, SyntaxError, TypeError, MemoryError) as error:
-        raise ValueError(f"{path.name} cannot be read: {_line(error)}") from None
+        raise ValueError(f"{path.name} cannot be read: {first_line(error)}") from None
     except Exception as error:  # what NumPy and zipfile raise of damaged files has no common kind
         if isinstance(error, ValueError) and str(error).startswith(path.name):
             raise
-        raise ValueError(f"{path.name} cannot be read: {_line(error)}") from None
+        raise ValueError(f"{path.name} cannot be read: {first_line(error)}") from None
     return _of_array(path.name, stored)
 
 
@@ -302,8 +303,6 @@ def _of_array(name: str, given: Any) -> _Part:
 def _pieces_of_npz(path: Path, name: str, first: int, end: int) -> Iterator[np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
         part = _of_array(path.name, arrays[name])
-    if end > part.number:
-        end = part.number  # noticed by who asked for more
     return part.pieces(first, end)
 
 
@@ -335,7 +334,7 @@ def _of_table(path: Path) -> _Part:
         first = next(table.iter_batches(1, columns=[column]), None)
         features = 0 if first is None or first.column(0)[0].as_py() is None else len(first.column(0)[0])
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} cannot be read: {_line(error)}") from None
+        raise ValueError(f"{path.name} cannot be read: {first_line(error)}") from None
     if not number or not features:
         raise ValueError(f"{path.name} holds no vectors")
 
@@ -378,7 +377,3 @@ def _ahead(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         while (chunk := coming.result()) is not None:
             coming = thread.submit(next, chunks, None)
             yield chunk
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

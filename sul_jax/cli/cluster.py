@@ -32,7 +32,7 @@ from sul_jax import __version__, metrics
 from sul_jax._files import atomic_path, write_json
 from sul_jax.cli import embeddings
 from sul_jax.cli import report as page
-from sul_jax.cli.duplicates import near_duplicates, write_pairs
+from sul_jax.cli.duplicates import MOST, near_duplicates, write_pairs
 from sul_jax.cli.images import Images, read, readable, summary
 from sul_jax.cli.listing import Places, places, write_clusters
 from sul_jax.cli.networks import Fit, Networks, codes_of, estimator
@@ -361,7 +361,7 @@ def _write(
     html = page.render(about, images, report, places=where, between_seeds=table, named=names)
     _write_text(config.workdir / "report.html", html)
     codes, labels = subject.codes(fit)
-    if len(codes) == len(images.names):
+    if len(codes) == len(images.names) <= MOST:
         pairs = near_duplicates(codes, labels)
         write_pairs(config.workdir / "duplicates.csv", images.names, pairs)
         html = page.with_duplicates(html, images, pairs)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.preprocessing import normalize
 
 from sul_jax import estimators, vectors
 from sul_jax.cli.duplicates import MOST
@@ -198,7 +199,7 @@ def read_words(path: Path, given: Embeddings) -> Words:
     if not words.named:
         raise ConfigError(f"words={str(path)!r} has no 'names' beside its embeddings")
     try:
-        every = np.concatenate([_unit(chunk) for chunk in words.source.chunks(_CHUNK)])
+        every = np.concatenate([normalize(chunk) for chunk in words.source.chunks(_CHUNK)])
     except ValueError as error:
         raise ConfigError(f"words={str(path)!r}: {error}") from None
     return Words(words.examples.names, every)
@@ -215,15 +216,10 @@ def named(given: Embeddings, model: Any, words: Words) -> list[str]:
     sums, start = np.zeros((model.n_clusters, given.source.num_features)), 0
     for chunk in given.source.chunks(_CHUNK):
         labels = model.labels_[start : start + len(chunk)]
-        np.add.at(sums, labels, _unit(chunk))
+        np.add.at(sums, labels, normalize(chunk))
         start += len(chunk)
-    nearest = (_unit(sums) @ words.directions.T).argmax(axis=1)
+    nearest = (normalize(sums) @ words.directions.T).argmax(axis=1)
     return [words.names[index] if sums[k].any() else "–" for k, index in enumerate(nearest)]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
 
 
 def _beside(path: Path) -> dict[str, list[str]]:

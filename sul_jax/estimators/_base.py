@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import ClusterMixin
 from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import k_means, training
 from sul_jax._check import check_integer, check_number, check_vectors, on_host
 from sul_jax.estimators import _saved
-from sul_jax.estimators._images import Images, shape_of, warn_of_few
+from sul_jax.estimators._estimator import Estimator, warn_of_few
+from sul_jax.estimators._images import Images, shape_of
 from sul_jax.seeds import of_seed
 
 # Images that a compiled program encodes at a time, and bytes of them and of a network's maps.
@@ -43,19 +43,12 @@ _NOT_NEGATIVE, _POSITIVE = ("learning_rate", "invariance_weight"), ("code_power"
 _k_means = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
 
 
-class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
-    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
-    TransformerMixin,  # type: ignore[misc]
-    ClusterMixin,  # type: ignore[misc]
-    BaseEstimator,  # type: ignore[misc]
-):
+class ImageClustering(ClusterMixin, Estimator):  # type: ignore[misc]  # scikit-learn is untyped
     """What the estimators share: reading images, codes in batches, k-means on them."""
 
     n_clusters: int
     image_shape: tuple[int, ...] | None
     image_size: int
-    random_state: Any
-    verbose: bool
     learns_clusters = False  # whether what is learned depends on their number
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: N803
@@ -207,11 +200,6 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
     def _n_features_out(self) -> int:
         return int(self.cluster_centers_.shape[-1])
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
-
     def _rows(self, X: Any, *, reset: bool) -> np.ndarray:  # noqa: N803
         shape = None
         if X is None or isinstance(X, str | list | tuple):
@@ -292,24 +280,10 @@ class ImageClustering(  # type: ignore[misc]  # scikit-learn is untyped
         with tqdm(total=num_steps, desc=title, leave=False, disable=not self.verbose) as bar:
             yield lambda done, state, infos: bar.update(done - bar.n)
 
-    def save(self, path: str | Path) -> None:
-        """Writes what was learned to an Orbax checkpoint folder, to be read by `estimators.load`.
-
-        Args:
-          path: the folder, new or an earlier checkpoint of the same kind of estimator.
-
-        Raises:
-          ValueError: there is something else at `path`.
-        """
-        check_is_fitted(self)
-        _saved.save(self, path)
-
     def _arrays(self) -> dict[str, Any]:
-        """What is stored."""
         return _saved.leaves(self) | {"centers": self.cluster_centers_, "labels": self.labels_}
 
     def _restore(self, arrays: dict[str, np.ndarray], path: str | Path) -> None:
-        """From what `_arrays` gave."""
         self.cluster_centers_, self.labels_ = arrays.pop("centers"), arrays.pop("labels")
         self.learned_ = _saved.tree(self, arrays, path)
 
@@ -373,7 +347,7 @@ def fit_together(
     missing = []
     for model, folder in zip(models, folders, strict=True):
         model.__dict__.update(about)
-        model.seed_ = int(check_random_state(model.random_state).randint(2**31 - 1))
+        model._draw_seed()
         if folder is not None and folder.exists():
             model.learned_ = _saved.kept(model, folder, rows)
         else:

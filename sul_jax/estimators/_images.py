@@ -1,8 +1,6 @@
 """Images as estimators are given them: flattened or not, bytes or floats on a scale of their own."""
 
 import operator
-import sys
-import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from sklearn.exceptions import ConvergenceWarning
 
 # Values of a row from which on it has to be said whether it is an image; scikit-learn's checks give fewer.
 _IMAGE = 64
@@ -36,20 +33,6 @@ def _seen(rows: Array, scale: float, *, shape: tuple[int, int, int], size: int) 
     images = jnp.pad(flat.astype(jnp.float32) / scale, ((0, 0), (0, missing))).reshape(-1, *shape)
     seen = jax.image.resize(images, (len(flat), size, size, shape[2]), "linear")
     return seen.reshape(*rows.shape[:-1], *seen.shape[1:])
-
-
-def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the first function up the stack that is neither this package's nor scikit-learn's."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
-
-
-def warn_of_few(found: int, asked: int, why: str) -> None:
-    """Warns where fewer clusters were found than asked for."""
-    if found < asked:
-        warn_caller(f"{found} of the n_clusters={asked} asked for were found: {why}", ConvergenceWarning)
 
 
 def shape_of(

@@ -17,7 +17,7 @@ _OTHERS = ("offset_", "n_iter_", "inertia_", "energy_", "rate_reduction_")
 
 
 def save(model: Any, path: str | Path) -> None:
-    """Writes a fitted estimator; see `ImageClustering.save` and `VectorEstimator.save`."""
+    """Writes a fitted estimator; see `Estimator.save`."""
     about = {name: _plain(getattr(model, name)) for name in (*OF_IMAGES, *_OTHERS) if hasattr(model, name)}
     options = {name: _plain(value) for name, value in model.get_params().items()}
     written = {"options": options, "images": about, "seed": model.seed_}

@@ -12,15 +12,13 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.base import ClusterMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sul_jax import training, vectors
 from sul_jax._check import check_integer, check_number, check_weights
 from sul_jax._parallel import gathered
-from sul_jax.estimators import _saved
-from sul_jax.estimators._images import warn_of_few
+from sul_jax.estimators._estimator import Estimator, warn_of_few
 
 # Bytes up to which vectors in memory are learned from at once, all starts side by side. Learning may hold
 # four times as many beside them.
@@ -45,10 +43,9 @@ class Given(NamedTuple):
     weights: np.ndarray | None
 
 
-class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class VectorEstimator(Estimator):
     """Reads vectors and encodes them, in chunks."""
 
-    verbose: bool
     _kept: tuple[str, ...]  # attributes that are arrays
 
     def transform(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
@@ -64,24 +61,10 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         codes: np.ndarray = self._each(self._given(X).source, self._codes)
         return codes
 
-    def save(self, path: str | Path) -> None:
-        """Writes what was learned to an Orbax checkpoint folder, to be read by `estimators.load`.
-
-        Args:
-          path: the folder, new or an earlier checkpoint of the same kind of estimator.
-
-        Raises:
-          ValueError: there is something else at `path`.
-        """
-        check_is_fitted(self)
-        _saved.save(self, path)
-
     def _arrays(self) -> dict[str, Any]:
-        """What is stored."""
         return {name: getattr(self, name) for name in self._kept}
 
     def _restore(self, arrays: dict[str, np.ndarray], path: str | Path) -> None:
-        """From what `_arrays` gave."""
         for name in self._kept:
             setattr(self, name, arrays[name])
 
@@ -167,11 +150,6 @@ class VectorEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         return tqdm(chunks, total=-(-source.num_vectors // size), unit="chunk", leave=False)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
-
 
 class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
     """Learns clusters of vectors, of many by steps that are exact on all of them."""
@@ -180,7 +158,6 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
     n_init: int
     max_iter: int
     tol: float
-    random_state: Any
     labels_: np.ndarray
 
     def _begin(self) -> Array:
@@ -188,7 +165,7 @@ class VectorClustering(ClusterMixin, VectorEstimator):  # type: ignore[misc]
         for name in ("n_clusters", "n_init", "max_iter"):
             check_integer(name, getattr(self, name), low=1)
         check_number("tol", self.tol, low=0)
-        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._draw_seed()
         return jax.random.key(self.seed_)
 
     def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
-from sklearn.utils import check_random_state
 
 from sul_jax import hebbian, training
 from sul_jax._check import check_integer, check_number
 from sul_jax.estimators._vectors import VectorEstimator, chunk_size
 
 _encode = jax.jit(hebbian.encode)
+_first = jax.jit(hebbian.init_from_inputs, static_argnames="num_units")
 # Vectors that the first weights are drawn from.
 _DRAWN_FROM = 2**13
 
@@ -93,7 +93,7 @@ class HebbianFeatures(VectorEstimator):
         for name in ("anti_hebbian", "learning_rate"):
             check_number(name, getattr(self, name), low=0)
         check_number("power", self.power, above=0)
-        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._draw_seed()
         source = self._given(X, least=2).source
         number = source.num_vectors
         check_integer("n_units", self.n_units, low=2, high=number, why=", n_samples")
@@ -119,9 +119,6 @@ class HebbianFeatures(VectorEstimator):
     @property
     def _n_features_out(self) -> int:
         return len(self.components_)
-
-
-_first = jax.jit(hebbian.init_from_inputs, static_argnames="num_units")
 
 
 @lru_cache(maxsize=16)

@@ -21,6 +21,8 @@ _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init", "max_it
 _first = jax.jit(k_means.init, static_argnames=("num_clusters", "metric"))
 _apply = jax.jit(k_means.apply, static_argnames="metric")
 _assign, _encode = jax.jit(k_means.assign), jax.jit(k_means.encode)
+# Compiled, it does not look for vectors of norm 0 again: reading has.
+_directions = jax.jit(partial(directions, "X"))
 
 
 class KMeans(VectorClustering):
@@ -221,7 +223,7 @@ class KMeans(VectorClustering):
         return labels, jnp.sum(jnp.square(inputs - self._learned()[labels]), axis=1)
 
     def _seen(self, inputs: Array) -> Array:
-        return directions("X", inputs) if self.metric == "cosine" else inputs
+        return _directions(inputs) if self.metric == "cosine" else inputs
 
     @property
     def _n_features_out(self) -> int:

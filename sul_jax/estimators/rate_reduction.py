@@ -12,7 +12,6 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import check_random_state
 
 from sul_jax import coding_rate, k_means, rate_reduction, training, vectors, whitening
 from sul_jax._check import check_integer, check_number
@@ -127,7 +126,7 @@ class RateReductionClustering(VectorClustering):
         for name in ("noise", "learning_rate", "invariance_weight"):
             check_number(name, getattr(self, name), low=0)
         check_number("eps_squared", self.eps_squared, above=0)
-        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._draw_seed()
         given = self._given(X, least=2)
         number = given.source.num_vectors
         check_integer("n_clusters", self.n_clusters, low=1, high=number, why=", n_samples")
