@@ -11,7 +11,19 @@ from compiled import compiled
 from flax import nnx
 
 from sul_jax import energy, hebbian, k_means, k_subspaces, patches, stack, whitening
-from sul_jax.nn import ACOL, MLP, NMCE, AlexNet, EnergyNet, LeNet5, NNLBlock, NNLConv, ResNet, convolution
+from sul_jax.nn import (
+    ACOL,
+    MLP,
+    NMCE,
+    AlexNet,
+    EnergyNet,
+    LeNet5,
+    NNLBlock,
+    NNLConv,
+    ResNet,
+    _winograd,
+    convolution,
+)
 
 ARCHITECTURE = energy.EnergyArchitecture(
     3, 2, (energy.EnergyLayer(6, 2, 3, 3, 1), energy.EnergyLayer(5, 3, 2, 4, 0))
@@ -140,19 +152,26 @@ def test_states_must_fit(net: EnergyNet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel_size", "strides", "padding"),
+    ("size", "kernel_size", "strides", "padding", "channels"),
     [
-        (9, 3, 1, "SAME"),
-        (9, 3, 2, ((1, 1), (1, 1))),
-        (11, 5, 2, "SAME"),
-        (8, 1, 2, "VALID"),
-        (10, 8, 3, ((0, 0),) * 2),
+        (9, 3, 1, "SAME", 3),
+        (9, 3, 2, ((1, 1), (1, 1)), 3),
+        (11, 5, 2, "SAME", 3),
+        (8, 1, 2, "VALID", 3),
+        (10, 8, 3, ((0, 0),) * 2, 3),
+        # By half the products:
+        (9, 3, 1, "SAME", 32),
+        (4, 3, 1, "VALID", 33),
+        (6, 3, 1, ((2, 0), (1, 2)), 32),
     ],
 )
-def test_convolution_agrees_with_xla(size: int, kernel_size: int, strides: int, padding: Any) -> None:
+def test_convolution_agrees_with_xla(
+    size: int, kernel_size: int, strides: int, padding: Any, channels: int
+) -> None:
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((6, size, size + 1, 3), np.float32)
-    kernel = generator.standard_normal((kernel_size, kernel_size, 3, 5), np.float32)
+    images = generator.standard_normal((6, size, size + 1, channels), np.float32)
+    kernel = generator.standard_normal((kernel_size, kernel_size, channels, channels + 2), np.float32)
+    kernel /= np.sqrt(channels)
     settings = ((strides, strides), padding)
 
     def ours(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -296,12 +315,42 @@ def test_convolution_of_any_batch_and_lower_precision(batch: int, monkeypatch: p
     np.testing.assert_allclose(ours.astype(np.float32), exact, rtol=5e-3)
 
 
-def test_convolution_under_shard_map() -> None:
+@pytest.mark.parametrize("number", [1, 7, 12])
+def test_half_the_products_in_any_blocks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank images that fill the last block change nothing; without images there is nothing to sum."""
+    monkeypatch.setattr(_winograd, "_BLOCK_BYTES", 4 * (4 * 6 * 3 * 5 * 2 * 32))
+    images = np.random.default_rng(0).random((number, 5, 5, 32), np.float32)
+    kernel = np.random.default_rng(1).random((3, 3, 32, 32), np.float32)
+    assert _winograd.pays(images, kernel, (1, 1), ((1, 1), (1, 1)))
+
+    def loss(images: jax.Array, kernel: jax.Array, convolve: Any) -> jax.Array:
+        return jnp.sum(jnp.sin(0.1 * convolve(images, kernel, (1, 1), "SAME")))
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    ours = gradient(images, kernel, convolution.conv_general_dilated)
+    exact = gradient(images, kernel, convolution._xla)
+    chex.assert_trees_all_close(ours, exact, atol=1e-3, rtol=1e-4)
+    empty = gradient(images[:0], kernel, convolution.conv_general_dilated)
+    chex.assert_trees_all_equal(empty, (jnp.zeros(()), (jnp.zeros((0, 5, 5, 32)), jnp.zeros_like(kernel))))
+
+
+def test_half_the_products_beside_float64() -> None:
+    """Products of sums lose little: their error stays within a few times that of XLA's own sums."""
+    images = np.random.default_rng(0).standard_normal((2, 16, 16, 64), np.float32)
+    kernel = np.random.default_rng(1).standard_normal((3, 3, 64, 64), np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(images.astype(np.float64), (3, 3), axis=(1, 2))
+    exact = np.einsum("bhwcij,ijcn->bhwn", windows, kernel, optimize=True)
+    ours = convolution.conv_general_dilated(jnp.asarray(images), jnp.asarray(kernel), (1, 1), "VALID")
+    assert np.abs(ours - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("channels", [3, 32])
+def test_convolution_under_shard_map(channels: int) -> None:
     """The gradient of a kernel that all devices share is the sum of theirs."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((4, 6, 6, 3), np.float32)
-    kernel = generator.standard_normal((3, 3, 3, 2), np.float32)
+    images = generator.standard_normal((4, 6, 6, channels), np.float32)
+    kernel = generator.standard_normal((3, 3, channels, channels), np.float32) / np.float32(channels)
 
     def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(convolution.conv_general_dilated(images, kernel, (1, 1), "SAME")))
