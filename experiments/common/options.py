@@ -7,6 +7,7 @@ from sul_jax.cli.options import ConfigError as ConfigError
 from sul_jax.cli.options import check_options as check_options
 from sul_jax.cli.options import command_line as command_line
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt
+from sul_jax.tracking import Service
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +32,5 @@ class RunOptions(CommandOptions):
 
     seeds: PositiveInt = 1
     """Number of seeds: seed, seed + 1, …"""
+    track: Service | None = None
+    """Where the numbers of metrics.jsonl go besides; `pip install 'sul_jax[tracking]'`."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from sul_jax.cli.workdir import make_workdir as make_workdir
 RESULTS = Path(__file__).parents[1] / "results"
 # Fields of a config that say where and how a run was made, not what it computed.
 _NOT_RECORDED = (
-    "workdir", "data_dir", "resume", "record", "seeds", "seed", "storage", "study", "save_as",
+    "workdir", "data_dir", "resume", "record", "seeds", "seed", "track", "storage", "study", "save_as",
 )  # fmt: skip
 
 Network = TypeVar("Network")
@@ -57,10 +56,10 @@ class Outcome(NamedTuple):
 
 
 class Workdir(workdir.Workdir):
-    """The folder of an experiment: that of any run, with `metrics.jsonl`, a file a seed, and records."""
+    """The folder of an experiment: that of any run, with a file a seed, and records."""
 
     _FILES = (
-        "metrics.jsonl", "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*", "errors.json",
+        "results.json", "seed*.json", "*.png", "checkpoints-*", "network-*", "errors.json",
     )  # fmt: skip
     _STATE = ("seed*.json", "checkpoints-*", "network-*")
 
@@ -91,12 +90,8 @@ class Workdir(workdir.Workdir):
             state=self._STATE,
             resume=config.resume,
             may_differ=may_differ,
+            track=getattr(config, "track", None),
         )
-
-    def log(self, **values: Any) -> None:
-        """Appends a line to `metrics.jsonl`."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
 
     def finished(self, seed: int) -> dict[str, Any] | None:
         """`metrics` and `seconds` of a seed that an earlier run of this configuration has finished."""

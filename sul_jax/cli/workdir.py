@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import filelock
 import numpy as np
 
 from sul_jax._files import read_json, write_json
 from sul_jax.cli.options import ConfigError
+from sul_jax.tracking import Service, Tracker
 
 
 def identity(images: np.ndarray) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def make_workdir(path: Path) -> None:
 
 
 class Workdir:
-    """The folder of a run: `config.json`, `results.json`, and whatever the program writes.
+    """The folder of a run: `config.json`, `metrics.jsonl`, `results.json`, and whatever the program writes.
 
     A context manager that holds a lock on the folder and at its end writes `results.json`. A new run in a
     folder that holds an earlier one, or what is left of one, sets that aside in `previous-…`; nothing is
@@ -60,6 +61,7 @@ class Workdir:
         state: Sequence[str],
         resume: bool,
         may_differ: Sequence[str],
+        track: Service | None = None,
     ):
         """Opens the folder.
 
@@ -72,12 +74,14 @@ class Workdir:
             knows of what: it is set aside too.
           resume: go on with the run in the folder, of the same program, options and data.
           may_differ: names in `about` that need not be the same on resume.
+          track: a service that gets the lines of `metrics.jsonl` as well.
 
         Raises:
           ConfigError: the folder cannot be written, is in use, holds something else, or `resume` finds a
             run of another configuration.
+          ValueError: the service's package is not installed.
         """
-        self.path, self._files = path, files
+        self.path, self._files = path, (*files, "metrics.jsonl", *get_args(Service))
         self.results: list[dict[str, Any]] = []
         # Through JSON, so that it compares equal to what is read back.
         self.described: dict[str, Any] = json.loads(json.dumps({"experiment": program, **about}))
@@ -98,6 +102,7 @@ class Workdir:
                     self._set_aside()
             self._sweep()
             write_json(stored, self.described)
+            self._tracker = None if track is None else Tracker(track, path / track, about=self.described)
         except BaseException:
             self._lock.release()
             raise
@@ -108,7 +113,17 @@ class Workdir:
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         if kind is None:
             write_json(self.path / "results.json", self.results)
+        if self._tracker is not None:
+            self._tracker.close()
         self._lock.release()
+
+    def log(self, **values: Any) -> None:
+        """Appends a line to `metrics.jsonl`; `step` is the number of steps done, `seed` or `seeds` whose."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._tracker is not None:
+            seed, step = values.pop("seed", values.pop("seeds", None)), values.pop("step", None)
+            self._tracker.log({f"seed{seed}/{name}": value for name, value in values.items()}, step=step)
 
     def _read(self, stored: Path, program: str) -> dict[str, Any]:
         try:

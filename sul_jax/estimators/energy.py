@@ -20,6 +20,8 @@ from sul_jax.seeds import of_seed, over_seeds, stacked
 
 # Images that whitening is learned from, and bytes of them at most.
 _WHITENED_FROM, _WHITENED_BYTES = 2048, 2**30
+# Minibatches of few images: with half of them digits cluster four to seven points worse.
+_LEAST_STEPS = 40
 # Components of the codes kept where they are whitened.
 _CODE_COMPONENTS = 20
 
@@ -34,13 +36,15 @@ class EnergyClustering(ImageClustering):
       architecture: a name in `energy.ARCHITECTURES` or an `EnergyArchitecture`, for images of `image_size`.
       image_shape: height, width and perhaps channels of images given as rows, which need it.
       image_size: side to which images are resized.
-      batch_size: images in a minibatch.
-      max_steps: minibatches that each layer learns from, at most; the paper takes 118 of 512.
+      batch_size: images in a minibatch. Every subspace of the last layer wants hundreds of patches a step:
+        fewer images cost much accuracy (of 4,000 digits of MNIST, 40 steps of 128 cluster 80 %, of 512 93 %).
+      max_steps: minibatches that each layer learns from, at most: one pass, and 40 at least. The paper takes
+        118 of 512.
       code_power: power of the pooled codes before clustering.
       code_whitening: if positive, codes are normalised and their 20 leading components divided by their
-        variance to this power, at most 0.5. Of what helped on MNIST's training images, 0.2 is a cautious
-        value; README says what was tried.
-      cluster_by: `"k_means"`, as in the paper, or `"k_subspaces"`, its own local rule on codes of unit norm.
+        variance to this power, at most 0.5. 0, as in the paper, leaves them as they are.
+      cluster_by: `"k_means"`, as in the paper, or `"k_subspaces"`, its own local rule on codes of unit norm,
+        which finds digits better (of those 4,000, 96 %) and clothes no better.
       cluster_rank: rank of the subspaces of that rule, one for each cluster.
       random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
@@ -68,10 +72,10 @@ class EnergyClustering(ImageClustering):
         architecture: str | energy.EnergyArchitecture = "3layer",
         image_shape: tuple[int, ...] | None = None,
         image_size: int = 28,
-        batch_size: int = 128,
+        batch_size: int = 512,
         max_steps: int = 120,
         code_power: float = 1.0,
-        code_whitening: float = 0.2,
+        code_whitening: float = 0.0,
         cluster_by: Literal["k_means", "k_subspaces"] = "k_means",
         cluster_rank: int = 3,
         random_state: Any = None,
@@ -118,10 +122,7 @@ class EnergyClustering(ImageClustering):
         most = _WHITENED_BYTES // (4 * self.image_size**2 * self.image_shape_[2])
         some = _learning.orders(keys[-1], number, max(1, min(_WHITENED_FROM, most)), 1)[0]
         whitened = _learn_whitening(architecture, images.take(some))
-        # One pass; three where images are few.
-        steps = min(
-            self.max_steps, max(-(-number // self.batch_size), min(40, -(-3 * number // self.batch_size)))
-        )
+        steps = min(self.max_steps, max(-(-number // self.batch_size), _LEAST_STEPS))
 
         def plan(layer: int) -> training.LayerTraining:
             chosen = _learning.orders(_learning.folded(keys[layer], 0), number, self.batch_size, steps)
