@@ -1,11 +1,14 @@
 """The documentation: python -m sphinx -W --keep-going docs build/docs, with the extra `docs`."""
 
+import os
+import shutil
 import tomllib
 from pathlib import Path
 
 import sul_jax
 
-_PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+_ROOT = Path(__file__).parents[1]
+_PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
 
 project = "sul_jax"
 author = _PROJECT["authors"][0]["name"]
@@ -17,10 +20,18 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
-    "myst_parser",
+    "myst_nb",  # with MyST's Markdown
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
+
+# Notebooks are kept without outputs. SUL_JAX_DOCS_RUN=1 runs them for their pages, half an hour on two cores; else the
+# pages show the code alone. SUL_JAX_QUICK=1 shortens their trainings.
+shutil.copytree(_ROOT / "notebooks", Path(__file__).parent / "notebooks", dirs_exist_ok=True)
+nb_execution_mode = "force" if os.environ.get("SUL_JAX_DOCS_RUN") else "off"
+nb_execution_timeout = 1800
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 # Docstrings write names as `name` and options as **options.
 default_role = "code"
