@@ -25,8 +25,8 @@ extensions = [
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
-# Notebooks are kept without outputs. SUL_JAX_DOCS_RUN=1 runs them for their pages, half an hour on two cores; else the
-# pages show the code alone. SUL_JAX_QUICK=1 shortens their trainings.
+# Notebooks are kept without outputs. SUL_JAX_DOCS_RUN=1 runs them for their pages, which takes half an hour
+# on two cores; otherwise the pages show the code alone. SUL_JAX_QUICK=1 shortens the trainings.
 shutil.copytree(_ROOT / "notebooks", Path(__file__).parent / "notebooks", dirs_exist_ok=True)
 nb_execution_mode = "force" if os.environ.get("SUL_JAX_DOCS_RUN") else "off"
 nb_execution_timeout = 1800

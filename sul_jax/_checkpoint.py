@@ -16,6 +16,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from sul_jax._files import first_line, read_json, write_json
+from sul_jax._parallel import wait_for_all
 
 _CHECKSUMS = "checksums.json"
 # What Orbax needs beside the arrays themselves.
@@ -37,7 +38,8 @@ def local(path: str | os.PathLike[str]) -> Path:
 def save(folder: Path, tree: Any, about: dict[str, Any] | None = None) -> None:
     """Writes a tree of arrays; whatever is in the folder is replaced.
 
-    An interruption is raised when all is written: Orbax's threads would go on, and fail, without us.
+    An interruption is raised when all is written: Orbax's threads would go on, and fail, without us. Of
+    several processes all must call it, with the same folder; the first one writes.
 
     Args:
       folder: absolute; it appears when it is complete.
@@ -71,26 +73,38 @@ def _uninterrupted() -> Iterator[None]:
 
 def _save(folder: Path, tree: Any, about: dict[str, Any] | None) -> None:
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    first = jax.process_index() == 0
+    tree = jax.tree.map(_storable, tree)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + _SPARE_BYTES
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear(new)  # of a process that was killed
-        # Numbers become arrays, which Orbax reads back as what they were.
-        tree = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), tree)
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + _SPARE_BYTES
-        # Orbax's own words for a full disk are hundreds of lines, some of them printed at exit.
-        if (free := shutil.disk_usage(folder.parent).free) < needed:
-            raise OSError(f"{needed / 2**20:.0f} MiB are needed, the disk has {free / 2**20:.0f} left")
+        if first:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _clear(new)  # of a process that was killed
+            # Orbax's own words for a full disk are hundreds of lines, some of them printed at exit.
+            if (free := shutil.disk_usage(folder.parent).free) < needed:
+                raise OSError(f"{needed / 2**20:.0f} MiB are needed, the disk has {free / 2**20:.0f} left")
+        wait_for_all()
         ocp.save(new, tree, custom_metadata=about)
-        write_json(new / _CHECKSUMS, _checksums(new))
+        if first:
+            write_json(new / _CHECKSUMS, _checksums(new))
     except Exception as error:  # of Orbax and TensorStore, of several types
         _clear(new)
         raise OSError(f"{str(folder)!r} cannot be written: {_in_a_line(error)}") from None
-    # There is a whole checkpoint on disk at every moment.
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if first:
+        # There is a whole checkpoint on disk at every moment.
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    wait_for_all()
+
+
+def _storable(leaf: Any) -> Any:
+    """Numbers become arrays, which Orbax reads back as what they were; so does what one process holds."""
+    if isinstance(leaf, jax.Array) and (jax.process_count() == 1 or not leaf.is_fully_addressable):
+        return leaf
+    return np.asarray(leaf)
 
 
 def _clear(new: Path) -> None:
@@ -114,7 +128,7 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Any:
-    """The tree of arrays, on the first device.
+    """The tree of arrays, on this process's first device.
 
     Raises:
       ValueError: no checkpoint, or not as it was written.
@@ -125,7 +139,7 @@ def load(folder: Path) -> Any:
 def read(folder: Path) -> tuple[dict[str, Any], Any]:
     """`about` and `load` at once: the folder's checksums are taken once."""
     stored = _metadata(folder)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         stored.metadata,

@@ -35,6 +35,11 @@ def gathered(values: Tree) -> Tree:
     return jax.tree.map(of_all, values)
 
 
+def wait_for_all() -> None:
+    """Until every process of `jax.distributed` has come as far."""
+    gathered(np.zeros(1, np.float32))
+
+
 def own_part(values: Tree, axis_name: str | None, *, batch_axis: int = 0) -> Tree:
     """This shard's part of arrays that every shard holds whole, cut along their axis of the batch."""
     if axis_name is None:

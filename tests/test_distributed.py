@@ -1,5 +1,6 @@
 """Two processes on this machine give the single-process result; factorisations end on several devices."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from sul_jax import energy, k_means
+from sul_jax.cli import cluster
 from sul_jax.estimators import KMeans
 
 PROGRAM = """
@@ -101,6 +103,86 @@ def test_two_processes(tmp_path: Path) -> None:
         model = KMeans(4, random_state=0).fit(blobs, sample_weight=np.arange(400) % 3)
         assert adjusted_rand_score(found["labels"], model.labels_) == 1
         np.testing.assert_allclose(found["inertia"], model.inertia_, rtol=1e-4)
+
+
+# As from the command line, but the process number `dying` is killed in its second fit.
+COMMAND = """
+import os, signal, sys
+dying = int(sys.argv.pop(1))
+from sul_jax import cli
+from sul_jax.estimators import KMeans
+fit, fits = KMeans.fit, []
+def counted(self, *given, **options):
+    fits.append(self)
+    if len(fits) == 2 and os.environ["JAX_PROCESS_ID"] == str(dying):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fit(self, *given, **options)
+KMeans.fit = counted
+cli.main()
+"""
+
+
+def _together(number: int, words: list[str], dying: int = -1) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of processes that run `sul-jax` together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(number)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(dying), *words, "--distributed"],
+            env={**os.environ, **meeting, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(number)
+    ]  # fmt: skip
+    try:
+        said = [worker.communicate(timeout=180) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [(worker.returncode, *two) for worker, two in zip(workers, said, strict=True)]
+
+
+def test_the_command_in_several_processes(tmp_path: Path) -> None:
+    """Where one dies, all end with a line; with --resume they go on to what a single process gives."""
+    (tmp_path / "shards").mkdir()
+    points = np.float32(make_blobs(200, 6, centers=5, random_state=0)[0])
+    for number, part in enumerate(np.array_split(points, 4)):
+        np.save(tmp_path / "shards" / f"{number}.npy", part)
+    workdir = tmp_path / "run"
+    given = ["--embeddings", str(tmp_path / "shards"), "--num-clusters", "5", "--seeds", "2"]
+    words = ["cluster", *given, "--metric", "euclidean", "--workdir", str(workdir)]
+
+    ended = _together(3, words, dying=2)
+    assert [status for status, _, _ in ended] == [2, 2, -9], ended
+    for index, (_, _, errors) in enumerate(ended[:2]):
+        lines = [line for line in errors.splitlines() if line.startswith("error")]
+        assert lines == [
+            f"error: process {index}: another process of the run has ended; start them again, with --resume"
+        ]
+    assert (workdir / "network-seed0-5").is_dir()
+    assert not (workdir / "clusters.csv").exists()
+
+    ended = _together(3, [*words, "--resume"])
+    assert [status for status, _, _ in ended] == [0, 0, 0], ended
+    assert "report:" in ended[0][1]
+    assert "report:" not in ended[1][1]
+    assert "seed 0:" not in ended[0][1]
+    found = np.genfromtxt(workdir / "clusters.csv", delimiter=",", skip_header=1)[:, 1]
+    assert adjusted_rand_score(found, KMeans(5, random_state=0).fit_predict(points)) == 1
+
+
+def test_processes_that_cannot_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "mine.npy", np.ones((9, 4), np.float32))
+    options = {"num_clusters": (2,), "workdir": tmp_path / "run", "distributed": True}
+    with pytest.raises(ValueError, match="distributed shares vectors among processes: give --embeddings"):
+        cluster.run(cluster.Config(tmp_path, **options))
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(
+        ValueError, match="distributed needs a launcher .*: JAX_NUM_PROCESSES='two' is not a n"
+    ):
+        cluster.run(cluster.Config(embeddings=tmp_path / "mine.npy", **options))
 
 
 FACTORISATIONS = """

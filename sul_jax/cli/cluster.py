@@ -18,6 +18,7 @@ shards, of any number: they are read in chunks. Pictures are then only shown. An
 a table) may hold `names`, the files of the pictures, and `labels` beside its `embeddings`.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,7 @@ import tyro
 
 from sul_jax import __version__, metrics
 from sul_jax._files import atomic_path, write_json
-from sul_jax.cli import embeddings
+from sul_jax.cli import embeddings, processes
 from sul_jax.cli import report as page
 from sul_jax.cli.duplicates import MOST, near_duplicates, write_pairs
 from sul_jax.cli.images import Images, read, readable, summary
@@ -86,6 +87,9 @@ class Config:
     a cluster is called by the word nearest to it."""
     copy_to: Path | None = None
     """A new folder for links to the pictures, or copies where links cannot be made, one folder a cluster."""
+    distributed: bool = False
+    """Be one of several processes, started by srun, mpirun or alike, that share the embeddings. All are given
+    the same files and the same workdir; each reads its part of the vectors, and the first one writes."""
     resume: bool = False
     """Go on with an interrupted run: what was learned is read, not learned again."""
 
@@ -153,7 +157,13 @@ def run(config: Config) -> Report:
       ...
       2
     """
-    config, began = _checked(config), time.perf_counter()
+    config = _checked(config)
+    with processes.together() if config.distributed else contextlib.nullcontext():
+        return _run(config) if processes.is_first() else _help(config)
+
+
+def _run(config: Config) -> Report:
+    began = time.perf_counter()
     make_workdir(config.workdir)  # before anything takes time
     _refuse_what_is_not_ours(config.workdir)
     subject = _of_pictures(config) if config.embeddings is None else _of_embeddings(config)
@@ -169,6 +179,16 @@ def run(config: Config) -> Report:
         left_out = {"num_images": len(subject.images.names), "left_out": len(subject.images.left_out)}
         workdir.results.append(numbers | left_out | report.scores | baseline)
     _print(config, report)
+    return report
+
+
+def _help(config: Config) -> Report:
+    """What a process does that is not the first: all that takes all of them."""
+    subject = _of_embeddings(config)
+    config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, subject))
+    report, fit, _ = _judge(subject.images, subject.learn(config))
+    subject.places(fit)
+    fit.model.save(config.workdir / "model")
     return report
 
 
@@ -260,6 +280,8 @@ def _checked(config: Config) -> Config:
             raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another")
     if config.images is None and config.embeddings is None:
         raise ConfigError("images is needed: a folder of pictures, or --embeddings")
+    if config.distributed and config.embeddings is None:
+        raise ConfigError("distributed shares vectors among processes: give --embeddings")
     if config.words is not None and config.embeddings is None:
         raise ConfigError("words are compared with embeddings: give --embeddings too")
     if config.copy_to is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.preprocessing import normalize
 
 from sul_jax import estimators, vectors
+from sul_jax.cli import processes
 from sul_jax.cli.duplicates import MOST
 from sul_jax.cli.images import Images, find, of_folders, of_values, readable
 from sul_jax.cli.listing import Places
@@ -115,20 +116,24 @@ def learn(folder: Path, models: Sequence[tuple[int, Any]], given: Embeddings) ->
     fits = []
     for seed, model in models:
         path = folder / f"network-seed{seed}-{model.n_clusters}"
-        if path.exists():
-            stored = estimators.load(path)
-            if repr(stored) != repr(model) or len(stored.labels_) != len(given.source):
-                raise ConfigError(f"{str(path)!r} is not of this run; remove it, or give another --workdir")
-            model = stored
-        else:
+        stored = _stored(path, model, given) if processes.of_first(path.exists()) else None
+        if stored is None:
             print(f"seed {seed}: {model.n_clusters} clusters")
             try:
-                model.fit(given.paths)
+                model.set_params(verbose=processes.is_first()).fit(given.paths)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
             model.save(path)
-        fits.append(Fit(seed, model, None))
+        fits.append(Fit(seed, model if stored is None else stored, None))
     return fits
+
+
+def _stored(path: Path, model: Any, given: Embeddings) -> Any:
+    """The model of an earlier run, which must have been like this one."""
+    stored = estimators.load(path)
+    if repr(stored) != repr(model) or len(stored.labels_) != len(given.source):
+        raise ConfigError(f"{str(path)!r} is not of this run; remove it, or give another --workdir")
+    return stored
 
 
 def identity(given: Embeddings) -> dict[str, Any]:
