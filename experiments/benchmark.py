@@ -292,7 +292,7 @@ def k_means_tables(config: Config, timed: Timed) -> str:
     dataset = data.load(config.dataset, config.data_dir)
     images = dataset.test_images
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    network = EnergyClustering(10, architecture="1layer", max_steps=10, code_whitening=0, random_state=0)
+    network = EnergyClustering(10, architecture="1layer", batch_size=128, max_steps=10, random_state=0)
     what = f"of {len(images)} test images of {dataset.name}"
     tables = {"pixels": pixels, "one layer's codes": network.fit_transform(images)}
     return "\n\n".join(_k_means_table(f"{name} {what}", x, timed) for name, x in tables.items())

@@ -13,7 +13,7 @@ from sul_jax.nn import backbones
 def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backbones.RESNET_BLOCKS, 18, (1,))
     monkeypatch.setattr(benchmark, "matmul_rate", cache(benchmark.matmul_rate))
-    np.savez(tmp_path / "some.npz", images=load_digits().images[:100] / 16)
+    np.savez(tmp_path / "some.npz", images=load_digits().images[:20] / 16)
     text = benchmark.run(
         Config(
             dataset=str(tmp_path / "some.npz"),

@@ -25,6 +25,13 @@ from sklearn.datasets import load_digits
 from sul_jax import cli, estimators
 from sul_jax.cli import assign, cluster, figures, images, networks, pictures
 from sul_jax.cli.cluster import Config
+from sul_jax.estimators import energy
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energy layers learn a few minibatches from the few pictures."""
+    monkeypatch.setattr(energy, "_LEAST_STEPS", 2)
 
 
 @pytest.fixture(scope="module")

@@ -223,10 +223,10 @@ def test_all_terms_count_once_by_default() -> None:
     tcr = np.asarray(TCR(views, eps_squared=0.1))
     mean = mean_of(views)
     rate = np.asarray(RATE(mean, eps_squared=0.1))
-    np.testing.assert_allclose(tcr, -rate - np.asarray(SIMILARITY(views)), rtol=1e-5)
+    np.testing.assert_allclose(tcr, -rate - np.asarray(SIMILARITY(views)), rtol=1e-5, atol=1e-5)
     compressed = OF_CLASSES(mean, memberships.mean(0), eps_squared=0.1)
     nmce = NMCE(views, memberships, eps_squared=0.1)
-    np.testing.assert_allclose(nmce, tcr + np.asarray(compressed), rtol=1e-5)
+    np.testing.assert_allclose(nmce, tcr + np.asarray(compressed), rtol=1e-5, atol=1e-5)
 
 
 def naive_length(z: np.ndarray, labels: np.ndarray, eps_squared: float) -> float:

@@ -62,7 +62,7 @@ class EnergyClustering(ImageClustering):
       >>> images = np.random.default_rng(0).random((30, 12, 12))
       >>> model = EnergyClustering(3, architecture=small, image_size=12, max_steps=3, random_state=0)
       >>> model.fit(images).transform(images[:2]).shape
-      (2, 20)
+      (2, 32)
     """
 
     def __init__(
