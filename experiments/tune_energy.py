@@ -17,6 +17,7 @@ fixes only the proposals of the worker that began the study, up to its first bre
 """
 
 import contextlib
+import functools
 import gc
 import json
 import time
@@ -342,23 +343,27 @@ def _judge(search: Search, trial: optuna.Trial) -> float:
         raise optuna.TrialPruned(reason) from None
 
 
-@contextlib.contextmanager
-def _timed(trial: optuna.Trial) -> Iterator[None]:
-    """Notes what a trial takes, and how much of it jax spends tracing, lowering and compiling."""
-    compiling = 0.0
+@functools.cache
+def _compiling() -> list[float]:
+    """Seconds that jax spends tracing, lowering and compiling, from the first call on: a list of one."""
+    total = [0.0]
 
     def add(event: str, duration_secs: float, **_: str | int) -> None:
-        nonlocal compiling
-        compiling += duration_secs if event in _COMPILE_EVENTS else 0
+        total[0] += duration_secs if event in _COMPILE_EVENTS else 0
 
-    jax.monitoring.register_event_duration_secs_listener(add)
-    began = time.perf_counter()
+    jax.monitoring.register_event_duration_secs_listener(add)  # jax 0.7 has no way to take it back
+    return total
+
+
+@contextlib.contextmanager
+def _timed(trial: optuna.Trial) -> Iterator[None]:
+    """Notes what a trial takes, and how much of it is compiling."""
+    began, (before,) = time.perf_counter(), _compiling()
     try:
         yield
     finally:
-        jax.monitoring.unregister_event_duration_listener(add)
         trial.set_user_attr("seconds", time.perf_counter() - began)
-        trial.set_user_attr("compile_seconds", compiling)
+        trial.set_user_attr("compile_seconds", _compiling()[0] - before)
 
 
 def _objective(trial: optuna.Trial, search: Search) -> float:
