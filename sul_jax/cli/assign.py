@@ -4,8 +4,8 @@
     sul-jax assign runs/cluster NEW.npy
     sul-jax assign runs/cluster/network-seed1-10 NEW --output of_seed_1.csv
 
-The images are read as those that were learned from: the same size, and the same scale for pictures of more
-than 8 bits. Writes file, cluster, distance and margin of each. A model file is data, not code.
+The images are read like those of the training: the same size, and the same scale for pictures of more than 8
+bits. Writes the file, cluster, distance and margin of each image. A model file is data, not code.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class Config:
     """The folder of a run of `sul-jax cluster`, or a network in it."""
     images: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="NEW")]]
     """Folder of pictures, or an .npz file with `images`; for a model of embeddings, a file or folder of
-    those."""
+    embeddings."""
     output: Path = Path("assigned.csv")
-    """The table that is written; an earlier one is replaced."""
+    """The table to write; an earlier one is replaced."""
 
 
 class Assigned(NamedTuple):
