@@ -455,13 +455,15 @@ def _check(config: Config) -> None:
         if getattr(config, option) != getattr(Config(), option):
             raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
         if option == "transformations" and config.supervision == "parents":
-            raise ConfigError("sweep='transformations' needs supervision='pseudo': parents are not turned")
+            raise ConfigError("sweep='transformations' needs supervision='pseudo': parents turns no image")
     if isinstance(numbers, str):
         if numbers not in get_args(Other):
-            raise ConfigError(f"transformations={numbers!r} is not accepted: {', '.join(get_args(Other))}")
+            raise ConfigError(
+                f"transformations={numbers!r} is unknown; accepted: {', '.join(get_args(Other))}"
+            )
         return
     if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(_ALL):
-        raise ConfigError(f"transformations={numbers} is not accepted: different numbers from 1 to 8")
+        raise ConfigError(f"transformations={numbers} is not accepted: give different numbers from 1 to 8")
 
 
 main = partial(command_line, run, Config, description=__doc__)

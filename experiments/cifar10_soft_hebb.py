@@ -90,7 +90,7 @@ def run(config: Config) -> list[SeedResult[SoftHebbNet]]:
     """
     check_options(config)
     if not 1 <= len(config.num_units) <= len(soft_hebb.CIFAR10):
-        raise ConfigError(f"num_units={config.num_units} is not accepted: it must be of one to three layers")
+        raise ConfigError(f"num_units={config.num_units} is not accepted: it must have one to three layers")
     dataset = data.load(config.dataset, config.data_dir, auto=("cifar10", "digits"))
     images, splits, num_classes = data.split(dataset, config.num_train, config.num_test)
     if not splits:

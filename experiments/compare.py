@@ -80,14 +80,14 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
         if method not in [first + second for first in available for second in behind]:
             hint = "; umap needs the package umap-learn" if method == UMAP else ""
             raise ConfigError(
-                f"methods: {method!r} is not one of {', '.join(available)}, perhaps with one of "
+                f"methods: {method!r} is not one of {', '.join(available)}, alone or with one of "
                 f"{', '.join(behind[1:])}{hint}"
             )
     dataset = data.load(config.dataset, config.data_dir)
     test = dataset.test[: config.num_images]
     images, labels = test.images, test.labels
     if labels is None:
-        raise ConfigError(f"dataset={config.dataset!r} has no labels to compare by")
+        raise ConfigError(f"dataset={config.dataset!r} has no labels to compare with")
     classes = len(np.unique(labels))
     config = dataclasses.replace(config, dataset=dataset.name, methods=config.methods or tuple(available))
     print(f"{dataset.name}: {len(images)} images ({dataset.source})")

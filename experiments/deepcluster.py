@@ -183,7 +183,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     if config.sweep is not None:
         return _sweep(config, splits)
     if config.sweep_values is not None:
-        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or halt")
+        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep='clusters' or sweep='halt'")
     filled = fill_in(config, splits)
     _check_sizes(filled, splits)
     told_apart = identity(dataset.train_images[: config.num_train])

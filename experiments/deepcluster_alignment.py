@@ -82,7 +82,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
     if config.sweep is not None:
         return _sweep(config, dataset, train)
     if config.sweep_values is not None:
-        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or components")
+        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep='clusters' or sweep='components'")
     filled = fill_in(config, dataset)
     common.check_network(filled, train)
     paper = _paper(filled, dataset)

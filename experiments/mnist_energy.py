@@ -181,7 +181,7 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=EVALUATION) as workdir:
         number = len(test.images)
         if searched:
-            print(f"tested on the {number} images whose labels the search for the network did not see")
+            print(f"tested on the {number} images whose labels the search of this network did not see")
         return run_seeds(
             workdir,
             partial(_learned, filled, workdir, train, test),

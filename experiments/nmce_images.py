@@ -468,9 +468,11 @@ def _splits(dataset: data.Dataset, config: Config) -> Splits:
 def _check(config: Config) -> None:
     embeddings.check(config)
     if config.features_from is not None and (config.stage == 1 or config.sweep or config.judge_features):
-        raise ConfigError("features_from has no part in stage 1, which sweep and judge_features are about")
+        raise ConfigError(
+            "features_from is not accepted with stage=1, sweep or judge_features: it skips stage 1"
+        )
     if len(set(config.sweep)) < len(config.sweep):
-        raise ConfigError(f"sweep={config.sweep} is not accepted: different weights")
+        raise ConfigError(f"sweep={config.sweep} is not accepted: give different weights")
 
 
 main = partial(command_line, run, Config, description=__doc__)

@@ -91,7 +91,7 @@ def run(config: Config) -> list[Task]:
         if _finished(task, config.workdir):
             write_pages()
         else:
-            print(f"{task.command} failed; going on with the others", file=sys.stderr)
+            print(f"{task.command} failed; continuing with the others", file=sys.stderr)
     left = plan(config.paper)
     print("\n" + _described(left))
     return left

@@ -237,7 +237,9 @@ def _share_compiled_programs() -> None:
 def _prepare(config: Config, dataset: data.Dataset) -> Search:
     """The defaults that depend on the data, and the images and labels that trials use."""
     if dataset.train_labels is None:
-        raise ConfigError(f"dataset={config.dataset!r} has no labels, which the search needs for some images")
+        raise ConfigError(
+            f"dataset={config.dataset!r} has no labels, but the search needs labels for some images"
+        )
     available = len(dataset.train_images)
     if dataset.is_one_set:
         available //= 2  # the other half is for the test
@@ -251,8 +253,8 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
     check_integer("num_labels", num_labels, low=classes, high=number, why=": some of each class")
     if classes < every:
         raise ConfigError(
-            f"dataset={config.dataset!r}: the first {available} of its images hold {classes} of the "
-            f"{every} classes; shuffle them, the other half is for the test"
+            f"dataset={config.dataset!r}: its first {available} images hold only {classes} of the "
+            f"{every} classes; shuffle them (the other half is for the test)"
         )
     order = np.random.default_rng(config.seed).permutation(available)[: number // batch_size * batch_size]
     num_labels = min(num_labels, len(order))  # those of whole minibatches
@@ -307,7 +309,7 @@ def _search(study: optuna.Study, search: Search) -> None:
             if len(begun) >= _MAX_NOT_BEGUN and not any(begun[-_MAX_NOT_BEGUN:]):
                 last = own[-1]["reason"]
                 raise ConfigError(
-                    f"{_MAX_NOT_BEGUN} proposals in a row could not be begun (the last: {last}); raise "
+                    f"{_MAX_NOT_BEGUN} proposals in a row could not be started (the last: {last}); raise "
                     "--max-mflop or --memory-gib"
                 )
             if begun[-1] and sum(begun) % _FORGET_AFTER == 0:
@@ -495,7 +497,9 @@ def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyA
         if search.cost(architecture)[1] <= config.memory_gib:
             best.append((trial.value, trial.number, architecture))
     if not best:
-        raise ConfigError("no trial that fits was finished; raise --trials, --max-mflop or --memory-gib")
+        raise ConfigError(
+            "no trial within the limits was finished; raise --trials, --max-mflop or --memory-gib"
+        )
     return best[: config.finalists]
 
 
@@ -534,7 +538,7 @@ def _study_cost(study: optuna.Study) -> dict[str, float]:
     print(
         f"{costs['trials']} trials in {seconds:.0f} s, {costs['trials_per_hour']:.0f} an hour of a worker, "
         f"{costs['trials_to_their_end']} of them to their end; {costs['compiling_percent']:.0f} % of the "
-        f"time compiling; {sum('error_first' not in a for a in every)} proposals were not begun"
+        f"time compiling; {sum('error_first' not in a for a in every)} proposals were not started"
     )
     return costs
 

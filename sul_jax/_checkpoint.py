@@ -30,7 +30,7 @@ def local(path: str | os.PathLike[str]) -> Path:
       ValueError: it is on no local disk.
     """
     if "://" in os.fspath(path):
-        raise ValueError(f"path={os.fspath(path)!r} is not accepted: name a folder on a local disk")
+        raise ValueError(f"path={os.fspath(path)!r} is not accepted: it must be a folder on a local disk")
     return Path(path).resolve()
 
 
@@ -79,7 +79,9 @@ def _save(folder: Path, tree: Any, about: dict[str, Any] | None) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + _SPARE_BYTES
         # Orbax's own words for a full disk are hundreds of lines, some of them printed at exit.
         if (free := shutil.disk_usage(folder.parent).free) < needed:
-            raise OSError(f"{needed / 2**20:.0f} MiB are needed, the disk has {free / 2**20:.0f} left")
+            raise OSError(
+                f"{needed / 2**20:.0f} MiB are needed, but the disk has {free / 2**20:.0f} MiB left"
+            )
         ocp.save(new, tree, custom_metadata=about)
         write_json(new / _CHECKSUMS, _checksums(new))
     except Exception as error:  # of Orbax and TensorStore, of several types
@@ -144,7 +146,7 @@ def _metadata(folder: Path) -> Any:
     written, there = read_json(folder / _CHECKSUMS), _checksums(folder)
     if damaged := sorted(name for name in written if written[name] != there.get(name)):
         raise ValueError(
-            f"path={str(folder)!r} is damaged: {damaged[0]!r} is not what was written; remove the folder"
+            f"path={str(folder)!r} is damaged: {damaged[0]!r} is changed or missing; remove the folder"
         )
     return ocp.metadata(folder)
 

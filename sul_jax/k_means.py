@@ -233,7 +233,7 @@ def fit(
     )
     if is_known(result.inertia) and inertia[best] * share != result.inertia * scale * scale:
         warnings.warn(
-            f"the inertia is beyond {inputs.dtype} and given as {result.inertia}: scale the inputs",
+            f"the inertia is too large for {inputs.dtype} and given as {result.inertia}: scale the inputs",
             stacklevel=2,
         )
     return result
@@ -565,11 +565,11 @@ def _centred(exact: np.ndarray) -> tuple[Array, np.ndarray]:
     varies = spread > 1e-12 * largest  # else rounding alone
     if largest > limits.max or (varies and spread < limits.tiny):
         raise ValueError(
-            f"inputs go up to {largest:.3g} and vary by {spread:.3g}, beyond {limits.dtype}: scale them"
+            f"inputs go up to {largest:.3g} and vary by {spread:.3g}, outside {limits.dtype}: scale them"
         )
     if varies and spread < 1000 * limits.eps * largest:
         warnings.warn(
-            f"inputs vary by {spread:.3g} around {largest:.3g}, where {limits.dtype} goes in steps of "
+            f"inputs vary by {spread:.3g} around {largest:.3g}, where {limits.dtype} has steps of "
             f"{limits.eps * largest:.1g}: labels and inertia are right, centroids are rounded. Subtract a "
             "common offset first",
             stacklevel=3,

@@ -207,4 +207,4 @@ def _places(name: str, labels: np.ndarray) -> np.ndarray:
     try:
         return np.unique(labels, return_inverse=True)[1]
     except TypeError:
-        raise ValueError(f"{name} must be all numbers or all strings, got both or others") from None
+        raise ValueError(f"{name} must be all numbers or all strings, got a mix or other types") from None

@@ -239,7 +239,11 @@ def test_hebbian_features_tell_kinds_apart() -> None:
         (KMeans(9), np.ones((5, 2)), "n_clusters=9 is not accepted: it must be between 1 and 5, n_samples"),
         (KMeans(0), np.ones((5, 2)), "n_clusters=0"),
         (KMeans(2, metric="manhattan"), np.ones((5, 2)), "metric='manhattan' is not accepted"),
-        (KMeans(2, metric="cosine"), np.eye(4) * [1, 1, 0, 1], "X, row 2: norm 0; cosines need directions"),
+        (
+            KMeans(2, metric="cosine"),
+            np.eye(4) * [1, 1, 0, 1],
+            "X, row 2: norm 0; cosines need norms above 0",
+        ),
         (KMeans(2, n_init=0), np.ones((5, 2)), "n_init=0"),
         (KMeans(2, tol=-1), np.ones((5, 2)), "tol=-1"),
         (KSubspaces(2, rank=3), np.ones((5, 2)), "rank=3 .* X has 2 features"),

@@ -103,7 +103,7 @@ def check_swept(config: Any, option: str, values: tuple[int, ...], *, low: int) 
     if getattr(config, option) is not None:
         raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
     if not values or len(set(values)) < len(values) or min(values) < low:
-        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from {low} on")
+        raise ConfigError(f"sweep_values={values} is not accepted: give different numbers from {low} on")
 
 
 class Scale(NamedTuple):

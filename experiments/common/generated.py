@@ -219,4 +219,6 @@ def evaluate(embedded: Embedded, labels: np.ndarray) -> dict[str, float]:
 def _check(config: Config) -> None:
     check_options(config)
     if config.tcr_steps >= config.steps:
-        raise ConfigError(f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps to clusters")
+        raise ConfigError(
+            f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps for clusters"
+        )

@@ -187,6 +187,6 @@ def check(config: Config) -> None:
     """Raises `ConfigError` for options that do not go together or are out of range."""
     check_options(config)
     if config.powers and config.response == "relu":
-        raise ConfigError("powers have no part in plain responses (response='relu')")
+        raise ConfigError("powers is not accepted with response='relu': the twin has no power")
     if config.filters_from is not None and config.response == "relu":
-        raise ConfigError("filters_from has no part in what is trained end to end (response='relu')")
+        raise ConfigError("filters_from is not accepted with response='relu': the twin is trained end to end")

@@ -199,13 +199,13 @@ def read_idx(path: Path) -> np.ndarray:
             shape = struct.unpack(f">{axes}I", header)
             size = math.prod(shape)
             if size > _MOST:
-                raise DataError(f"{path} announces shape {shape}, more than {_MOST} values")
+                raise DataError(f"{path} has a header with shape {shape}, more than {_MOST} values")
             values = file.read(size + 1)  # one more shows that there are more
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error})") from None
     if len(values) != size:
         raise DataError(
-            f"{path} is truncated or corrupt: its header announces shape {shape}, "
+            f"{path} is truncated or corrupt: its header gives shape {shape}, "
             f"but {'more' if len(values) > size else len(values)} values follow"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)

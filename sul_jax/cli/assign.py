@@ -75,7 +75,7 @@ def run(config: Config) -> Assigned:
     pixels = _with_channels(images.pixels, channels)
     if pixels.shape[1:] != (height, width, channels):
         given, wanted = ("×".join(map(str, s)) for s in (pixels.shape[1:], model.image_shape_))
-        raise ConfigError(f"images of {given} do not fit the model, which learned from images of {wanted}")
+        raise ConfigError(f"images of {given} do not fit the model: it learned from images of {wanted}")
     print("\n".join(summary(_known(images, scale))))
     model.verbose = True
     labels, distances = model.assign(pixels)
@@ -122,7 +122,9 @@ def _refuse_what_is_not_ours(output: Path) -> None:
         return
     with open(output, encoding="utf-8", errors="replace") as file:
         if file.readline().strip() != ",".join(HEADER):
-            raise ConfigError(f"output={str(output)!r} is there and is something else; give another")
+            raise ConfigError(
+                f"output={str(output)!r} exists and is not a table of sul-jax assign; give another"
+            )
 
 
 def _known(images: Images, scale: Scale | None) -> Images:

@@ -178,7 +178,7 @@ def _of_pictures(config: Config) -> _Subject:
     assert config.images is not None
     path, method = config.images, config.method or "energy"
     if method in embeddings.METHODS:
-        raise ConfigError(f"method={method!r} clusters vectors: give --embeddings, or take pixels")
+        raise ConfigError(f"method={method!r} clusters vectors: give --embeddings, or use --method pixels")
     size = estimator(method, 2, 0, config.image_size).image_size
     images = read(path, size, without=config.workdir)
 
@@ -259,14 +259,14 @@ def _checked(config: Config) -> Config:
     check_options(config)
     for name in ("images", "embeddings"):
         if paths[name] is not None and config.workdir.resolve() == paths[name].resolve():
-            raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another")
+            raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another folder")
     if config.images is None and config.embeddings is None:
         raise ConfigError("images is needed: a folder of pictures, or --embeddings")
     if config.words is not None and config.embeddings is None:
-        raise ConfigError("words are compared with embeddings: give --embeddings too")
+        raise ConfigError("words need embeddings to compare with: give --embeddings too")
     if config.copy_to is not None:
         if config.images is None or not config.images.is_dir():
-            raise ConfigError("copy_to sorts the pictures of a folder: give the folder")
+            raise ConfigError("copy_to needs pictures: images must be their folder")
         check_place(config.copy_to, config.images, config.workdir)
         if not (config.resume and is_sorted(config.copy_to, config.workdir)):
             check_new(config.copy_to)
@@ -277,7 +277,7 @@ def _refuse_what_is_not_ours(workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         for name in _WRITTEN:
             if (workdir / name).exists():
-                raise ConfigError(f"workdir={str(workdir)!r} holds a {name} of something else")
+                raise ConfigError(f"workdir={str(workdir)!r} holds a {name} that this command did not write")
 
 
 def _opened(config: Config, subject: _Subject) -> Workdir:
@@ -301,7 +301,7 @@ def _numbers_of_clusters(config: Config, subject: _Subject) -> tuple[int, ...]:
         raise ConfigError("num_clusters is needed: there are no labels (sub-folders) to count")
     if len(numbers) > 1 and config.seeds == 1:
         raise ConfigError(
-            "several num_clusters are compared by how well seeds agree: seeds must be at least 2"
+            "several num_clusters are compared by how well the seeds agree: seeds must be at least 2"
         )
     number, what = _different(images, max(numbers))
     if number < max(numbers):
@@ -380,12 +380,12 @@ def _print(config: Config, report: Report) -> None:
     if len(report.agreement) > 1:
         rows = [[str(number), f"{value:.1f}"] for number, value in report.agreement.items()]
         print("\n" + format_table(["clusters", "agreement between seeds (ARI, %)"], rows))
-        print(f"taken: {report.num_clusters} clusters, on which the seeds agree best")
+        print(f"chosen: {report.num_clusters} clusters, on which the seeds agree best")
     elif report.agreement:
         print(f"agreement between seeds (ARI): {next(iter(report.agreement.values())):.1f} %")
     filled = len(np.unique(report.labels))
     if filled < report.num_clusters:
-        print(f"warning: of {report.num_clusters} clusters only {filled} have images")
+        print(f"warning: only {filled} of the {report.num_clusters} clusters have images")
     for name, value in report.scores.items():
         beside = f" (k-means on pixels: {report.baseline[name]:.2f} %)" if report.baseline else ""
         print(f"{name.replace('_', ' ')}: {value:.2f} %{beside}")
