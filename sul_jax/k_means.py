@@ -1,7 +1,7 @@
 """k-means: Lloyd's algorithm from k-means++ or random starts, best of several.
 
 All starts run side by side, so that one matrix product serves them all. Sums have a fixed order: the same key
-gives the same result, on another kind of device but for rounding.
+gives the same result, up to rounding on another kind of device.
 
 Numbers of any size that float32 holds are clustered alike. Outside jit, float64 vectors of the host (NumPy,
 lists) are centred before float32 rounds them: there a common offset costs no precision, however large.

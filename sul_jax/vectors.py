@@ -2,7 +2,7 @@
 
 Embeddings of many examples do not fit into memory. `read` takes an array, a memory map, a file (`.npy`,
 `.npz` or `.parquet`) or a folder of such files, its shards in the order of their names, and gives chunks of
-one size in float32, the next of which is read while one is worked on.
+one size in float32. The next chunk is read while the current one is processed.
 """
 
 import copy
