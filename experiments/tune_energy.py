@@ -248,8 +248,8 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
     batch_size = config.batch_size or min(128 if number < 10_000 else 512, number)
     every, classes = (len(np.unique(dataset.train_labels[:end])) for end in (None, available))
     num_labels = config.num_labels or number
-    check_integer("num_images", number, low=1, high=available, why=", the images there are to search on")
-    check_integer("batch_size", batch_size, low=1, high=number, why=", the training images")
+    check_integer("num_images", number, low=1, high=available, why=", the number of images to search on")
+    check_integer("batch_size", batch_size, low=1, high=number, why=", the number of training images")
     check_integer("num_labels", num_labels, low=classes, high=number, why=": some of each class")
     if classes < every:
         raise ConfigError(
@@ -476,7 +476,7 @@ def _finish(study: optuna.Study, search: Search) -> SearchResult:
         mean = float(np.mean(errors or [value]))
         learned.append((mean, number, value, errors, architecture))
         words = ", ".join(f"{error:.2f}" for error in errors)
-        tqdm.write(f"trial {number}: error {value:.2f} % in the search, from fresh seeds {words or 'none'}")
+        tqdm.write(f"trial {number}: error {value:.2f} % in the search, from new seeds {words or 'none'}")
     error, winner, *_, architecture = min(learned, key=lambda one: one[:2])
     print(f"\nthe best, with {error:.2f} %: {architecture}")
     about = {"trials": _num_begun(study), "trial": winner, "train_clustering_error": round(error, 4)}

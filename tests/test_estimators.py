@@ -191,12 +191,12 @@ def test_scales(fitted: str) -> None:
 @pytest.mark.parametrize("estimator", [ESTIMATORS[0], ESTIMATORS[3]], ids=lambda e: type(e).__name__)
 def test_fewer_clusters_than_asked(estimator: Any) -> None:
     images = np.repeat(np.random.default_rng(0).random((1, 8, 8)), 20, axis=0)
-    with pytest.warns(ConvergenceWarning, match="1 of the n_clusters=2 asked for were found") as found:
+    with pytest.warns(ConvergenceWarning, match="only 1 of n_clusters=2 clusters were found") as found:
         model = clone(estimator).fit(images)
     assert found[0].filename == __file__
     assert not model.labels_.any() or model.labels_.all()
     if not model.learns_clusters:
-        with pytest.warns(ConvergenceWarning, match="1 of the n_clusters=3"):
+        with pytest.warns(ConvergenceWarning, match="only 1 of n_clusters=3"):
             model.with_clusters(model.transform(images), 3)
 
 

@@ -269,7 +269,7 @@ def test_bad_weights_and_widths(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", x[:, :5])
     with pytest.raises(ValueError, match="X has 5 features, but KMeans is expecting 8 features as input"):
         model.predict(tmp_path)
-    with pytest.warns(ConvergenceWarning, match="1 of the n_clusters=2 asked for were found: vectors differ"):
+    with pytest.warns(ConvergenceWarning, match="only 1 of n_clusters=2 clusters were found: vectors differ"):
         KMeans(2, random_state=0).fit(np.ones((9, 3)))
 
 

@@ -269,8 +269,8 @@ def _fetch(name: str, patience: float) -> Path:
                 temporary.write_bytes(content)
         except (OSError, http.client.HTTPException) as error:
             raise NotFoundError(
-                f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA, which would "
-                f"hold {name}/{file}) and could not be fetched from {url}: {error}"
+                f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA; expected there: "
+                f"{name}/{file}) and could not be fetched from {url}: {error}"
             ) from None
     return folder
 

@@ -129,7 +129,7 @@ def _in_directory(name: str, file: str, directory: Path | None, content: str) ->
 
 def _not_found(name: str, missing: str) -> NotFoundError:
     where = "the data directory (--data-dir or SUL_JAX_DATA)"
-    return NotFoundError(f"{name} is not in {where}, which would hold {missing}")
+    return NotFoundError(f"{name} is not in {where}; expected there: {missing}")
 
 
 def _cifar10_strips(folder: Path) -> Arrays:

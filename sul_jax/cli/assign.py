@@ -131,7 +131,7 @@ def _known(images: Images, scale: Scale | None) -> Images:
     """Says where the scale of deep pictures is not the model's."""
     if scale is not None or images.scale is None:
         return images
-    note = "the model has seen no pictures of more than 8 bits: the scale is that of these"
+    note = "the model has seen no pictures of more than 8 bits: the new ones give the scale"
     return images._replace(notes=[*images.notes, note])
 
 

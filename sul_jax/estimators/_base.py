@@ -189,7 +189,7 @@ class ImageClustering(ClusterMixin, Estimator):  # type: ignore[misc]  # scikit-
 
     def _set_labels(self, labels: np.ndarray) -> None:
         self.labels_ = labels
-        why = "images, or what the network makes of them, differ too little"
+        why = "images, or their codes, differ too little"
         warn_of_few(len(np.unique(labels)), self.n_clusters, why)
 
     def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
