@@ -1,15 +1,16 @@
 """Clusters from pseudo supervision: which way was this image turned? (paper 002, table 3)
 
-    python -m experiments.acol_pseudo                                    # MNIST at hand, or bundled digits
+    python -m experiments.acol_pseudo                                    # MNIST if available, or digits
     python -m experiments.acol_pseudo --data-dir DIR --dataset usps --seeds 3
     python -m experiments.acol_pseudo --data-dir DIR --dataset mnist --transformations 1 3
     python -m experiments.acol_pseudo --sweep transformations            # figure 8; width: figure 4, right
     python -m experiments.acol_pseudo --supervision parents              # taught: digits below or above 5
 
-A network learns to tell how images were flipped and turned, with twenty softmax nodes for each way, among
-which Graph-based Activity Regularization divides the images; k-means on the layer below, of images as they
-are, finds the classes. The paper reports accuracies of 98.32 ± 0.08 % for MNIST, 96.51 ± 0.26 % for USPS and
-76.80 ± 1.30 % for SVHN after 400 epochs. experiments/results/README.md lists what ours gives.
+A network learns to tell how images were flipped and turned. It has twenty softmax nodes for each way, and
+Graph-based Activity Regularization divides the images among them. Then k-means on the layer below, with
+images that are not turned, finds the classes. The paper reports accuracies of 98.32 ± 0.08 % for MNIST, 96.51
+± 0.26 % for USPS and 76.80 ± 1.30 % for SVHN after 400 epochs. experiments/results/README.md lists our
+results.
 """
 
 import time
@@ -62,42 +63,44 @@ PAPER: dict[Any, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RunOptions):
-    """Options of the experiment; the defaults are the paper's, but on small data."""
+    """Options of the experiment; the defaults are the paper's, except on small data."""
 
     dataset: str = "auto"
     """mnist, usps (all of it, as in the paper), fashion_mnist, svhn_cropped, digits, FILE.npz, or auto: MNIST
-    if at hand, else the bundled digits."""
+    if available, else the bundled digits."""
     workdir: Path = Path("runs/acol_pseudo")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     supervision: Literal["pseudo", "parents"] = "pseudo"
-    """What is taught: pseudo, the transformation of an image; parents, whether its label is below the middle
-    of the classes or not (images are then left as they are)."""
+    """What is taught. pseudo: how an image is transformed; parents: whether its label is below the middle of
+    the classes (images are then not transformed)."""
     transformations: tuple[int, ...] | Other = _ALL
-    """Of eq. 15: 1 none, 2 to 4 turned by 90, 180 and 270 degrees, 5 to 8 the same mirrored. Or eight of one
-    other kind, by its name; section 4.6 finds no classes by them and gives no sizes, which are ours."""
+    """Transformations of eq. 15: 1 is none, 2 to 4 turn by 90, 180 and 270 degrees, 5 to 8 are the same,
+    mirrored. Or the name of another kind, which gives eight of it; section 4.6 finds no classes with these.
+    Their sizes are ours: the paper gives none."""
     nodes_per_parent: Annotated[int, Range(2)] = 20
-    """Softmax nodes of each class that is taught."""
+    """Softmax nodes for each class that is taught."""
     num_features: PositiveInt = 2048
     """Width of F, the layer below the nodes."""
     num_filters: PositiveInt | None = None
-    """Of the first pair of convolutions, by default 32, 16 for small data; the second has twice as many."""
+    """Filters of the first pair of convolutions; by default 32, or 16 for small data. The second pair has
+    twice as many."""
     epochs: PositiveInt | None = None
-    """Passes over the images; by default 400 (on MNIST the better part of a day on two cores), 85 for small
-    data, which the accuracies on the bundled digits decided."""
+    """Passes over the images; by default 400 (on MNIST most of a day on two cores), or 85 for small data,
+    chosen by the accuracies on the bundled digits."""
     batch_size: PositiveInt | None = None
-    """Images in a minibatch; by default 400, 50 for small data."""
+    """Images in a minibatch; by default 400, or 50 for small data."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's learning rate."""
     decay_epochs: NonNegativeInt = 0
-    """The last epochs, over which the learning rate falls linearly to 0; none in the paper."""
+    """Last epochs, over which the learning rate falls linearly to 0; the paper has none."""
     affinity_weight: NonNegativeFloat = 0.1
-    """c_α."""
+    """Weight c_α of the affinity."""
     balance_weight: NonNegativeFloat = 1.0
-    """c_β."""
+    """Weight c_β of the balance."""
     frobenius_weight: NonNegativeFloat = 1e-6
-    """c_F."""
+    """Weight c_F of the Frobenius term."""
     frobenius: Literal["squared", "norm"] = "squared"
-    """The term of c_F: the authors' code's ΣZ², or ‖B‖_F as printed."""
+    """The term of c_F: squared is ΣZ², as in the authors' code; norm is ‖B‖_F, as printed in the paper."""
     representation: Literal["features", "logits", "probabilities"] = "features"
     """What k-means sees: F, Z or softmax(Z)."""
     num_clusters: PositiveInt | None = None
@@ -105,9 +108,9 @@ class Config(RunOptions):
     sweep: Literal["width", "transformations"] | None = None
     """Train once for each of several widths of F (figure 4, right) or sets of transformations (figure 8)."""
     num_train: PositiveInt | None = None
-    """Use only the first training images."""
+    """Use only this many training images, the first ones."""
     num_test: PositiveInt | None = None
-    """Use only the first test images."""
+    """Use only this many test images, the first ones."""
     seeds_together: PositiveInt | None = None
     """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
 
@@ -452,13 +455,15 @@ def _check(config: Config) -> None:
         if getattr(config, option) != getattr(Config(), option):
             raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
         if option == "transformations" and config.supervision == "parents":
-            raise ConfigError("sweep='transformations' needs supervision='pseudo': parents are not turned")
+            raise ConfigError("sweep='transformations' needs supervision='pseudo': parents turns no image")
     if isinstance(numbers, str):
         if numbers not in get_args(Other):
-            raise ConfigError(f"transformations={numbers!r} is not accepted: {', '.join(get_args(Other))}")
+            raise ConfigError(
+                f"transformations={numbers!r} is unknown; accepted: {', '.join(get_args(Other))}"
+            )
         return
     if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(_ALL):
-        raise ConfigError(f"transformations={numbers} is not accepted: different numbers from 1 to 8")
+        raise ConfigError(f"transformations={numbers} is not accepted: give different numbers from 1 to 8")
 
 
 main = partial(command_line, run, Config, description=__doc__)

@@ -4,10 +4,10 @@
     python -m experiments.benchmark --data-dir DIR   # k-means rows on MNIST's test images
     python -m experiments.benchmark --tables energy k_means
 
-Each row is set against the limit: the multiply-adds of the direct computation, at the rate that
-`jnp.matmul` reaches here and now. The rules are also set against what a user would pick instead: the
-formula in NumPy, scikit-learn, and faiss and PyTorch where they are installed. Times are the smallest of
-several repetitions; only the ratios mean anything across machines.
+Each row is compared with the limit: the multiply-adds of the direct computation, at the rate that
+`jnp.matmul` reaches in this run. The rules are also compared with what a user would choose instead: the
+formula in NumPy, scikit-learn, and faiss and PyTorch if they are installed. Times are the shortest of several
+repetitions; between machines, compare only the ratios.
 """
 
 import time
@@ -66,13 +66,14 @@ class Config:
     batch_size: PositiveInt = 512
     """Images in a minibatch of the energy network."""
     repetitions: PositiveInt = 3
-    """Of each measurement; the smallest counts."""
+    """Repetitions of each measurement; the shortest time counts."""
     features: PositiveInt = 60_000
-    """Vectors of 256 features that paper 004's clustering is given."""
+    """Vectors of 256 features for the clustering of paper 004."""
     acol_batch: PositiveInt = 400
-    """28×28 images in a step of paper 002."""
+    """Images of 28×28 pixels in a step of paper 002."""
     image_batch: Annotated[int, Range(2)] | None = None
-    """Images in a ResNet-18 step of paper 003, two views of each; by default 16, on an accelerator 1,024."""
+    """Images in a ResNet-18 step of paper 003, two views of each; by default 16, or 1,024 on an
+    accelerator."""
     tables: tuple[Table, ...] = get_args(Table)
     """What to measure."""
     workdir: Path | None = None

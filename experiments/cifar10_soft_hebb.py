@@ -1,13 +1,13 @@
 """Layers that learn by SoftHebb, and a linear classifier on their codes (Journé et al. 2023).
 
-    python -m experiments.cifar10_soft_hebb                      # CIFAR-10 if at hand, else bundled digits
+    python -m experiments.cifar10_soft_hebb                      # CIFAR-10 if available, else bundled digits
     python -m experiments.cifar10_soft_hebb --no-learn           # the control: filters stay as they start
     python -m experiments.cifar10_soft_hebb --num-units 24 96 384
 
 Three convolutional layers of 96, 384 and 1,536 filters learn at once in a single pass over the images,
-without labels, gradients or feedback; a linear classifier then learns from their codes, which stay as they
-are, with dropout. The authors report 80.3 % accuracy on CIFAR-10. What ours gives, with seeds, device and
-time, is in experiments/results/README.md.
+without labels, gradients or feedback. Then the filters stay fixed, and a linear classifier learns from their
+codes, with dropout. The authors report 80.3 % accuracy on CIFAR-10. experiments/results/README.md lists our
+results, with seeds, device and time.
 """
 
 import time
@@ -46,29 +46,29 @@ class Config(RunOptions):
     """Options of the experiment."""
 
     workdir: Path = Path("runs/cifar10_soft_hebb")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     dataset: str = "auto"
-    """cifar10, another data set of labelled images, FILE.npz, or auto: CIFAR-10 if at hand, else the bundled
-    digits."""
+    """cifar10, another data set of labelled images, FILE.npz, or auto: CIFAR-10 if available, else the
+    bundled digits."""
     num_units: tuple[Annotated[int, Range(2)], ...] = (96, 384, 1536)
-    """Filters of each layer, of at most three."""
+    """Filters of each layer; at most three layers."""
     learn: bool = True
-    """Let the filters learn; --no-learn leaves them as they start, of unit norm, and shows what learning
+    """Let the filters learn; --no-learn keeps them as they start, at unit norm, which shows what learning
     adds."""
     batch_size: PositiveInt = 10
     """Images in a minibatch of the filters."""
     passes: PositiveInt = 1
-    """Of the filters over the training images."""
+    """Passes of the filters over the training images."""
     epochs: PositiveInt = 50
-    """Of the classifier."""
+    """Epochs of the classifier."""
     classifier_batch: PositiveInt = 64
     """Images in a minibatch of the classifier."""
     learning_rate: PositiveFloat = 1e-3
-    """Adam's at first; it is halved seven times."""
+    """Adam's learning rate at the start; it is halved seven times."""
     num_train: PositiveInt | None = None
-    """Use only the first training images."""
+    """Use only this many training images, the first ones."""
     num_test: PositiveInt | None = None
-    """Use only the first test images."""
+    """Use only this many test images, the first ones."""
 
 
 class Setting(NamedTuple):
@@ -90,7 +90,7 @@ def run(config: Config) -> list[SeedResult[SoftHebbNet]]:
     """
     check_options(config)
     if not 1 <= len(config.num_units) <= len(soft_hebb.CIFAR10):
-        raise ConfigError(f"num_units={config.num_units} is not accepted: it must be of one to three layers")
+        raise ConfigError(f"num_units={config.num_units} is not accepted: it must have one to three layers")
     dataset = data.load(config.dataset, config.data_dir, auto=("cifar10", "digits"))
     images, splits, num_classes = data.split(dataset, config.num_train, config.num_test)
     if not splits:

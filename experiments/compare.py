@@ -1,13 +1,13 @@
 """Every method on the same images, judged in the same way.
 
-    python -m experiments.compare                              # MNIST's test images if at hand, or the digits
+    python -m experiments.compare                              # MNIST's test images if available, or digits
     python -m experiments.compare --dataset digits --seeds 2   # and how well two seeds agree
     python -m experiments.compare --dataset usps --methods energy acol pixels
     python -m experiments.compare --methods pixels energy+k_subspaces energy+rate_reduction
 
-Each method learns from the images without their labels, as its estimator in `sul_jax.estimators` does by
-default, in a process of its own. Where umap-learn is installed, UMAP with a Gaussian mixture stands beside
-them. Codes of a method can be clustered as embeddings are, by an estimator for vectors: `energy+k_subspaces`.
+Each method learns from the images without their labels, in its own process, with the defaults of its
+estimator in `sul_jax.estimators`. If umap-learn is installed, UMAP with a Gaussian mixture is compared too.
+The codes of a method can also be clustered by an estimator for vectors: `energy+k_subspaces`.
 """
 
 import dataclasses
@@ -46,15 +46,15 @@ class Config:
     data_dir: Path | None = None
     """Folder of data sets; by default $SUL_JAX_DATA."""
     methods: tuple[str, ...] = ()
-    """energy, acol, nmce, deepcluster, pixels, umap, and with + behind one of them k_means (by cosine),
-    k_subspaces, rate_reduction; by default all of the first that can run."""
+    """energy, acol, nmce, deepcluster, pixels, umap; each may be followed by + and k_means (by cosine),
+    k_subspaces or rate_reduction. By default all that can run, without +."""
     num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
-    """Further numbers of clusters than that of the classes, for the rank correlation of the seeds' agreement
-    and the accuracy: of methods that learn without a number of clusters."""
+    """More numbers of clusters, besides the number of classes. They give the rank correlation between the
+    seeds' agreement and the accuracy, for methods that learn without a number of clusters."""
     num_images: Annotated[int, Range(20)] | None = None
-    """Use only the first images."""
+    """Use only this many images, the first ones."""
     seeds: PositiveInt = 1
-    """Number of seeds: seed, seed + 1, …; from two on also how well they agree."""
+    """Number of seeds: seed, seed + 1, …; with two or more, also how well they agree."""
     seed: NonNegativeInt = 0
     """First seed."""
     workdir: Path = Path("runs/compare")
@@ -80,14 +80,14 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
         if method not in [first + second for first in available for second in behind]:
             hint = "; umap needs the package umap-learn" if method == UMAP else ""
             raise ConfigError(
-                f"methods: {method!r} is not one of {', '.join(available)}, perhaps with one of "
+                f"methods: {method!r} is not one of {', '.join(available)}, alone or with one of "
                 f"{', '.join(behind[1:])}{hint}"
             )
     dataset = data.load(config.dataset, config.data_dir)
     test = dataset.test[: config.num_images]
     images, labels = test.images, test.labels
     if labels is None:
-        raise ConfigError(f"dataset={config.dataset!r} has no labels to compare by")
+        raise ConfigError(f"dataset={config.dataset!r} has no labels to compare with")
     classes = len(np.unique(labels))
     config = dataclasses.replace(config, dataset=dataset.name, methods=config.methods or tuple(available))
     print(f"{dataset.name}: {len(images)} images ({dataset.source})")

@@ -1,16 +1,17 @@
 """DeepCluster: a network taught by the clusters of its own features (paper 004).
 
-    python -m experiments.deepcluster                                # MNIST if at hand, else bundled digits
+    python -m experiments.deepcluster                                # MNIST if available, else bundled digits
     python -m experiments.deepcluster --dataset fashion_mnist --data-dir DIR --seeds 3
     python -m experiments.deepcluster --dataset cifar10 --data-dir DIR --cycles 8
     python -m experiments.deepcluster --sweep clusters --seeds 3            # figures 3 and 4; halt: figure 5
 
 In every cycle the features of all images are clustered, the clusters become labels, and the network, with a
-new top layer, learns to predict them for an epoch. A linear classifier on one of its convolutions then tells
-what was learned, beside the same classifier on the untrained network. The paper prints no table of these
-accuracies, only figures. On Fashion-MNIST, with 5 clusters, 50 cycles lead from 80.9 to 82.9 % (three seeds,
-13 minutes each on 2 cores); on CIFAR-10 the classifier first falls and is above the untrained network's after
-36 of 100 cycles (one seed, 85 minutes on 2 cores). experiments/results/README.md lists what ours gives.
+new top layer, learns to predict them for an epoch. A linear classifier on one of its convolutions then shows
+what was learned, compared with the same classifier on the untrained network. The paper prints no table of
+these accuracies, only figures. On Fashion-MNIST, with 5 clusters, 50 cycles raise its accuracy from 80.9 to
+82.9 % (three seeds, 13 minutes each on 2 cores); on CIFAR-10 its accuracy first falls, and passes the
+untrained network's after 36 of 100 cycles (one seed, 85 minutes on 2 cores). experiments/results/README.md
+lists our results.
 """
 
 import time
@@ -55,48 +56,47 @@ _HISTORY = ("cluster_change_nmi", "class_nmi", "loss")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(common.NetworkOptions):
-    """Options of the experiment; those that are not given are the paper's for the data set."""
+    """Options of the experiment; those not given are the paper's for the data set."""
 
     workdir: Path = Path("runs/deepcluster")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     cycles: PositiveInt | None = None
-    """Cycles of clustering and training; by default 50 for lenet5, 100 for alexnet, 15 on small data."""
+    """Cycles of clustering and training; by default 50 for lenet5, 100 for alexnet, and 15 on small data."""
     halt: PositiveInt | None = None
-    """Cycle from which on the clusters stay as they are; 1 clusters only once."""
+    """Cycle from which the clusters stay fixed; 1 clusters only once."""
     fresh_head: bool = True
     """A new top layer in every cycle, as in the authors' code; --no-fresh-head keeps it once clustering has
-    halted, as their text reads."""
+    halted, as the paper's text says."""
     augmentation: Literal["code", "crops", "text"] = "code"
-    """Of training images: one random crop for the whole minibatch (the authors' code, in most of its jobs),
-    one for each image (its jobs on MNIST, and those on Fashion-MNIST that vary the number of clusters), or a
-    horizontal flip of each (their text)."""
+    """Of training images. code: one random crop for the whole minibatch (most jobs of the authors' code);
+    crops: one crop for each image (its jobs on MNIST, and its jobs on Fashion-MNIST that vary the number of
+    clusters); text: a horizontal flip of each image (the paper's text)."""
     learning_rate: PositiveFloat = 0.1
-    """Of stochastic gradient descent."""
+    """Learning rate of stochastic gradient descent."""
     momentum: NonNegativeFloat | None = None
-    """By default 0.9 for alexnet (0.5 on SVHN), 0.1 for lenet5."""
+    """Momentum; by default 0.9 for alexnet (0.5 on SVHN), 0.1 for lenet5."""
     weight_decay: NonNegativeFloat = 1e-3
     """L2 penalty added to the gradients."""
     batch_size: PositiveInt | None = None
     """Images in a minibatch; by default 64 for alexnet, else 128."""
     probe_layer: str | None = None
-    """What the linear classifier sees, conv_1 … before and relu_1 … after normalisation; by default relu_5 of
-    alexnet and conv_2 of lenet5."""
+    """Layer that the linear classifier sees: conv_1, … are before normalisation, relu_1, … after it; by
+    default relu_5 of alexnet and conv_2 of lenet5."""
     every_layer: bool = False
-    """Also judge every other layer by a linear classifier, of the untrained network and at the end."""
+    """Also judge all other layers by linear classifiers, in the untrained network and at the end."""
     probe_epochs: PositiveInt = 20
     """Passes of the linear classifier over the training images."""
     probe_every: PositiveInt | None = None
-    """Cycles between two linear classifiers while learning, whose accuracies become
-    probe_accuracy_after_… of the results; by default only the last cycle is judged."""
+    """Cycles between two linear classifiers during learning; the results have their accuracies as
+    probe_accuracy_after_…. By default only the last cycle is judged."""
     sweep: Literal["clusters", "halt"] | None = None
-    """Learn once for each of several numbers of clusters (figures 3 and 4) or cycles from which on the
-    clusters stay (figure 5)."""
+    """Learn once for each of several numbers of clusters (figures 3 and 4) or values of halt (figure 5)."""
     sweep_values: tuple[int, ...] | None = None
-    """Those numbers; by default the paper's for the data set. `halt` at the number of cycles never halts.
-    (The authors' jobs that vary the number of clusters take `--augmentation crops` on Fashion-MNIST, and
-    `--num-components 64 --batch-size 256` on CIFAR-10.)"""
+    """Values of the sweep; by default the paper's for the data set. `halt` at the number of cycles never
+    halts. (The authors' jobs that vary the number of clusters take `--augmentation crops` on Fashion-MNIST,
+    and `--num-components 64 --batch-size 256` on CIFAR-10.)"""
     num_test: PositiveInt | None = None
-    """Use only the first test images."""
+    """Use only this many test images, the first ones."""
     seeds_together: PositiveInt | None = None
     """Seeds trained at once, by vmap; by default all of them on an accelerator and one on a CPU."""
 
@@ -183,7 +183,7 @@ def run(config: Config) -> list[SeedResult[LeNet5 | AlexNet]]:
     if config.sweep is not None:
         return _sweep(config, splits)
     if config.sweep_values is not None:
-        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or halt")
+        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep='clusters' or sweep='halt'")
     filled = fill_in(config, splits)
     _check_sizes(filled, splits)
     told_apart = identity(dataset.train_images[: config.num_train])

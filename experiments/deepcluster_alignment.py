@@ -1,13 +1,13 @@
-"""Initial alignment: what the clusters of an untrained network tell of the classes (paper 004, 4.1.1).
+"""Initial alignment: what the clusters of an untrained network tell about the classes (paper 004, 4.1.1).
 
     python -m experiments.deepcluster_alignment --dataset mnist --data-dir DIR
     python -m experiments.deepcluster_alignment --dataset cifar10 --data-dir DIR --num-networks 10
     python -m experiments.deepcluster_alignment --sweep clusters --sweep-values 5 10 50 --num-networks 20
 
 The features of randomly initialised networks are clustered and compared with the classes. The paper's figures
-show 0.37 to 0.41 on Fashion-MNIST with 5 clusters and 0.065 to 0.085 on CIFAR-10 with 1,000; the authors'
-log of 100 networks on MNIST, with 9 clusters, has a mean of 0.409. experiments/results/README.md lists what
-ours gives.
+show 0.37 to 0.41 on Fashion-MNIST with 5 clusters and 0.065 to 0.085 on CIFAR-10 with 1,000; the authors' log
+of 100 networks on MNIST, with 9 clusters, has a mean of 0.409. experiments/results/README.md lists our
+results.
 """
 
 from collections.abc import Mapping
@@ -40,19 +40,20 @@ PAPER = {"mnist": (0.409, 0.409), "fashion_mnist": (0.37, 0.41), "cifar10": (0.0
 
 @dataclass(frozen=True, kw_only=True)
 class Config(common.NetworkOptions):
-    """Options of the experiment; those that are not given are the paper's for the data set."""
+    """Options of the experiment; those not given are the paper's for the data set."""
 
     workdir: Path = Path("runs/deepcluster_alignment")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     num_networks: Annotated[int, Range(2)] = 100
-    """Networks, each with its own random weights; those of seed s are numbered from s · num_networks on."""
+    """Networks, each with its own random weights; the networks of seed s are numbered from s · num_networks
+    on."""
     kmeans: Literal["scikit-learn", "faiss"] = "scikit-learn"
-    """Whose k-means, as in `experiments.deepcluster`, but scikit-learn's for every network."""
+    """Whose k-means, as in `experiments.deepcluster`; by default scikit-learn's for every network."""
     sweep: Literal["clusters", "components"] | None = None
     """Measure once for each of several numbers of clusters (figure 6) or principal components (figure
     B.2)."""
     sweep_values: tuple[int, ...] | None = None
-    """Those numbers; needed with `sweep`."""
+    """Values of the sweep; needed with `sweep`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def run(config: Config) -> list[SeedResult[np.ndarray]]:
     if config.sweep is not None:
         return _sweep(config, dataset, train)
     if config.sweep_values is not None:
-        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep, clusters or components")
+        raise ConfigError(f"sweep_values={config.sweep_values} needs sweep='clusters' or sweep='components'")
     filled = fill_in(config, dataset)
     common.check_network(filled, train)
     paper = _paper(filled, dataset)

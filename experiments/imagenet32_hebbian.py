@@ -4,8 +4,8 @@
     python -m experiments.imagenet32_hebbian --response relu       # the twin, trained end to end
 
 Windows of 3, 4, 5 and 8 pixels; 48 epochs of a softmax layer over 1,000 classes, in minibatches of 200. The
-paper reports a top-1 test error of 84.13 % (twin 79.72 %). Not run yet: the data set is not at hand. Without
-it, filters are learned from scikit-learn's two photographs and drawn.
+paper reports a top-1 test error of 84.13 % (twin 79.72 %). Not run yet, because we do not have the data set.
+Without it, filters are only learned from scikit-learn's two photographs and drawn.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ PAPER = {("imagenet32", "nnl"): 84.13, ("imagenet32", "relu"): 79.72}
 
 @dataclass(frozen=True, kw_only=True)
 class Config(hebbian_options.Config):
-    """Options of the experiment; those not given are the architecture's."""
+    """Options of the experiment; those not given come from the architecture."""
 
     dataset: str = "auto"
-    """imagenet32, another data set of images, FILE.npz, photographs, or auto: ImageNet if at hand, else
-    scikit-learn's two photographs, from which filters are only learned and drawn."""
+    """imagenet32, another data set of images, FILE.npz, photographs, or auto: ImageNet if available, else
+    scikit-learn's two photographs (filters are then only learned and drawn)."""
     workdir: Path = Path("runs/imagenet32_hebbian")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     architecture: Literal["single", "five", "imagenet32", "full"] = "imagenet32"
     """imagenet32: windows of 3, 4, 5 and 8 pixels; the others are those of `cifar10_hebbian`."""
     patch_batch: int = 10_000

@@ -1,13 +1,13 @@
 """Digits fall into clusters: stacked energy layers learned without labels (paper 000).
 
-    python -m experiments.mnist_energy                      # MNIST if at hand, else bundled digits
+    python -m experiments.mnist_energy                      # MNIST if available, else bundled digits
     python -m experiments.mnist_energy --data-dir DIR --seeds 5
     python -m experiments.mnist_energy --architecture 1layer
 
-ConvZCA, then energy layers trained one after the other by minibatch K-Subspaces in one pass over the
-training images, 2×2 average pooling, k-means on the test codes. The paper reports 2.1 % clustering
-error on MNIST for its three-layer network, the best of 2,000 searched configurations; what ours
-gives, with seeds, device and time, is in experiments/results/README.md.
+The steps: ConvZCA; energy layers, trained one after the other by minibatch K-Subspaces in one pass over the
+training images; 2×2 average pooling; k-means on the test codes. The paper reports 2.1 % clustering error on
+MNIST for its three-layer network, the best of 2,000 searched configurations. experiments/results/README.md
+lists our results, with seeds, device and time.
 """
 
 import time
@@ -59,12 +59,12 @@ class Config(RunOptions):
     """Options of the experiment."""
 
     dataset: str = "auto"
-    """mnist, fashion_mnist, digits, FILE.npz, or auto: MNIST if at hand, else the bundled digits."""
+    """mnist, fashion_mnist, digits, FILE.npz, or auto: MNIST if available, else the bundled digits."""
     workdir: Path = Path("runs/mnist_energy")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     architecture: str = "auto"
-    """1layer, 2layer, 3layer or 4layer, the paper's networks (table 6), the name of one that tune_energy
-    found, or its FILE.json; auto: digits for the bundled digits, else 3layer."""
+    """1layer, 2layer, 3layer or 4layer are the paper's networks (table 6); or the name or FILE.json of a
+    network that tune_energy found; or auto: digits for the bundled digits, else 3layer."""
     zca: bool = True
     """Whiten the images first; --no-zca feeds pixels to the first layer."""
     rescale: bool = True
@@ -74,44 +74,47 @@ class Config(RunOptions):
     random_subspaces: bool = False
     """Ablation: random orthonormal subspaces, nothing is learned."""
     batch_size: PositiveInt | None = None
-    """Images in a minibatch; by default the paper's 512, on small data sets 128."""
+    """Images in a minibatch; by default the paper's 512, or 128 on small data sets."""
     passes: PositiveInt | None = None
-    """Passes over the training images for each layer; by default 1, on small data sets 3."""
+    """Passes over the training images for each layer; by default 1, or 3 on small data sets."""
     warmup_steps: NonNegativeInt = 10
-    """First steps of each layer, in which vectors are assigned by one direction of each subspace."""
+    """First steps of each layer, in which only one direction of each subspace decides which vectors it
+    gets."""
     networks: PositiveInt | None = None
-    """Networks trained independently, each in passes of its own, whose codes are put side by side; by default
-    as many as the architecture was found with, else 1. A run resumed with more trains those that are
-    missing."""
+    """Networks trained independently, each in its own passes; their codes are put side by side. By default as
+    many as the architecture was found with, else 1. A run resumed with more networks trains only the missing
+    ones."""
     code_power: PositiveFloat | None = None
-    """Power of the pooled codes before clustering; 0.5 takes the square root. By default that with which the
-    architecture was found, else 1."""
+    """Power of the pooled codes before clustering; 0.5 takes the square root. By default the power with which
+    the architecture was found, else 1."""
     code_whitening: Annotated[float, Range(0, 0.5)] = 0.0
-    """If positive, codes are normalised and their 20 leading principal components divided by their
-    variance to this power before clustering; 0.5 would be full whitening."""
+    """If positive: before clustering, codes are normalised, and their 20 leading principal components are
+    divided by their variance to this power; 0.5 would be full whitening."""
     cluster_by: Literal["k_means", "k_subspaces"] = "k_means"
-    """What clusters the pooled codes: k-means, as in the paper, or its own local rule on codes of unit norm,
-    begun from k-means' clusters (ten starts, the least energy is taken)."""
+    """What clusters the pooled codes: k_means, as in the paper, or k_subspaces, the paper's own local rule,
+    on codes of unit norm. It starts from k-means' clusters; of ten starts, the one of least energy is
+    taken."""
     cluster_rank: PositiveInt = 3
-    """Rank of the subspaces of that rule, one for each cluster."""
+    """Rank of the subspaces of k_subspaces, one subspace for each cluster."""
     num_train: PositiveInt | None = None
-    """Use only the first training images."""
+    """Use only this many training images, the first ones."""
     num_test: PositiveInt | None = None
-    """Use only the first test images."""
+    """Use only this many test images, the first ones."""
     num_train_evaluated: NonNegativeInt = 10_000
     """Training images whose codes are clustered for the training error."""
     evaluate_layers: bool = True
-    """Also cluster the pixels and, of a single network, every layer's codes (table 2)."""
+    """Also cluster the pixels and, with a single network, the codes of every layer (table 2)."""
     num_clusters: PositiveInt | None = None
     """Clusters; by default the number of classes, or 10 without labels."""
     seeds_together: PositiveInt | None = None
-    """Networks trained at the same time by vmap; by default as many as an accelerator's memory holds,
-    and 1 on a CPU, where one keeps all cores busy."""
+    """Networks trained at the same time by vmap; by default as many as an accelerator's memory holds, and 1
+    on a CPU, where one network keeps all cores busy."""
     devices: PositiveInt = 1
     """Devices over which each minibatch is split."""
     learning_curve: bool | None = None
-    """Draw the learning curve of figure 5 (60 steps of the paper's 234 of a layer of its own, with its own
-    sizes; images of at least 11×11 pixels); by default on data sets of at least 10,000 images."""
+    """Draw the learning curve of figure 5. It comes from a separate layer with its own sizes (60 steps, the
+    paper's 234), and needs images of at least 11×11 pixels. By default on data sets of at least 10,000
+    images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ def run(config: Config) -> list[SeedResult[EnergyNet]]:
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=EVALUATION) as workdir:
         number = len(test.images)
         if searched:
-            print(f"tested on the {number} images whose labels the search for the network did not see")
+            print(f"tested on the {number} images whose labels the search of this network did not see")
         return run_seeds(
             workdir,
             partial(_learned, filled, workdir, train, test),

@@ -1,11 +1,11 @@
 """Hebbian units that see whole digits, and a classifier on their steep responses (paper 001).
 
-    python -m experiments.mnist_hebbian                          # MNIST at hand, or the bundled digits
+    python -m experiments.mnist_hebbian                          # MNIST if available, else the bundled digits
     python -m experiments.mnist_hebbian --powers 4 5 6           # chosen on held-out training images
 
-2,000 units learn whole images, without labels or gradients; the cosine of image and weights to a steep power
-goes to a softmax layer. experiments/results/README.md lists what it gives on MNIST. More minibatches are no
-better: on held-out training images 150, 500 and 3,000 gave errors of 2.4, 2.1 and 2.4 %.
+2,000 units learn whole images, without labels or gradients; the cosine of image and weights, raised to a
+steep power, goes to a softmax layer. experiments/results/README.md lists our results on MNIST. More
+minibatches are not better: on held-out training images 150, 500 and 3,000 gave errors of 2.4, 2.1 and 2.4 %.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ EXPERIMENT = "mnist_hebbian"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(hebbian_options.Config):
-    """Options of the experiment; those not given are the architecture's."""
+    """Options of the experiment; those not given come from the architecture."""
 
     dataset: str = "auto"
-    """mnist, another data set of images, FILE.npz, or auto: MNIST if at hand, else the bundled digits."""
+    """mnist, another data set of images, FILE.npz, or auto: MNIST if available, else the bundled digits."""
     workdir: Path = Path("runs/mnist_hebbian")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     architecture: Literal["single", "five", "imagenet32", "full"] = "full"
     """full: units that see whole images; the others are those of `cifar10_hebbian`."""
     filter_steps: int = 500

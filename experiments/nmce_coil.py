@@ -6,11 +6,12 @@
         --eps-squared 0.001 --steps 10000 --gamma 200 --l1-ratio 0.5 --num-clusters 94
 
 A ResNet learns features by the total coding rate (eq. 5), the whole data set as one batch; subspace
-clustering of the features (self-expression by an elastic net, then spectral clustering) finds the
-objects. A network that has learned for minutes wants a sparser graph than the paper's, `--gammas 1.5 2 3 5 10
-20 50 400` (9 to 16 % error instead of 49 on COIL-20). The paper reports 0.0 % for COIL-20 and 11.53 % for
-COIL-100; its published code reaches the latter with 94 clusters, a number tuned on labels, so
-experiments/results/README.md has rows for 94 and for 100, and what ours gives, with seeds, device and time.
+clustering of the features (self-expression by an elastic net, then spectral clustering) finds the objects. A
+network that has learned only for minutes needs a sparser graph than the paper's:
+`--gammas 1.5 2 3 5 10 20 50 400` (9 to 16 % error instead of 49 on COIL-20). The paper reports 0.0 % for
+COIL-20 and 11.53 % for COIL-100; its published code reaches the second number with 94 clusters, which were
+tuned on labels. So experiments/results/README.md has our results for 94 and for 100 clusters, with seeds,
+device and time.
 """
 
 import time
@@ -44,11 +45,11 @@ class Config(embeddings.Config):
     dataset: str = "coil20"
     """coil20, coil100, or FILE.npz."""
     workdir: Path = Path("runs/nmce_coil")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     image_size: int = 64
     """Side to which images are resized."""
     num_filters: int = 32
-    """Of the ResNet's first stage."""
+    """Filters of the ResNet's first stage."""
     num_features: int = 40
     """Dimensions of the embedding."""
     steps: PositiveInt = 2000
@@ -62,12 +63,12 @@ class Config(embeddings.Config):
     invariance_weight: NonNegativeFloat = 20.0
     """Weight λ of the views' similarity."""
     gamma: Annotated[float, Range(1, open=True)] = 400.0
-    """Self-expression: the larger, the closer the fit and the more neighbours."""
+    """Self-expression: a larger value gives a closer fit and more neighbours."""
     gammas: tuple[Annotated[float, Range(1, open=True)], ...] = ()
-    """Candidates for gamma instead: the smallest is taken whose graph has at most as many connected parts as
-    there are clusters."""
+    """Candidates, instead of one gamma. The smallest one is taken whose graph has no more connected parts
+    than there are clusters."""
     l1_ratio: Annotated[float, Range(0, 1, open=True)] = 1.0
-    """Self-expression: 1 is the lasso, less an elastic net."""
+    """Self-expression: 1 is the lasso, a smaller value an elastic net."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,18 @@
     python -m experiments.nmce_images --data-dir DIR --features-from RUN --weight-decays 0 0.001 0.001
     python -m experiments.nmce_images --dataset ./imagenet10 --image-size 96
 
-Stage 1 learns features by the total coding rate (eq. 5), stage 2 a new embedding and cluster head on the
-fixed network by the NMCE loss (eq. 4), stage 3 all of it. The paper reports for CIFAR-10 with ResNet-18
-accuracy 83.0, NMI 76.1 and ARI 71.0 after 600 + 100 + 100 epochs on a GPU (before stage 3: 81.9, 74.3, 69.0).
-experiments/results/README.md lists what ours gives, with seeds, device and time.
+Stage 1 learns features by the total coding rate (eq. 5). Stage 2 learns a new embedding and cluster head on
+the fixed network by the NMCE loss (eq. 4). Stage 3 learns all of it. The paper reports for CIFAR-10 with
+ResNet-18 accuracy 83.0, NMI 76.1 and ARI 71.0 after 600 + 100 + 100 epochs on a GPU (before stage 3: 81.9,
+74.3, 69.0). experiments/results/README.md lists our results, with seeds, device and time.
 
-The defaults are those of the paper's table B.1 for the data set and the depth, where the authors' code takes
-other numbers (stage 1: rate 0.3, λ 30, decay 1e-4; later stages: λ 0). As in their code LARS is the clipped
-one, the cluster head learns at a constant rate without it, the network's batch statistics move in stage 2 as
-well, and the clusters are judged on the images learned from. Stage 3 trains every layer, as the text says;
-their code leaves out the one below the embedding. Images stay in [0, 1], where their code standardises
-CIFAR's channels. Figures 2 and A.3 show features of the images as they are, where the paper averages over 16
-views. The paper finds stages 2 and 3 sensitive to the weight decay: --features-from tries them anew.
+The defaults are those of the paper's table B.1 for the data set and the depth; the authors' code uses other
+numbers (stage 1: rate 0.3, λ 30, decay 1e-4; later stages: λ 0). As in their code, LARS is the clipped
+variant, the cluster head learns without it at a constant rate, the network's batch statistics also change in
+stage 2, and the clusters are judged on the training images. Stage 3 trains every layer, as the text says;
+their code leaves out the layer below the embedding. Images stay in [0, 1]; their code standardises CIFAR's
+channels. Figures 2 and A.3 show features of the original images; the paper averages over 16 views. The paper
+finds stages 2 and 3 sensitive to the weight decay: --features-from repeats them without stage 1.
 """
 
 import time
@@ -83,28 +83,29 @@ _SCHEDULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(embeddings.Config):
-    """Options of the experiment; those that are not given are the paper's for the data set and the depth, of
-    other data those of CIFAR-10 or, from 64 pixels on, of STL-10."""
+    """Options of the experiment; those not given are the paper's for the data set and the depth. Other data
+    get those of CIFAR-10 or, from 64 pixels on, of STL-10."""
 
     dataset: str = "cifar10"
     """cifar10, cifar20, stl10, FILE.npz, or a folder of images as ./FOLDER."""
     workdir: Path = Path("runs/nmce_images")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     image_size: int | None = None
     """Side to which the images of a folder are resized."""
     num_test: PositiveInt | None = None
-    """Use only the first test images."""
+    """Use only this many test images, the first ones."""
     stage: Annotated[int, Range(1, 3)] = 3
-    """Last stage: 1 features, 2 clusters on fixed features, 3 all together. With --resume, those done
-    before are not run again."""
+    """Last stage: 1 features, 2 clusters on fixed features, 3 all together. With --resume, stages that are
+    done are not run again."""
     stem: Literal["3x3", "5x5"] | None = None
     """First convolution: 3x3 for CIFAR, 5x5 with pooling from 64 pixels on."""
     augmentation: Literal["cifar", "imagenet"] | None = None
-    """Random views: the paper's for CIFAR, or with stronger colours and blur, as from 64 pixels on."""
+    """Random views: cifar is the paper's for CIFAR; imagenet has stronger colours and blur, the default from
+    64 pixels on."""
     features_from: Path | None = None
-    """Workdir of another run whose stage 1 is taken instead of learning it."""
+    """Workdir of another run, whose stage 1 is used instead of a new one."""
     num_filters: int = 64
-    """Of the ResNet's first stage."""
+    """Filters of the ResNet's first stage."""
     num_features: int = 128
     """Dimensions of the embedding."""
     batch_size: Annotated[int, Range(2)] = 1024
@@ -112,27 +113,27 @@ class Config(embeddings.Config):
     epochs: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Passes over the images in each stage."""
     learning_rates: _OfStages | None = None
-    """Of each stage, by LARS with a cosine to 0."""
+    """Learning rate of each stage, for LARS; it falls to 0 by a cosine."""
     cluster_learning_rate: PositiveFloat = 0.5
-    """Of the cluster head in stages 2 and 3, constant and without LARS."""
+    """Learning rate of the cluster head in stages 2 and 3, constant and without LARS."""
     weight_decays: _OfStages | None = None
-    """Of each stage, for weights but not for biases and normalisation."""
+    """Weight decay of each stage, for weights but not for biases and normalisation."""
     trust_coefficient: PositiveFloat = 0.02
     """LARS's η."""
     eps_squared: float = 0.2
     """Squared distortion of the coding rates."""
     invariance_weights: _OfStages | None = None
-    """Weights λ of the views' similarity, of each stage."""
+    """Weight λ of the views' similarity, for each stage."""
     temperature: PositiveFloat = 1.0
     """Temperature of the Gumbel softmax."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network; losses and parameters are float32."""
+    """Precision of the network; losses and parameters are float32."""
     judge_features: bool = False
     """After stage 1, judge its features by labels: table 2 and figure A.1. Takes minutes."""
     num_views: PositiveInt = 16
-    """Random views whose features are averaged there."""
+    """Random views over which --judge-features averages the features."""
     sweep: tuple[NonNegativeFloat, ...] = ()
-    """Weights λ with which stage 1 is run one after the other, each in a folder of its own (table A.3)."""
+    """Run stage 1 once for each of these weights λ, each in its own folder (table A.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,9 +468,11 @@ def _splits(dataset: data.Dataset, config: Config) -> Splits:
 def _check(config: Config) -> None:
     embeddings.check(config)
     if config.features_from is not None and (config.stage == 1 or config.sweep or config.judge_features):
-        raise ConfigError("features_from has no part in stage 1, which sweep and judge_features are about")
+        raise ConfigError(
+            "features_from is not accepted with stage=1, sweep or judge_features: it skips stage 1"
+        )
     if len(set(config.sweep)) < len(config.sweep):
-        raise ConfigError(f"sweep={config.sweep} is not accepted: different weights")
+        raise ConfigError(f"sweep={config.sweep} is not accepted: give different weights")
 
 
 main = partial(command_line, run, Config, description=__doc__)

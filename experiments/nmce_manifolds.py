@@ -3,9 +3,9 @@
     python -m experiments.nmce_manifolds                  # identifiable: random biases keep them apart
     python -m experiments.nmce_manifolds --no-biases      # both go through the origin
 
-Points are Gaussian noise sent through random LeakyReLU networks. The paper reports 100.0 % accuracy
-with biases and 69.8 % without; it does not give the networks' depth and width or the dimension of the
-space, which are ours here. experiments/results/README.md lists what ours gives, with seeds, device and time.
+Points are Gaussian noise sent through random LeakyReLU networks. The paper reports 100.0 % accuracy with
+biases and 69.8 % without; it does not give the networks' depth and width or the dimension of the space, so we
+chose them. experiments/results/README.md lists our results, with seeds, device and time.
 """
 
 from dataclasses import dataclass
@@ -35,21 +35,22 @@ class Config(generated.Config):
     """Options of the experiment."""
 
     workdir: Path = Path("runs/nmce_manifolds")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     biases: bool = True
     """Random biases in the networks that make the data: the manifolds are then far apart and
     identifiable."""
     num_dimensions: PositiveInt = 40
     """Dimensions of the space."""
     num_data_layers: PositiveInt = 3
-    """Layers of the networks that make the data. Each layer shrinks its points: without biases two layers
-    leave manifolds far enough from the origin to be told apart, four put most points within the noise."""
+    """Layers of the networks that make the data. Each layer shrinks its points. Without biases, two layers
+    leave the manifolds far enough from the origin to be told apart; with four layers, most points lie within
+    the noise."""
     steps: int = 3000
     """Training steps."""
     batch_size: int = 1024
-    """Points in a step, half of them on each manifold; the paper's 4096."""
+    """Points in a step, half of them on each manifold; the paper takes 4096."""
     tcr_steps: int = 1500
-    """First steps, with the total coding rate alone (eq. 5): features before clusters."""
+    """First steps, which use only the total coding rate (eq. 5): features before clusters."""
     learning_rate: float = 1e-3
     """Adam's learning rate, annealed to 0 over the last fifth of the steps."""
     noise: float = 0.0

@@ -3,13 +3,13 @@
     python -m experiments.nmce_spiral              # no data needed
     python -m experiments.nmce_spiral --seeds 5
 
-A small MLP learns features and soft clusters by the NMCE loss (eq. 4) from fresh points in every
-step; a second view of a point is the point with a little noise. The paper shows the embedding
-(figure 1) and trains on 4,096 points for 30,000 steps; ours takes fewer points, with the authors' code's
-noise and the learning rate annealed at the end. The border between the clusters moves outwards along the
-arms: with 24,000 steps and the rate annealed throughout, one seed of three had reached their ends; with the
-30,000 of the default all of five by the draws of an earlier version, but two of four by today's.
-experiments/results/README.md lists what it gives, with seeds, device and time.
+A small MLP learns features and soft clusters by the NMCE loss (eq. 4) from fresh points in every step; a
+second view of a point is the point with a little noise. The paper shows the embedding (figure 1) and trains
+on 4,096 points for 30,000 steps; ours takes fewer points, uses the noise of the authors' code, and anneals
+the learning rate at the end. The border between the clusters moves outwards along the arms. With 24,000 steps
+and the rate annealed throughout, it reached the ends of the arms in one seed of three. With the default
+30,000 steps it did so in all five seeds with an earlier version's random numbers, but only in two of four
+with today's. experiments/results/README.md lists our results, with seeds, device and time.
 """
 
 from dataclasses import dataclass
@@ -34,18 +34,19 @@ class Config(generated.Config):
     """Options of the experiment."""
 
     workdir: Path = Path("runs/nmce_spiral")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     steps: int = 30_000
     """Training steps, as many as the paper's."""
     batch_size: int = 512
-    """Points in a step, half of them on each manifold; the paper's 4096."""
+    """Points in a step, half of them on each manifold; the paper takes 4096."""
     learning_rate: float = 2e-3
-    """Adam's learning rate, annealed to 0 over the last fifth of the steps; the paper's constant 1e-3."""
+    """Adam's learning rate, annealed to 0 over the last fifth of the steps; in the paper it stays at 1e-3."""
     noise: float = 0.1
-    """Standard deviation of the points around the spirals, whose radius is 14; the authors' code's, in the
-    text 0.05."""
+    """Standard deviation of the points around the spirals, whose radius is 14; as in the authors' code (the
+    paper's text has 0.05)."""
     augmentation_noise: float = 0.2
-    """Standard deviation of the noise that makes a view; the authors' code's, in the text 0.05."""
+    """Standard deviation of the noise that makes a view; as in the authors' code (the paper's text has
+    0.05)."""
     num_features: int = 6
     """Dimensions of the embedding."""
     invariance_weight: float = 4000.0

@@ -4,8 +4,8 @@
     python -m experiments.reproduce --hours 2          # what fits into two hours
     python -m experiments.reproduce --paper 002
 
-Each row is run by its own command, which records what it gives; the tables are rendered after each. The same
-command goes on where an earlier one was stopped. What a row costs is an estimate for two cores.
+Each row is run by its own command, which records the result; the tables are rendered after each run. If you
+stop it, the same command continues where it stopped. Times are estimates for two cores.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ class Config:
     paper: Literal["000", "001", "002", "003", "004"] | None = None
     """Only the rows of this paper."""
     hours: PositiveFloat | None = None
-    """Begin no run that would end later than this, by the stated costs."""
+    """Start no run that would end later than this, by the estimated times."""
     list: bool = False
     """Print the plan and run nothing."""
     data_dir: Path | None = None
     """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs/reproduce")
-    """Each run works in a folder of its own below."""
+    """Folder of all runs; each run has its own folder in it."""
 
 
 class Task(NamedTuple):
@@ -91,7 +91,7 @@ def run(config: Config) -> list[Task]:
         if _finished(task, config.workdir):
             write_pages()
         else:
-            print(f"{task.command} failed; going on with the others", file=sys.stderr)
+            print(f"{task.command} failed; continuing with the others", file=sys.stderr)
     left = plan(config.paper)
     print("\n" + _described(left))
     return left

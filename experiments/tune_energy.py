@@ -1,19 +1,19 @@
 """Searches the sizes of an energy network with few labels or many (paper 000, sections 5 and 6).
 
-    python -m experiments.tune_energy                        # MNIST if at hand, else the bundled digits
+    python -m experiments.tune_energy                        # MNIST if available, else the bundled digits
     python -m experiments.tune_energy --resume               # go on, or join from another terminal
     python -m experiments.tune_energy --num-labels 100 --num-layers 2 --trials 100 --workdir runs/labels100
     python -m experiments.tune_energy --storage postgresql://… --study mnist --resume    # from many machines
 
-Optuna proposes whitening and layers, a network learns without labels, and k-means on all its codes is
-compared with the labels of some training images; test labels are never seen. The paper took 2,000 trials on
-all 60,000 images and labels, 20 hours on 8 GPUs. Here a trial learns from a part of the images (on a CPU
-5,000), is stopped early when its error after a quarter of them is worse than the median, and is not begun
-when it would cost more than `--max-mflop` or not fit into memory. The best few trials are learned again from
-fresh seeds; the winner is what `mnist_energy --architecture` takes.
+Optuna proposes whitening and layers, a network learns without labels, k-means clusters all its codes, and the
+clusters are compared with the labels of some training images. Test labels are never seen. The paper took
+2,000 trials on all 60,000 images and labels, 20 hours on 8 GPUs. Here a trial learns from a part of the
+images (on a CPU 5,000). It is stopped early if its error after a quarter of them is worse than the median,
+and it is not started if it would cost more than `--max-mflop` or not fit into memory. The best few trials are
+learned again from new seeds; `mnist_energy --architecture` takes the winner.
 
-A search by one worker and without a break is reproducible. One that was resumed or joined is not: the seed
-fixes only the proposals of the worker that began the study, up to its first break.
+A search by one worker and without a break is reproducible. A search that was resumed or joined is not: the
+seed fixes only the proposals of the worker that started the study, up to its first break.
 """
 
 import contextlib
@@ -66,8 +66,8 @@ class Config(CommandOptions):
     """Options of the search."""
 
     dataset: str = "auto"
-    """mnist, fashion_mnist, digits, FILE.npz, or auto: MNIST if at hand, else the bundled digits. Of the
-    digits, and of a file, only the first half is used."""
+    """mnist, fashion_mnist, digits, FILE.npz, or auto: MNIST if available, else the bundled digits. Of the
+    digits, or of a file, only the first half of the images is used."""
     workdir: Path = Path("runs/tune_energy")
     """Where the study, its plots and the best architecture are written."""
     num_layers: Annotated[int, Range(1, 4)] = 3
@@ -75,17 +75,17 @@ class Config(CommandOptions):
     preset: Literal["full", "no_zca", "no_rescale", "neither", "rank_one", "random_subspaces"] = "full"
     """What to search: the whole space, or one of the ablations of table 5."""
     trials: PositiveInt = 50
-    """Trials of the study in all, those of other workers and of earlier runs included; each worker may finish
-    one more. Proposals that are too large to be begun do not count."""
+    """All trials of the study, including those of other workers and of earlier runs; each worker may finish
+    one more. Proposals that are too large to start do not count."""
     num_images: PositiveInt | None = None
     """Training images of a trial; by default 5,000 on a CPU and all on an accelerator."""
     num_labels: PositiveInt | None = None
-    """Labelled images, as many of each class where they go round: the error to be minimised is theirs, in
-    clusters of all images. By default all images of a trial."""
+    """Labelled images, equally many of each class if possible. All images are clustered; the search minimises
+    the error on these ones. By default all images of a trial."""
     batch_size: PositiveInt | None = None
-    """Images in a minibatch; by default the paper's 512, below 10,000 images 128."""
+    """Images in a minibatch; by default the paper's 512, or 128 below 10,000 images."""
     passes: PositiveInt | None = None
-    """Passes over the images for each layer; by default 1, below 2,500 images 3."""
+    """Passes over the images for each layer; by default 1, or 3 below 2,500 images."""
     code_power: PositiveFloat = 1.0
     """Power of the pooled codes before clustering; 0.5 takes the square root."""
     networks: PositiveInt = 1
@@ -93,21 +93,22 @@ class Config(CommandOptions):
     seeds_per_trial: PositiveInt = 1
     """Repetitions of a trial, trained together; the error is their mean."""
     first_share: Annotated[float, Range(0, 1, open=True)] = 0.25
-    """Share of a trial's images after which it is judged a first time; 1 to never stop early."""
+    """Share of a trial's images after which it is first judged; with 1, no trial is stopped early."""
     finalists: PositiveInt = 3
-    """Best trials that are learned again from fresh seeds at the end."""
+    """Best trials that are learned again from new seeds at the end."""
     finalist_seeds: NonNegativeInt = 3
-    """Fresh seeds of each of them."""
+    """New seeds for each of the finalists."""
     start_from: str | None = None
     """Begin with this architecture of `num_layers` layers: a name that mnist_energy takes, or FILE.json."""
     max_mflop: PositiveFloat = 400.0
-    """Million floating-point operations for the codes of one image; a proposal beyond it is not begun. The
-    paper's networks of 1 to 4 layers take 17, 633, 393 and 1,680."""
+    """Limit in million floating-point operations for the codes of one image; a larger proposal is not
+    started. The paper's networks of 1 to 4 layers take 17, 633, 393 and 1,680."""
     memory_gib: PositiveFloat | None = None
-    """Memory for a trial's codes; a proposal beyond it is not begun. By default 4, on an accelerator half of
-    what it has."""
+    """Limit of memory for a trial's codes; a larger proposal is not started. By default 4, or half of an
+    accelerator's memory."""
     storage: str | None = None
-    """Any Optuna URL, such as sqlite:///study.db; by default a journal file in the workdir."""
+    """Where the study is stored: any Optuna URL, such as sqlite:///study.db; by default a journal file in the
+    workdir."""
     study: str = "tune_energy"
     """Name of the study in the storage."""
     save_as: str | None = None
@@ -237,7 +238,9 @@ def _share_compiled_programs() -> None:
 def _prepare(config: Config, dataset: data.Dataset) -> Search:
     """The defaults that depend on the data, and the images and labels that trials use."""
     if dataset.train_labels is None:
-        raise ConfigError(f"dataset={config.dataset!r} has no labels, which the search needs for some images")
+        raise ConfigError(
+            f"dataset={config.dataset!r} has no labels, but the search needs labels for some images"
+        )
     available = len(dataset.train_images)
     if dataset.is_one_set:
         available //= 2  # the other half is for the test
@@ -246,13 +249,13 @@ def _prepare(config: Config, dataset: data.Dataset) -> Search:
     batch_size = config.batch_size or min(128 if number < 10_000 else 512, number)
     every, classes = (len(np.unique(dataset.train_labels[:end])) for end in (None, available))
     num_labels = config.num_labels or number
-    check_integer("num_images", number, low=1, high=available, why=", the images there are to search on")
-    check_integer("batch_size", batch_size, low=1, high=number, why=", the training images")
+    check_integer("num_images", number, low=1, high=available, why=", the number of images to search on")
+    check_integer("batch_size", batch_size, low=1, high=number, why=", the number of training images")
     check_integer("num_labels", num_labels, low=classes, high=number, why=": some of each class")
     if classes < every:
         raise ConfigError(
-            f"dataset={config.dataset!r}: the first {available} of its images hold {classes} of the "
-            f"{every} classes; shuffle them, the other half is for the test"
+            f"dataset={config.dataset!r}: its first {available} images hold only {classes} of the "
+            f"{every} classes; shuffle them (the other half is for the test)"
         )
     order = np.random.default_rng(config.seed).permutation(available)[: number // batch_size * batch_size]
     num_labels = min(num_labels, len(order))  # those of whole minibatches
@@ -307,7 +310,7 @@ def _search(study: optuna.Study, search: Search) -> None:
             if len(begun) >= _MAX_NOT_BEGUN and not any(begun[-_MAX_NOT_BEGUN:]):
                 last = own[-1]["reason"]
                 raise ConfigError(
-                    f"{_MAX_NOT_BEGUN} proposals in a row could not be begun (the last: {last}); raise "
+                    f"{_MAX_NOT_BEGUN} proposals in a row could not be started (the last: {last}); raise "
                     "--max-mflop or --memory-gib"
                 )
             if begun[-1] and sum(begun) % _FORGET_AFTER == 0:
@@ -478,7 +481,7 @@ def _finish(study: optuna.Study, search: Search) -> SearchResult:
         mean = float(np.mean(errors or [value]))
         learned.append((mean, number, value, errors, architecture))
         words = ", ".join(f"{error:.2f}" for error in errors)
-        tqdm.write(f"trial {number}: error {value:.2f} % in the search, from fresh seeds {words or 'none'}")
+        tqdm.write(f"trial {number}: error {value:.2f} % in the search, from new seeds {words or 'none'}")
     error, winner, *_, architecture = min(learned, key=lambda one: one[:2])
     print(f"\nthe best, with {error:.2f} %: {architecture}")
     about = {"trials": _num_begun(study), "trial": winner, "train_clustering_error": round(error, 4)}
@@ -499,7 +502,9 @@ def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyA
         if search.cost(architecture)[1] <= config.memory_gib:
             best.append((trial.value, trial.number, architecture))
     if not best:
-        raise ConfigError("no trial that fits was finished; raise --trials, --max-mflop or --memory-gib")
+        raise ConfigError(
+            "no trial within the limits was finished; raise --trials, --max-mflop or --memory-gib"
+        )
     return best[: config.finalists]
 
 
@@ -538,7 +543,7 @@ def _study_cost(study: optuna.Study) -> dict[str, float]:
     print(
         f"{costs['trials']} trials in {seconds:.0f} s, {costs['trials_per_hour']:.0f} an hour of a worker, "
         f"{costs['trials_to_their_end']} of them to their end; {costs['compiling_percent']:.0f} % of the "
-        f"time compiling; {sum('error_first' not in a for a in every)} proposals were not begun"
+        f"time compiling; {sum('error_first' not in a for a in every)} proposals were not started"
     )
     return costs
 

@@ -59,8 +59,8 @@ def on_host(name: str, values: Any) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError, BufferError):  # as tensors that want a gradient
         pass
     raise TypeError(
-        f"{name} must be an array of numbers, got {kind}; accepted are arrays of JAX and what NumPy makes an "
-        "array of: lists of equal lengths, data frames of numbers, tensors of the CPU"
+        f"{name} must be an array of numbers, got {kind}; accepted are JAX arrays and what NumPy can make an "
+        "array of: lists of equal lengths, data frames of numbers, CPU tensors"
     )
 
 

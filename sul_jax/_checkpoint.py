@@ -31,7 +31,7 @@ def local(path: str | os.PathLike[str]) -> Path:
       ValueError: it is on no local disk.
     """
     if "://" in os.fspath(path):
-        raise ValueError(f"path={os.fspath(path)!r} is not accepted: name a folder on a local disk")
+        raise ValueError(f"path={os.fspath(path)!r} is not accepted: it must be a folder on a local disk")
     return Path(path).resolve()
 
 
@@ -82,7 +82,9 @@ def _save(folder: Path, tree: Any, about: dict[str, Any] | None) -> None:
             _clear(new)  # of a process that was killed
             # Orbax's own words for a full disk are hundreds of lines, some of them printed at exit.
             if (free := shutil.disk_usage(folder.parent).free) < needed:
-                raise OSError(f"{needed / 2**20:.0f} MiB are needed, the disk has {free / 2**20:.0f} left")
+                raise OSError(
+                    f"{needed / 2**20:.0f} MiB are needed, but the disk has {free / 2**20:.0f} MiB left"
+                )
         wait_for_all()
         ocp.save(new, tree, custom_metadata=about)
         if first:
@@ -158,7 +160,7 @@ def _metadata(folder: Path) -> Any:
     written, there = read_json(folder / _CHECKSUMS), _checksums(folder)
     if damaged := sorted(name for name in written if written[name] != there.get(name)):
         raise ValueError(
-            f"path={str(folder)!r} is damaged: {damaged[0]!r} is not what was written; remove the folder"
+            f"path={str(folder)!r} is damaged: {damaged[0]!r} is changed or missing; remove the folder"
         )
     return ocp.metadata(folder)
 

@@ -60,8 +60,8 @@ def directions(name: str, vectors: Array) -> Array:
         zero = np.flatnonzero(~np.asarray(vectors).any(axis=1))
         if zero.size:
             raise ValueError(
-                f"{name}: {zero.size} of {len(vectors)} vectors have norm 0, the first of them in row "
-                f"{zero[0]}; metric='cosine' needs directions"
+                f"{name}: {zero.size} of {len(vectors)} vectors have norm 0, the first one in row "
+                f"{zero[0]}; metric='cosine' needs norms above 0"
             )
     largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
     return unit(vectors / jnp.where(largest > 0, largest, 1))

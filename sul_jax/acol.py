@@ -2,7 +2,7 @@
 
 A network learns to tell how an image was flipped or turned, with several softmax nodes for each way. Nothing
 says which of its nodes an image should use: Graph-based Activity Regularization (`gar`) spreads the images
-over them, and with that over their own classes.
+over them, and so over their own classes.
 """
 
 from collections.abc import Sequence

@@ -5,8 +5,8 @@ distortion ε: large for a set that fills its space, small for one in a low-dime
 manifold clustering spreads all features, compresses those of each cluster, and keeps two views of one
 image together.
 
-Every function is global under `axis_name`: Gram matrices are summed over the axis before their
-determinants. The papers' tables list ε² under the name ε; so it is called `eps_squared` here.
+Every function is global under `axis_name`: Gram matrices are summed over the axis before their determinants.
+The papers' tables list ε² under the name ε; here it is called `eps_squared`.
 """
 
 from functools import partial

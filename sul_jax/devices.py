@@ -26,7 +26,7 @@ def report() -> str:
     if expected and jax.default_backend() == "cpu":
         lines += [
             f"WARNING: this machine has {expected}, but JAX uses the CPU. Everything works, only slower.",
-            f"The plugin of JAX {jax.__version__} for it is missing, or of another version. On Colab: choose",
+            f"The plugin of JAX {jax.__version__} for it is missing or has another version. On Colab: choose",
             "Runtime > Disconnect and delete runtime, then run the first cell again, without installing jax.",
         ]
     return "\n".join(lines)

@@ -70,7 +70,7 @@ class EnergyArchitecture(NamedTuple):
                     check_integer(name, value, low=0)
         except (TypeError, KeyError, ValueError) as error:
             words = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"this is no architecture of energy layers: {words}") from None
+            raise ValueError(f"this is not an architecture of energy layers: {words}") from None
         return own
 
 

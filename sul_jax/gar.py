@@ -2,12 +2,12 @@
 
 A softmax over all nodes, pooled over the nodes of each parent class, lets a network that is taught only the
 parents divide each of them into clusters. The activations B = ReLU(Z) of a batch's logits make a graph of
-nodes, N = BᵀB: affinity measures how much nodes share examples, balance how evenly they share the work.
-With little of the one and much of the other every node takes a cluster.
+nodes, N = BᵀB: affinity measures how much nodes share examples, balance measures how evenly they share the
+work. With low affinity and high balance, every node takes a cluster.
 
-Node j belongs to parent j mod `num_parents`. No Gram matrix is formed: the sum of N's entries is the sum
-over examples of their squared activity, so that the cost is that of reading the activations once. Every
-function is global under `axis_name`: sums over the batch come before their ratios.
+Node j belongs to parent j mod `num_parents`. No Gram matrix is formed: the sum of N's entries is the sum over
+examples of their squared activity, so the cost is one reading of the activations. Every function is global
+under `axis_name`: sums over the batch come before their ratios.
 """
 
 from typing import Any, Literal

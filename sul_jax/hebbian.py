@@ -1,8 +1,8 @@
 """Ranked Hebbian learning and normalised non-linear responses (Grinberg, Hopfield & Krotov 2019).
 
-Units compete for each input: the one driven most learns towards it, the one of rank m away from it, and a
-decay keeps the weights of those that learn at unit norm. No gradient is propagated and no label used. In
-inference the cosine of input and weights is raised to a steep power, so that few units answer.
+Units compete for each input. The unit that answers most strongly learns towards it, the unit of rank m away
+from it, and a decay keeps the weights of learning units at unit norm. No gradient is propagated, and no label
+is used. In inference the cosine of input and weights is raised to a steep power, so that few units answer.
 """
 
 from functools import partial

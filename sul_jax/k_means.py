@@ -1,7 +1,7 @@
 """k-means: Lloyd's algorithm from k-means++ or random starts, best of several.
 
 All starts run side by side, so that one matrix product serves them all. Sums have a fixed order: the same key
-gives the same result, on another kind of device but for rounding.
+gives the same result, up to rounding on another kind of device.
 
 Numbers of any size that float32 holds are clustered alike. Outside jit, float64 vectors of the host (NumPy,
 lists) are centred before float32 rounds them: there a common offset costs no precision, however large.
@@ -233,7 +233,7 @@ def fit(
     )
     if is_known(result.inertia) and inertia[best] * share != result.inertia * scale * scale:
         warnings.warn(
-            f"the inertia is beyond {inputs.dtype} and given as {result.inertia}: scale the inputs",
+            f"the inertia is too large for {inputs.dtype} and given as {result.inertia}: scale the inputs",
             stacklevel=2,
         )
     return result
@@ -565,11 +565,11 @@ def _centred(exact: np.ndarray) -> tuple[Array, np.ndarray]:
     varies = spread > 1e-12 * largest  # else rounding alone
     if largest > limits.max or (varies and spread < limits.tiny):
         raise ValueError(
-            f"inputs go up to {largest:.3g} and vary by {spread:.3g}, beyond {limits.dtype}: scale them"
+            f"inputs go up to {largest:.3g} and vary by {spread:.3g}, outside {limits.dtype}: scale them"
         )
     if varies and spread < 1000 * limits.eps * largest:
         warnings.warn(
-            f"inputs vary by {spread:.3g} around {largest:.3g}, where {limits.dtype} goes in steps of "
+            f"inputs vary by {spread:.3g} around {largest:.3g}, where {limits.dtype} has steps of "
             f"{limits.eps * largest:.1g}: labels and inertia are right, centroids are rounded. Subtract a "
             "common offset first",
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""How well clusters agree with classes, on the host; scikit-learn's argument order.
+"""How well clusters agree with classes, computed on the host; arguments are in scikit-learn's order.
 
 Values are between 0 and 1. The papers differ: 000 and 003 report the one-to-one accuracy, the code
 of 002 the purity, 004 the normalised mutual information.
@@ -207,4 +207,4 @@ def _places(name: str, labels: np.ndarray) -> np.ndarray:
     try:
         return np.unique(labels, return_inverse=True)[1]
     except TypeError:
-        raise ValueError(f"{name} must be all numbers or all strings, got both or others") from None
+        raise ValueError(f"{name} must be all numbers or all strings, got a mix or other types") from None

@@ -1,8 +1,9 @@
 """Neural manifold clustering and embedding (Li et al. 2022).
 
-A network with two heads learns from random views: an embedding in which manifolds are spread out and each is
-compact, and the memberships that say which point lies on which manifold. Its objectives are coding rates
-(`coding_rate`): the total coding rate alone for features (eq. 5), with that of the clusters for both (eq. 4).
+A network with two heads learns from random views. One head makes an embedding in which manifolds are spread
+out and each is compact; the other makes memberships, which say which point lies on which manifold. The
+objectives are coding rates (`coding_rate`): the total coding rate alone for features (eq. 5), together with
+the clusters' coding rate for both (eq. 4).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What features tell of labels, by simple classifiers: how learning without labels is judged."""
+"""What features tell about labels, by simple classifiers: a way to judge learning without labels."""
 
 from collections.abc import Sequence
 from functools import partial

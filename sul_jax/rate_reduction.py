@@ -1,13 +1,15 @@
 """Rate reduction: features and clusters of embeddings (Chu et al. 2024, after Ding et al. 2023).
 
-A small network on vectors that another model made, such as CLIP or DINO, spreads them over the unit sphere
-and compresses each cluster (`coding_rate`). The published method joins vectors with vectors, by a doubly
-stochastic matrix, and cuts it by spectral clustering; here memberships join vectors with clusters, so that
-new vectors are assigned too. Neighbours, where given, are drawn together: they tell structure from noise.
+A small network takes vectors that another model made, such as CLIP or DINO. It spreads them over the unit
+sphere and compresses each cluster (`coding_rate`). The published method links vectors with vectors, by a
+doubly stochastic matrix, and splits it by spectral clustering; here memberships link vectors with clusters,
+so new vectors can be assigned too. Neighbours, if given, are pulled together: they separate structure from
+noise.
 
-How a training goes: first steps learn features by their coding rate alone; `begin_clusters` sets the cluster
-head by a clustering, such as k-means'; further steps learn both. Of several clusterings to begin with, the
-one of largest `coding_rate.coding_rate_reduction` on these features is the best guess, without labels.
+A training goes like this: the first steps learn features by their coding rate alone; `begin_clusters` sets
+the cluster head by a clustering, such as k-means'; further steps learn both. If you have several clusterings
+to start from, the one with the largest `coding_rate.coding_rate_reduction` on these features is the best
+guess, without labels.
 """
 
 from collections.abc import Callable

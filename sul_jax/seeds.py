@@ -2,10 +2,10 @@
 
 On an accelerator small networks of several seeds learn in little more time than one.
 
-A seed (a key, `random_state`, `--seed`) fixes all that is drawn. The same program on the same machine, with
+A seed (a key, `random_state`, `--seed`) fixes all random numbers. The same program on the same machine, with
 as many threads and devices and the same jax, then gives the same bits. Anything else changes the order of
-sums and with it their rounding, which K-Subspaces amplify: a patch near a tie goes to another subspace, and
-others follow. Judge by several seeds; several networks together (`EnergyNet`) depend on it least.
+sums and so their rounding. K-Subspaces amplify this: a patch near a tie goes to another subspace, and others
+follow. Judge by several seeds; several networks together (`EnergyNet`) depend least on rounding.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """SoftHebb: Hebbian learning among units that compete softly (Journé, Rodriguez, Guo & Moraitis 2023).
 
 Every unit answers each input with its share of a softmax. The winner learns towards the input, all others
-away from it, each as much as it answers; a decay draws weights to unit norm. Layers are convolutions between
-batch normalisation and pooling, and learn one on top of the other in a single pass over the images, without
-labels, gradients or feedback.
+away from it, each in proportion to its answer; a decay pulls weights to unit norm. Layers are convolutions
+between batch normalisation and pooling, and learn one on top of the other in a single pass over the images,
+without labels, gradients or feedback.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """Subspace clustering of many vectors by how they express each other (You et al. 2016).
 
-Vectors of one subspace need only each other to be written as sums; a graph of who helps whom falls into the
-subspaces. It runs on the host, by scikit-learn.
+A vector can be written as a sum of other vectors of its own subspace. The graph of these sums splits into the
+subspaces. It runs on the host, with scikit-learn.
 """
 
 import warnings

@@ -6,7 +6,7 @@ A rule's `update` takes one step. Here are the loops around it, for one network 
 - `shuffled` and `Minibatches` say which examples a step sees;
 - `compiled` turns a step into a function of several steps;
 - `train` takes all steps of a training, `train_layers` those of a stack, layer after layer;
-- `sum_chunks` sums what a step on all of the data needs, where they do not fit into memory.
+- `sum_chunks` sums what a step on all of the data needs, if they do not fit into memory.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

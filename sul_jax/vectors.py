@@ -2,7 +2,7 @@
 
 Embeddings of many examples do not fit into memory. `read` takes an array, a memory map, a file (`.npy`,
 `.npz` or `.parquet`) or a folder of such files, its shards in the order of their names, and gives chunks of
-one size in float32, the next of which is read while one is worked on.
+one size in float32. The next chunk is read while the current one is processed.
 """
 
 import copy
@@ -155,7 +155,9 @@ class Vectors:
             row = start + int(np.argmin(finite.all(axis=1)))
             raise ValueError(f"{name}, row {row}: NaN, infinite or beyond float32; values must be finite")
         if self._directions and not (some := values.any(axis=1)).all():
-            raise ValueError(f"{name}, row {start + int(np.argmin(some))}: norm 0; cosines need directions")
+            raise ValueError(
+                f"{name}, row {start + int(np.argmin(some))}: norm 0; cosines need norms above 0"
+            )
         return values
 
     def _filled(self, size: int) -> Iterator[np.ndarray]:
@@ -178,9 +180,7 @@ class Vectors:
                         left -= filled
                         chunk, filled = np.empty((min(size, left), self.num_features), np.float32), 0
             if start != end:
-                raise ValueError(
-                    f"{part.name} holds other vectors than when it was opened: {start}, not {end}"
-                )
+                raise ValueError(f"{part.name} has changed since it was opened: {start} vectors, not {end}")
 
 
 def read(source: Any, *, directions: bool = False) -> Vectors:
@@ -265,7 +265,7 @@ def _of_file(path: Path) -> _Part:
     if path.suffix.lower() == ".parquet":
         return _of_table(path)
     if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path.name} is no file of vectors; {', '.join(ENDINGS)} are")
+        raise ValueError(f"{path.name} is not a file of vectors; accepted: {', '.join(ENDINGS)}")
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(stored, np.ndarray):

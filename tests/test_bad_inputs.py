@@ -137,14 +137,18 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "maps": (lambda: energy.average_pool(VECTORS), "images must have shape [batch, height, width, channels]"),
     "quadrants": (lambda: energy.pooled_codes(IMAGES[:, :1]), "cannot be cut into quadrants"),
-    "architecture": (lambda: energy.EnergyArchitecture.from_dict({}), "no architecture of energy layers: 'l"),
-    "architecture's type": (lambda: energy.EnergyArchitecture.from_dict([1]), "is no architecture"),  # type: ignore[arg-type]
+    "architecture": (
+        lambda: energy.EnergyArchitecture.from_dict({}),
+        "this is not an architecture of energy layers: 'l",
+    ),
+    "architecture's type": (lambda: energy.EnergyArchitecture.from_dict([1]), "is not an architecture"),  # type: ignore[arg-type]
     "no layers": (lambda: energy.EnergyArchitecture.from_dict(SIZES | {"layers": []}), "layers must be a li"),
     "unknown sizes": (
         lambda: energy.EnergyArchitecture.from_dict(SIZES | {"layers": [{"size": 3}]}), "unexpected keyword",
     ),
     "listed sizes": (
-        lambda: energy.EnergyArchitecture.from_dict(SIZES | {"layers": [[1, 2], 3, 4, 5, 6]}), "is no archit",
+        lambda: energy.EnergyArchitecture.from_dict(SIZES | {"layers": [[1, 2], 3, 4, 5, 6]}),
+        "is not an archit",
     ),
     "whitening kernel": (
         lambda: whitening.conv_zca_kernel(IMAGES, kernel_size=9, num_components=2), "kernel_size=9 is larger",
@@ -346,16 +350,19 @@ def file(
 
 ENERGY: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "unknown options": (file(options={"no_such": 1}), "names unknown options: no_such"),
-    "listed options": (file(options=[1]), "is no file of tune_energy (options=[1] are not names and values)"),
+    "listed options": (
+        file(options=[1]),
+        "is not a file of tune_energy (options=[1] are not names and values)",
+    ),
     "options of another type": (file(options={"networks": "many"}), "networks='many' is not accepted"),
     "options out of range": (file(options={"code_power": -1}), "code_power=-1 is not accepted"),
     "no layers": (file(SIZES | {"layers": []}), "layers must be a list of at least one layer"),
     "layers in words": (file(SIZES | {"layers": "abc"}), "layers must be a list of at least one layer"),
     "a rank in words": (file(SIZES | {"layers": [LAYER | {"rank": "2"}]}), "rank must be an integer, got '2"),
     "a rank too many": (file(SIZES | {"layers": [LAYER | {"rank": 99}]}), "rank=99 is not accepted"),
-    "a list": (lambda f: {"architecture": str(text(f / "a.json", b"[1]"))}, "is no file of tune_energy"),
+    "a list": (lambda f: {"architecture": str(text(f / "a.json", b"[1]"))}, "is not a file of tune_energy"),
     "cut off": (lambda f: {"architecture": str(text(f / "a.json", b'{"arch'))}, "a.json' is damaged or not"),
-    "no file": (lambda f: {"architecture": "no.json"}, "architecture='no.json' is no file of tune_energy"),
+    "no file": (lambda f: {"architecture": "no.json"}, "architecture='no.json' is not a file of tune_energy"),
     "no name": (lambda f: {"architecture": "5layer"}, "architecture='5layer' is unknown; accepted: 1layer"),
     "clusters": (lambda f: {"num_clusters": 61}, "num_clusters=61 exceeds the 60 test images"),
     "devices": (lambda f: {"devices": 99}, "devices=99 is not accepted: there are"),

@@ -63,7 +63,7 @@ class Usage(NamedTuple):
 def test_a_full_disk_is_told_in_one_line(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: Usage(1000))
-        with pytest.raises(OSError, match="cannot be written: 1 MiB are needed, the disk has 0 left"):
+        with pytest.raises(OSError, match="cannot be written: 1 MiB are needed, but the disk has 0 MiB left"):
             _checkpoint.save(saved, TREE)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -140,7 +140,9 @@ def test_what_is_written_may_be_read_by_whom_new_files_may(tmp_path: Path) -> No
 def test_no_path_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for use in (mlp().save, MLP.load, estimators.load):
-        with pytest.raises(ValueError, match="path='gs://bucket/net' is not accepted: name a folder on a"):
+        with pytest.raises(
+            ValueError, match="path='gs://bucket/net' is not accepted: it must be a folder on a"
+        ):
             use("gs://bucket/net")
     assert not any(tmp_path.iterdir())
 

@@ -84,7 +84,7 @@ def test_from_a_folder_to_a_report(folder: Path, tmp_path: Path) -> None:
     network = tmp_path / "network-seed1-3"
     of_seed = assign.run(assign.Config(network, folder, output)).labels
     np.testing.assert_array_equal(of_seed, estimators.load(network).labels_)
-    with pytest.raises(ValueError, match="is something else"):
+    with pytest.raises(ValueError, match="exists and is not a table of sul-jax assign"):
         assign.run(assign.Config(tmp_path, some, tmp_path / "report.html"))
     np.savez(tmp_path / "other.npz", images=np.zeros((4, 8, 8), np.uint8))
     with pytest.raises(ValueError, match="do not fit the model"):
@@ -280,7 +280,7 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     found = images.read(linked, 8)
     assert found.names == ["a/1.png", "b/1.png"]
     assert found.classes == ["a", "b"]
-    assert [reason for _, reason in found.left_out] == ["a link to a folder that is read already"]
+    assert [reason for _, reason in found.left_out] == ["a link to a folder that was read already"]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_the_users_own_files_are_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "clusters.csv").write_text("of something else")
-    with pytest.raises(ValueError, match=r"holds a clusters.csv of something else"):
+    with pytest.raises(ValueError, match=r"holds a clusters.csv that this command did not write"):
         cluster.run(Config(photos, num_clusters=(2,), workdir=other))
 
 
@@ -448,7 +448,7 @@ def test_a_network_that_is_not_of_the_run(folder: Path, tmp_path: Path) -> None:
     stranger = estimators.PixelClustering(2, image_size=16).fit(images.read(folder, 16).pixels)
     shutil.rmtree(tmp_path / "network-seed0-3")
     stranger.save(tmp_path / "network-seed0-3")
-    with pytest.raises(ValueError, match="is not of this run"):
+    with pytest.raises(ValueError, match="does not belong to this run"):
         cluster.run(dataclasses.replace(config, resume=True))
 
 
@@ -464,7 +464,7 @@ def test_a_network_that_tells_nothing_apart(
     monkeypatch.setattr(estimators.PixelClustering, "_codes", codes(0.3))
     report = cluster.run(config)
     assert len(np.unique(report.labels)) == 1
-    assert "of 3 clusters only 1 have images" in capsys.readouterr().out
+    assert "only 1 of the 3 clusters have images" in capsys.readouterr().out
     html = (tmp_path / "report.html").read_text()
     assert "Of 3 clusters only 1 have images" in html
     assert "All images have the same code" in html

@@ -76,7 +76,7 @@ def test_damaged_originals(small_mnist: Path, damage: str) -> None:
 def test_read_idx_says_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 5) + b"abc"))
-    with pytest.raises(DataError, match=r"announces shape \(5,\), but 3 values follow"):
+    with pytest.raises(DataError, match=r"gives shape \(5,\), but 3 values follow"):
         data.read_idx(path)
     path.write_bytes(gzip.compress(b"PNG!"))
     with pytest.raises(DataError, match="not an IDX file"):
@@ -188,11 +188,11 @@ def test_archives_are_unpacked_to_what_their_header_announces(tmp_path: Path) ->
     path.write_bytes(gzip.compress(header + bytes(2**26)))  # a thousandth of that in the file
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=r"announces shape \(5,\), but more values follow"):
+        with pytest.raises(DataError, match=r"gives shape \(5,\), but more values follow"):
             data.read_idx(path)
         assert tracemalloc.get_traced_memory()[1] < 2**22
         path.write_bytes(gzip.compress(b"\0\0\x08\x02" + struct.pack(">II", 2**20, 2**20)))
-        with pytest.raises(DataError, match=r"announces shape \(1048576, 1048576\), more than"):
+        with pytest.raises(DataError, match=r"has a header with shape \(1048576, 1048576\), more than"):
             data.read_idx(path)
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
@@ -254,7 +254,7 @@ def test_unusable_names(tmp_path: Path) -> None:
     (tmp_path / "mixed" / ".thumbnails").mkdir()
     for name in ("a/a.png", "b.png", ".thumbnails/b.png"):
         Image.new("L", (4, 4)).save(tmp_path / "mixed" / name)
-    with pytest.raises(DataError, match="holds images beside sub-folders"):
+    with pytest.raises(DataError, match="holds both images and sub-folders"):
         data.load(str(tmp_path / "mixed"), image_size=8)
     (tmp_path / "mixed" / "a" / "a.png").unlink()
     assert data.load(str(tmp_path / "mixed"), image_size=8).name == "mixed/"
@@ -325,7 +325,7 @@ def test_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (tmp_path / "mixed" / ".thumbnails").mkdir()
     for name in ("a/a.png", "b.png", ".thumbnails/b.png"):
         Image.new("L", (4, 4)).save(tmp_path / "mixed" / name)
-    with pytest.raises(DataError, match="holds images beside sub-folders"):
+    with pytest.raises(DataError, match="holds both images and sub-folders"):
         data.load(str(tmp_path / "mixed"), image_size=8)
     (tmp_path / "mixed" / "a" / "a.png").unlink()
     assert data.load(str(tmp_path / "mixed"), image_size=8).name == "mixed/"

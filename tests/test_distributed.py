@@ -159,7 +159,7 @@ def test_the_command_in_several_processes(tmp_path: Path) -> None:
     for index, (_, _, errors) in enumerate(ended[:2]):
         lines = [line for line in errors.splitlines() if line.startswith("error")]
         assert lines == [
-            f"error: process {index}: another process of the run has ended; start them again, with --resume"
+            f"error: process {index}: another process of this run has ended; start all of them again with --resume"
         ]
     assert (workdir / "network-seed0-5").is_dir()
     assert not (workdir / "clusters.csv").exists()

@@ -96,7 +96,7 @@ def test_sorted_once_and_whole(digits: Path, tmp_path: Path, monkeypatch: pytest
     (sorted_into / "0" / "mine.txt").write_text("a note")
     np.testing.assert_array_equal(cluster.run(replace(config, resume=True)).labels, report.labels)
     assert (sorted_into / "0" / "mine.txt").exists()
-    with pytest.raises(ValueError, match="is there already; give a new folder"):
+    with pytest.raises(ValueError, match="exists already; give a new folder"):
         cluster.run(config)
 
 
@@ -228,7 +228,7 @@ BAD: dict[str, tuple[Any, str]] = {
             "images": d / "shards",
             "embeddings": write(f / "a.npz", embeddings=np.ones((1, 4)), names=["../out.png"]),
         },
-        "'../out.png' of the embeddings is outside of images=",
+        "'../out.png' of the embeddings is outside images=",
     ),
     "words of NaN": (
         lambda f, d: {"embeddings": d / "shards", "words": words_of(f, np.full((2, 64), np.nan))} | two,
@@ -236,7 +236,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "sorted among the pictures": (
         lambda f, d: {"images": d, "embeddings": d / "shards", "copy_to": d / "pictures" / "new"},
-        "is in the folder of images",
+        "is inside the folder of images",
     ),
     "sorted into the workdir": (
         lambda f, d: {"images": d / "pictures", "embeddings": d / "shards", "copy_to": f / "run"},
@@ -248,7 +248,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "norm 0": (
         lambda f, d: {"embeddings": write(f / "a.npz", embeddings=np.diag([1.0, 1, 0, 1]))} | two,
-        "a.npz, row 2: norm 0; cosines need directions",
+        "a.npz, row 2: norm 0; cosines need norms above 0",
     ),
     "clusters": (
         lambda f, d: {"embeddings": write(f / "a.npz", embeddings=np.ones((5, 4))), "num_clusters": 9},
@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "words alone": (lambda f, d: {"images": d / "pictures", "words": f / "w.npz"}, "give --embeddings too"),
     "words of another network": (
         lambda f, d: {"embeddings": d / "shards", "words": words_of(f, np.ones((2, 3)))} | two,
-        "holds embeddings of 3 features, but those to cluster have 64",
+        "holds embeddings of 3 features, but the embeddings to cluster have 64",
     ),
     "words without names": (
         lambda f, d: {"embeddings": d / "shards", "words": d / "shards"} | two,
@@ -270,11 +270,11 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no pictures to sort": (
         lambda f, d: {"embeddings": d / "shards", "num_clusters": 2, "copy_to": f / "sorted"},
-        "copy_to sorts the pictures of a folder: give the folder",
+        "copy_to needs pictures: images must be their folder",
     ),
     "something there": (
         lambda f, d: {"images": d / "pictures", "embeddings": d / "shards", "copy_to": d},
-        "copy_to=.* is there already; give a new folder",
+        "copy_to=.* exists already; give a new folder",
     ),
 }  # fmt: skip
 

@@ -128,10 +128,10 @@ def test_shadow_and_colour() -> None:
         ({"rank": 1}, "rank=1 is not accepted: it must be at least 2"),
         ({"rank": 17}, "rank=17 is not accepted"),
         ({"powers": (-1.0,)}, "each must be above 0"),
-        ({"powers": (3.0,), "response": "relu"}, "no part in plain responses"),
+        ({"powers": (3.0,), "response": "relu"}, "powers is not accepted with response='relu'"),
         ({"powers": (3.0, 4.0), "num_validation": 500}, "num_validation=500 is not accepted"),
         ({"architecture": "five", "num_units": 8}, "does not fit images of 16×16"),
-        ({"filters_from": Path("nowhere"), "response": "relu"}, "filters_from has no part"),
+        ({"filters_from": Path("nowhere"), "response": "relu"}, "filters_from is not accepted with"),
         ({"filters_from": Path("nowhere")}, "path='.*nowhere' is not a folder"),
         ({"filter_learning_rate": 1e30, "normalize_update": False}, "is not finite"),
     ],
@@ -144,5 +144,5 @@ def test_bad_input(stripes: Path, tmp_path: Path, options: dict[str, object], me
 def test_black_images_make_no_filters(tmp_path: Path) -> None:
     np.savez(tmp_path / "black.npz", images=np.zeros((9, 16, 16, 3), np.uint8))
     setting = config(tmp_path / "black.npz", tmp_path, workdir=tmp_path / "run")
-    with pytest.raises(ConfigError, match="needs 16 patches that are not black, and found 0"):
+    with pytest.raises(ConfigError, match="needs 16 patches that are not black, but found 0"):
         cifar10_hebbian.run(setting)

@@ -242,7 +242,7 @@ def test_reproduce_goes_on_after_a_failure(
     monkeypatch.setattr(Child, "end", staticmethod(lambda _: 2))
     assert len(reproduce.run(reproduce.Config(workdir=tmp_path))) == 4
     assert len(children) == 2
-    assert "nmce_spiral --steps 4 failed; going on with the others" in capsys.readouterr().err
+    assert "nmce_spiral --steps 4 failed; continuing with the others" in capsys.readouterr().err
 
 
 def test_readmes_code_runs() -> None:

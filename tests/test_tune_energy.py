@@ -124,10 +124,10 @@ def test_ablations_are_searched_anew(preset: str, tmp_path: Path) -> None:
         ({"num_labels": 5}, "num_labels=5"),
         ({"num_images": 5000}, "num_images=5000"),
         ({"first_share": 2.0}, "first_share=2.0"),
-        ({"max_mflop": 1e-6}, "could not be begun"),
+        ({"max_mflop": 1e-6}, "could not be started"),
         ({"save_as": "3layer"}, "save_as='3layer'"),
         ({"save_as": "digits"}, "save_as='digits'"),
-        ({"dataset": "sorted.npz"}, "hold 5 of the 10 classes"),
+        ({"dataset": "sorted.npz"}, "hold only 5 of the 10 classes"),
         ({"start_from": "3layer"}, "start_from='3layer'"),
         ({"start_from": "3layer", "num_layers": 3, "dataset": "small.npz"}, "allow 1 to 8"),
         ({"storage": "no-such-thing"}, "storage='no-such-thing'"),
@@ -210,7 +210,7 @@ tune_energy.main()
         (0, "", True, "a new study begins"),  # made, but without its settings
         (0, "", False, "256 training images"),
         (4, "", True, "256 training images"),  # a trial asked for, and nothing more
-        (4, '{"op_code":5,"worker', True, "half a record"),  # the disk was full
+        (4, '{"op_code":5,"worker', True, "an incomplete record"),  # the disk was full
     ],
 )
 def test_killed_at_a_record(
@@ -249,7 +249,7 @@ def test_nothing_to_resume_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tune_energy, "_MAX_NOT_BEGUN", 1)
-    with pytest.raises(ValueError, match="could not be begun"):
+    with pytest.raises(ValueError, match="could not be started"):
         tune_energy.run(Config(**(SMALL | {"max_mflop": 1e-6}), workdir=tmp_path, resume=True))
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("nothing to resume in") and "new study begins" in line]

@@ -239,7 +239,11 @@ def test_hebbian_features_tell_kinds_apart() -> None:
         (KMeans(9), np.ones((5, 2)), "n_clusters=9 is not accepted: it must be between 1 and 5, n_samples"),
         (KMeans(0), np.ones((5, 2)), "n_clusters=0"),
         (KMeans(2, metric="manhattan"), np.ones((5, 2)), "metric='manhattan' is not accepted"),
-        (KMeans(2, metric="cosine"), np.eye(4) * [1, 1, 0, 1], "X, row 2: norm 0; cosines need directions"),
+        (
+            KMeans(2, metric="cosine"),
+            np.eye(4) * [1, 1, 0, 1],
+            "X, row 2: norm 0; cosines need norms above 0",
+        ),
         (KMeans(2, n_init=0), np.ones((5, 2)), "n_init=0"),
         (KMeans(2, tol=-1), np.ones((5, 2)), "tol=-1"),
         (KSubspaces(2, rank=3), np.ones((5, 2)), "rank=3 .* X has 2 features"),
@@ -265,7 +269,7 @@ def test_bad_weights_and_widths(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", x[:, :5])
     with pytest.raises(ValueError, match="X has 5 features, but KMeans is expecting 8 features as input"):
         model.predict(tmp_path)
-    with pytest.warns(ConvergenceWarning, match="1 of the n_clusters=2 asked for were found: vectors differ"):
+    with pytest.warns(ConvergenceWarning, match="only 1 of n_clusters=2 clusters were found: vectors differ"):
         KMeans(2, random_state=0).fit(np.ones((9, 3)))
 
 

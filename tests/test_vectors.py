@@ -133,7 +133,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "widths": (widths, r"b.npz holds vectors of 4 features, but a.npy of 7"),
     "NaN": (nan, "b.npy, row 17: NaN, infinite or beyond float32; values must be finite"),
     "beyond float32": (lambda f: write(f, "npy", np.full((3, 2), 1e300)), "part.npy, row 0: NaN, infinite"),
-    "norm 0": (lambda f: np.eye(4) * [1, 1, 0, 1], "X, row 2: norm 0; cosines need directions"),
+    "norm 0": (lambda f: np.eye(4) * [1, 1, 0, 1], "X, row 2: norm 0; cosines need norms above 0"),
     "empty shard": (lambda f: write(f, "npy", X[:0]), r"part.npy holds no vectors: its shape is \[0, 7\]"),
     "empty table": (lambda f: table(f, {"v": [[1.0]]}, rows=0), "a.parquet holds no vectors"),
     "empty lists": (lambda f: table(f, {"v": [[]]}), "a.parquet has no column of lists of numbers"),
@@ -153,10 +153,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "damaged npy": (lambda f: other(f, "a.npy", b"\x93NUMPY\x01\x00"), "a.npy cannot be read: "),
     "damaged npz": (lambda f: other(f, "a.npz", b"PK\x03\x04"), "a.npz cannot be read: "),
     "damaged parquet": (lambda f: other(f, "a.parquet", b"PAR1"), "a.parquet cannot be read: "),
-    "another kind": (lambda f: other(f, "a.csv", b"1,2"), "a.csv is no file of vectors"),
+    "another kind": (lambda f: other(f, "a.csv", b"1,2"), "a.csv is not a file of vectors"),
     "no files": (lambda f: f, "holds no vectors: no .npy, .npz, .parquet file"),
     "no folder": (lambda f: f / "missing", "is neither a file nor a folder of vectors"),
-    "changed": (shrunk, "a.parquet holds other vectors than when it was opened: 50, not 120"),
+    "changed": (shrunk, "a.parquet has changed since it was opened: 50 vectors, not 120"),
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def get(name: str) -> Named:
         try:
             return _named(read_json(Path(name)))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"architecture={name!r} is no file of tune_energy ({error})") from None
+            raise ConfigError(f"architecture={name!r} is not a file of tune_energy ({error})") from None
     searched = _searched()
     if name not in searched:
         accepted = ", ".join([*energy.ARCHITECTURES, *searched])
@@ -66,7 +66,7 @@ def save_as(name: str, named: Named) -> None:
 def check_new_name(name: str) -> None:
     """Raises `ConfigError` for a name that another network has, or that is no name."""
     if name in {*energy.ARCHITECTURES, *_searched(), "auto"} or not name.isidentifier():
-        raise ConfigError(f"save_as={name!r} is not accepted: it must be an identifier that is not taken")
+        raise ConfigError(f"save_as={name!r} is not accepted: it must be an identifier that is not used yet")
 
 
 def _searched() -> dict[str, Any]:

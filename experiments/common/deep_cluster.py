@@ -31,7 +31,7 @@ class NetworkOptions(RunOptions):
     """Options of the network and of the clustering of its features."""
 
     dataset: str = "auto"
-    """mnist, fashion_mnist, svhn_cropped, cifar10, digits, FILE.npz, or auto: MNIST if at hand, else the
+    """mnist, fashion_mnist, svhn_cropped, cifar10, digits, FILE.npz, or auto: MNIST if available, else the
     bundled digits."""
     architecture: Literal["lenet5", "alexnet"] | None = None
     """The network; by default alexnet (the paper's small one) for colour images, else lenet5."""
@@ -41,15 +41,15 @@ class NetworkOptions(RunOptions):
     num_components: NonNegativeInt | None = None
     """Principal components that are whitened before clustering, 0 for none; by default 256 for alexnet."""
     kmeans: Literal["scikit-learn", "faiss"] | None = None
-    """Whose k-means: scikit-learn's begins by k-means++, and an empty cluster takes the farthest image;
-    faiss's begins with random images, and an empty cluster halves another. (Both are this library's own, one
-    start of at most 20 iterations.) By default, as in the authors' jobs, faiss's with alexnet."""
+    """Whose k-means: scikit-learn's starts with k-means++, and an empty cluster takes the farthest image;
+    faiss's starts with random images, and an empty cluster takes half of another. (Both are this library's
+    own code, with one start of at most 20 iterations.) By default faiss's with alexnet, as in the authors'
+    jobs."""
     sobel: bool | Literal["random"] | None = None
-    """Filters of 3×3 pixels below the network that do not learn: True for Sobel's, random for random ones,
-    drawn with the network, which the authors' code has in effect. By default random with alexnet, else
-    False."""
+    """Fixed filters of 3×3 pixels below the network: True for Sobel's, random for random ones, drawn with the
+    network (as the authors' code does in effect). By default random with alexnet, else False."""
     num_train: PositiveInt | None = None
-    """Use only the first training images."""
+    """Use only this many training images, the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def check_swept(config: Any, option: str, values: tuple[int, ...], *, low: int) 
     if getattr(config, option) is not None:
         raise ConfigError(f"{option} is not accepted with sweep={config.sweep!r}, which tries several")
     if not values or len(set(values)) < len(values) or min(values) < low:
-        raise ConfigError(f"sweep_values={values} is not accepted: different numbers from {low} on")
+        raise ConfigError(f"sweep_values={values} is not accepted: give different numbers from {low} on")
 
 
 class Scale(NamedTuple):

@@ -29,11 +29,11 @@ class Config(RunOptions):
     image_size: PositiveInt | None = None
     """Side to which images are resized."""
     num_images: Annotated[int, Range(2)] | None = None
-    """Use only the first training images."""
+    """Use only this many training images, the first ones."""
     depth: int = 18
-    """Of the ResNet: 10, 18 or 34."""
+    """Depth of the ResNet: 10, 18 or 34."""
     num_filters: PositiveInt
-    """Of the ResNet's first stage."""
+    """Filters of the ResNet's first stage."""
     num_pre_features: PositiveInt = 4096
     """Units below the embedding."""
     num_features: PositiveInt

@@ -30,7 +30,7 @@ class Config(RunOptions):
     steps: PositiveInt
     """Training steps."""
     batch_size: Annotated[int, Range(2)]
-    """Points in a step, half of them on each manifold; the paper's 4096."""
+    """Points in a step, half of them on each manifold; the paper takes 4096."""
     learning_rate: PositiveFloat
     """Adam's learning rate, annealed to 0 over the last fifth of the steps."""
     weight_decay: NonNegativeFloat = 1e-6
@@ -52,7 +52,7 @@ class Config(RunOptions):
     temperature: PositiveFloat = 0.2
     """Temperature of the Gumbel softmax."""
     tcr_steps: NonNegativeInt = 0
-    """First steps, with the total coding rate alone (eq. 5): features before clusters."""
+    """First steps, which use only the total coding rate (eq. 5): features before clusters."""
     num_test: Annotated[int, Range(2)] = 4000
     """Points for evaluation."""
 
@@ -219,4 +219,6 @@ def evaluate(embedded: Embedded, labels: np.ndarray) -> dict[str, float]:
 def _check(config: Config) -> None:
     check_options(config)
     if config.tcr_steps >= config.steps:
-        raise ConfigError(f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps to clusters")
+        raise ConfigError(
+            f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps for clusters"
+        )

@@ -260,7 +260,7 @@ def _start_bright(key: Array, patches: Array, *, num_units: int) -> HebbianState
     bright = patches[jnp.linalg.norm(patches, axis=1) > _DARK]
     if len(bright) < num_units:
         raise ConfigError(
-            f"filter_start='patches' needs {num_units} patches that are not black, and found {len(bright)} "
+            f"filter_start='patches' needs {num_units} patches that are not black, but found {len(bright)} "
             f"among {len(patches)}; filter_start='normal' needs none"
         )
     return jax.jit(partial(hebbian.init_from_inputs, num_units=num_units))(key, bright)

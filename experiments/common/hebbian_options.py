@@ -72,60 +72,59 @@ INCIDENTAL = ("probe_every", "cache_gib", "num_validation")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RunOptions):
-    """Options of the experiment; those not given are the architecture's."""
+    """Options of the experiment; those not given come from the architecture."""
 
     dataset: str = "auto"
-    """cifar10, another data set of images, FILE.npz, photographs, or auto: CIFAR-10 if at hand, else
-    scikit-learn's two photographs, from which filters are only learned and drawn."""
+    """cifar10, another data set of images, FILE.npz, photographs, or auto: CIFAR-10 if available, else
+    scikit-learn's two photographs (filters are then only learned and drawn)."""
     architecture: Literal["single", "five", "imagenet32", "full"] = "single"
     """single: 400 filters of 4×4 pixels; five: five blocks of different windows; imagenet32: four; full:
     units that see whole images."""
     response: Literal["nnl", "relu"] = "nnl"
-    """nnl: Hebbian filters, which stay as they are, and steep responses; relu: the twin, trained end
-    to end."""
+    """nnl: fixed Hebbian filters and steep responses; relu: the twin, trained end to end."""
     num_units: Annotated[int, Range(2)] | None = None
     """Filters of each block."""
     powers: tuple[PositiveFloat, ...] = ()
-    """Candidates for the power of all blocks; the best on num_validation random training images is taken, and
-    the classifier then learned from all of them. One alone is taken as it is."""
+    """Candidates for the power of all blocks. The best one on num_validation random training images is taken;
+    then the classifier learns from all training images. A single candidate is used directly."""
     num_validation: int = 5_000
     """Training images held out to choose among powers."""
     filters_from: Path | None = None
-    """Network of another run whose filters are taken instead of learning them (transfer)."""
+    """Network of another run, whose filters are used instead of new ones (transfer)."""
     filter_steps: NonNegativeInt = 10_000
-    """Minibatches of patches; 0 leaves the filters as they start, which shows what their learning adds."""
+    """Minibatches of patches; 0 keeps the filters as they start, which shows what learning adds."""
     filter_learning_rate: PositiveFloat = 4e-3
     """ε at the first minibatch; it falls linearly to 0."""
     filter_start: Literal["patches", "normal"] = "patches"
-    """What filters start from: patches of unit norm, drawn one after the other and rather far from each
-    other, so that every unit has something to learn from the first step on; or a normal distribution, as in
-    the paper, which takes millions of minibatches."""
+    """What filters start from. patches: patches of unit norm, drawn one by one and rather far from each
+    other, so that every unit learns from the first step on. normal: a normal distribution, as in the paper,
+    which needs millions of minibatches."""
     patch_batch: PositiveInt = 1_000
     """Patches in a minibatch."""
     anti_hebbian: NonNegativeFloat | None = None
     """Δ of all blocks."""
     rank: Annotated[int, Range(2)] = 2
-    """m: the unit that learns away from an input."""
+    """m, the rank of the unit that learns away from an input."""
     normalize_update: bool = True
     """Divide an update by its largest entry, as the authors' code does."""
     epochs: PositiveInt | None = None
-    """Of the classifier; by default the architecture's: 70, of imagenet32 48 (its twin 5)."""
+    """Epochs of the classifier; by default 70, or 48 for imagenet32 (its twin: 5)."""
     batch_size: PositiveInt | None = None
-    """Images in a minibatch of the classifier; by default the architecture's: 300, of imagenet32 200."""
+    """Images in a minibatch of the classifier; by default 300, or 200 for imagenet32."""
     learning_rate: PositiveFloat | None = None
-    """Adam's, at first; by default 1e-4 for the twin, as in the paper, and for steep responses, which are
-    small, the architecture's: 6e-4, of full 0.1."""
+    """Adam's learning rate at the start; by default 1e-4 for the twin, as in the paper. Steep responses are
+    small and get 6e-4, or 0.1 for full."""
     schedule: Literal["drops", "linear", "constant"] | None = None
-    """How it falls: in four drops to a tenth (eq. 4 and 5), linearly to 0, or not at all. By default linearly
-    for steep responses, in drops for the twin, that of imagenet32 not at all."""
+    """How the learning rate falls: in four drops to a tenth (eq. 4 and 5), linearly to 0, or not at all. By
+    default linearly for steep responses, in drops for the twin, and not at all for the twin of imagenet32."""
     probe_every: PositiveInt = 5
-    """Epochs between two looks at the test error."""
+    """Epochs between two measurements of the test error."""
     cache_gib: PositiveFloat = 8.0
-    """Largest cache of features in GiB; where they would take more, they are computed anew in every epoch."""
+    """Largest cache of features in GiB; if they need more, they are computed again in every epoch."""
     num_train: PositiveInt | None = None
-    """Use only the first training images."""
+    """Use only this many training images, the first ones."""
     num_test: PositiveInt | None = None
-    """Use only the first test images."""
+    """Use only this many test images, the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +187,6 @@ def check(config: Config) -> None:
     """Raises `ConfigError` for options that do not go together or are out of range."""
     check_options(config)
     if config.powers and config.response == "relu":
-        raise ConfigError("powers have no part in plain responses (response='relu')")
+        raise ConfigError("powers is not accepted with response='relu': the twin has no power")
     if config.filters_from is not None and config.response == "relu":
-        raise ConfigError("filters_from has no part in what is trained end to end (response='relu')")
+        raise ConfigError("filters_from is not accepted with response='relu': the twin is trained end to end")

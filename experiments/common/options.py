@@ -17,9 +17,9 @@ class CommandOptions:
     data_dir: Path | None = None
     """Folder of data sets; by default $SUL_JAX_DATA."""
     workdir: Path = Path("runs")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     seed: NonNegativeInt = 0
-    """Of all that is random; the first one where there are several."""
+    """Seed of all random numbers; with several seeds, the first one."""
     resume: bool = False
     """Continue the run in the workdir."""
     record: bool = False
@@ -33,4 +33,4 @@ class RunOptions(CommandOptions):
     seeds: PositiveInt = 1
     """Number of seeds: seed, seed + 1, …"""
     track: Service | None = None
-    """Where the numbers of metrics.jsonl go besides; `pip install 'sul_jax[tracking]'`."""
+    """Where the numbers of metrics.jsonl are also sent; needs `pip install 'sul_jax[tracking]'`."""

@@ -58,7 +58,7 @@ def open_study(
             print(f"nothing to resume in {where}: a new study begins")
     elif not config.resume:
         raise ConfigError(
-            f"{where} holds a study {config.study!r}: --resume goes on with it or joins it; "
+            f"{where} holds a study {config.study!r}: --resume continues or joins it; "
             "give another --workdir or --study for a new one"
         )
     _compare(study, settings)
@@ -88,7 +88,7 @@ def _journal(path: Path) -> optuna.storages.JournalStorage:
         whole = stored.rfind(b"\n") + 1
         if whole < len(stored):
             os.truncate(path, whole)
-            print(f"{path} ended with half a record, which is cut off")
+            print(f"{path} ended with an incomplete record, which is removed")
     finally:
         lock.release()
     return optuna.storages.JournalStorage(backend)

@@ -125,8 +125,8 @@ def run_steps(
     (done,), stored = checkpoints.newest() or ((0,), None)
     if done > num_steps:
         raise ConfigError(
-            f"{str(checkpoints.folder)!r} holds a training of {done} {unit}s, which cannot be resumed to end "
-            f"after {num_steps}; give at least as many or another --workdir"
+            f"{str(checkpoints.folder)!r} holds a training of {done} {unit}s, but only {num_steps} are asked "
+            f"for; give at least {done} or another --workdir"
         )
     timer = Timer(0.0 if stored is None else float(stored["seconds"]))
     snapshots: list[tuple[int, Any]] = []

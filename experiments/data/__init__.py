@@ -203,8 +203,8 @@ def _auto(directory: Path | None, wanted: str, bundled: str) -> Dataset:
         return _dataset(wanted, read(wanted, directory))
     except NotFoundError:
         print(
-            f"{_TITLES[wanted]} is neither on disk (--data-dir or SUL_JAX_DATA) nor quickly fetched: "
-            f"running on scikit-learn's {_TITLES[bundled]}."
+            f"{_TITLES[wanted]} is not on disk (--data-dir or SUL_JAX_DATA) and was not fetched quickly: "
+            f"using scikit-learn's {_TITLES[bundled]}."
         )
         return load(bundled)
 

@@ -199,13 +199,13 @@ def read_idx(path: Path) -> np.ndarray:
             shape = struct.unpack(f">{axes}I", header)
             size = math.prod(shape)
             if size > _MOST:
-                raise DataError(f"{path} announces shape {shape}, more than {_MOST} values")
+                raise DataError(f"{path} has a header with shape {shape}, more than {_MOST} values")
             values = file.read(size + 1)  # one more shows that there are more
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error})") from None
     if len(values) != size:
         raise DataError(
-            f"{path} is truncated or corrupt: its header announces shape {shape}, "
+            f"{path} is truncated or corrupt: its header gives shape {shape}, "
             f"but {'more' if len(values) > size else len(values)} values follow"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
@@ -269,8 +269,8 @@ def _fetch(name: str, patience: float) -> Path:
                 temporary.write_bytes(content)
         except (OSError, http.client.HTTPException) as error:
             raise NotFoundError(
-                f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA, which would "
-                f"hold {name}/{file}) and could not be fetched from {url}: {error}"
+                f"{name} is not in the data directory (--data-dir or SUL_JAX_DATA; expected there: "
+                f"{name}/{file}) and could not be fetched from {url}: {error}"
             ) from None
     return folder
 

@@ -108,11 +108,13 @@ def folder_of_images(folder: Path, size: int | None) -> Sourced:
     if size is None:
         raise DataError(
             f"dataset {str(folder)!r} is a folder: nmce_images takes it with --image-size, "
-            "sul-jax cluster as it is; the other experiments take FILE.npz"
+            "sul-jax cluster takes it directly; the other experiments take FILE.npz"
         )
     pictures = user_images.read(folder, size, colour=True)
     if len({file.parent == folder for file in pictures.files}) == 2:
-        raise DataError(f"{str(folder)!r} holds images beside sub-folders: put them all into classes or none")
+        raise DataError(
+            f"{str(folder)!r} holds both images and sub-folders: put all images into sub-folders, or none"
+        )
     print("\n".join(user_images.summary(pictures)))
     return f"a folder, the middle {size}×{size}", both_splits(pictures.pixels, pictures.labels)
 
@@ -127,7 +129,7 @@ def _in_directory(name: str, file: str, directory: Path | None, content: str) ->
 
 def _not_found(name: str, missing: str) -> NotFoundError:
     where = "the data directory (--data-dir or SUL_JAX_DATA)"
-    return NotFoundError(f"{name} is not in {where}, which would hold {missing}")
+    return NotFoundError(f"{name} is not in {where}; expected there: {missing}")
 
 
 def _cifar10_strips(folder: Path) -> Arrays:

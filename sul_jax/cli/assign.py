@@ -4,8 +4,8 @@
     sul-jax assign runs/cluster NEW.npy
     sul-jax assign runs/cluster/network-seed1-10 NEW --output of_seed_1.csv
 
-The images are read as those that were learned from: the same size, and the same scale for pictures of more
-than 8 bits. Writes file, cluster, distance and margin of each. A model file is data, not code.
+The images are read like those of the training: the same size, and the same scale for pictures of more than 8
+bits. Writes the file, cluster, distance and margin of each image. A model file is data, not code.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class Config:
     """The folder of a run of `sul-jax cluster`, or a network in it."""
     images: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="NEW")]]
     """Folder of pictures, or an .npz file with `images`; for a model of embeddings, a file or folder of
-    those."""
+    embeddings."""
     output: Path = Path("assigned.csv")
-    """The table that is written; an earlier one is replaced."""
+    """The table to write; an earlier one is replaced."""
 
 
 class Assigned(NamedTuple):
@@ -75,7 +75,7 @@ def run(config: Config) -> Assigned:
     pixels = _with_channels(images.pixels, channels)
     if pixels.shape[1:] != (height, width, channels):
         given, wanted = ("×".join(map(str, s)) for s in (pixels.shape[1:], model.image_shape_))
-        raise ConfigError(f"images of {given} do not fit the model, which learned from images of {wanted}")
+        raise ConfigError(f"images of {given} do not fit the model: it learned from images of {wanted}")
     print("\n".join(summary(_known(images, scale))))
     model.verbose = True
     labels, distances = model.assign(pixels)
@@ -122,14 +122,16 @@ def _refuse_what_is_not_ours(output: Path) -> None:
         return
     with open(output, encoding="utf-8", errors="replace") as file:
         if file.readline().strip() != ",".join(HEADER):
-            raise ConfigError(f"output={str(output)!r} is there and is something else; give another")
+            raise ConfigError(
+                f"output={str(output)!r} exists and is not a table of sul-jax assign; give another"
+            )
 
 
 def _known(images: Images, scale: Scale | None) -> Images:
     """Says where the scale of deep pictures is not the model's."""
     if scale is not None or images.scale is None:
         return images
-    note = "the model has seen no pictures of more than 8 bits: the scale is that of these"
+    note = "the model has seen no pictures of more than 8 bits: the new ones give the scale"
     return images._replace(notes=[*images.notes, note])
 
 

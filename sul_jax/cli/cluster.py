@@ -5,17 +5,17 @@
     sul-jax cluster --embeddings FILE.npy --num-clusters 10
     sul-jax cluster FOLDER --embeddings SHARDS --num-clusters 10 --copy-to sorted
 
-Reads the pictures in a folder, of any sizes and kinds, or the arrays `images` and perhaps `labels` of an
-.npz file. Learns from them without labels, and writes `report.html` (one file that opens anywhere),
-`clusters.csv` and the model. Several networks are learned from different seeds: how well they agree tells
-whether a clustering is stable, and which number of clusters is, without any label. Stable need not be
-right. An image belongs to the nearest centre, but with `--method nmce` where its network says: a margin may
-then be negative. Names of sub-folders serve as labels for the report alone. Nothing in the folder is
-changed; files that cannot be read are counted and left out.
+Reads the pictures in a folder, of any sizes and kinds, or the array `images`, and `labels` if there are any,
+of an .npz file. Learns from them without labels, and writes `report.html` (one file that opens anywhere),
+`clusters.csv` and the model. Several networks are learned from different seeds. How well they agree shows,
+without any label, whether a clustering is stable, and which number of clusters is the most stable. A stable
+clustering is not always right. An image belongs to the nearest centre; with `--method nmce` its network
+decides, and a margin may be negative. Names of sub-folders are labels, used only in the report. Nothing in
+the folder is changed; files that cannot be read are counted and left out.
 
-Embeddings are vectors that a network of your own made, in a .npy, .npz or .parquet file or a folder of such
-shards, of any number: they are read in chunks. Pictures are then only shown. An .npz file (or the columns of
-a table) may hold `names`, the files of the pictures, and `labels` beside its `embeddings`.
+Embeddings are vectors that your own network made, in a .npy, .npz or .parquet file, or in a folder of such
+files. Their number has no limit: they are read in chunks. Pictures are then only shown. Besides its
+`embeddings`, an .npz or .parquet file may hold `names`, the files of the pictures, and `labels`.
 """
 
 import contextlib
@@ -56,42 +56,44 @@ class Config:
     """Folder of pictures (sub-folders are their classes), or an .npz file with `images` and perhaps
     `labels`."""
     num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
-    """Clusters; of several numbers the one on which the seeds agree best is taken, which is the most stable,
-    not always that of the kinds of images. By default the number of classes, where there are labels."""
+    """Number of clusters. Of several, the one on which the seeds agree best is taken: the most stable number,
+    which is not always the number of kinds of images. By default the number of classes, if there are
+    labels."""
     embeddings: Path | None = None
-    """File or folder of vectors to be clustered instead of pictures."""
+    """File or folder of vectors to cluster instead of pictures."""
     method: (
         Literal["energy", "acol", "nmce", "deepcluster", "pixels", "k_means", "k_subspaces", "rate_reduction"]
         | None
     ) = None
-    """How to learn. From pictures: energy, the default, to deepcluster, or pixels, which is plain k-means.
-    From embeddings: k_means, the default, k_subspaces or rate_reduction."""
+    """How to learn. From pictures: energy (the default), acol, nmce, deepcluster, or pixels (plain k-means).
+    From embeddings: k_means (the default), k_subspaces or rate_reduction."""
     metric: Literal["cosine", "euclidean"] = "cosine"
-    """Of k-means of embeddings."""
+    """Metric of k-means on embeddings."""
     rank: PositiveInt = 4
-    """Of the subspaces of embeddings."""
+    """Rank of the subspaces of k_subspaces."""
     image_size: Annotated[int, Range(4, 4096)] | None = None
-    """Side of the square to which pictures are resized (the shorter side, then the middle); by default what
-    the method's network is made for: 28, for acol 16, for deepcluster 32."""
+    """Side of the square to which pictures are resized (the shorter side is resized, then the middle is cut
+    out); by default the size for which the method's network is made: 28, for acol 16, for deepcluster 32."""
     seeds: PositiveInt = 3
-    """Networks learned from different seeds."""
+    """Number of networks, each learned from its own seed."""
     seed: NonNegativeInt = 0
-    """The first of them."""
+    """The first seed."""
     seeds_together: PositiveInt | None = None
     """Networks that learn at once, by vmap; by default four on an accelerator and one on a CPU, where one
-    keeps all cores busy."""
+    network keeps all cores busy."""
     workdir: Path = Path("runs/cluster")
-    """Where everything is written; an earlier run there is set aside, not lost."""
+    """Where everything is written; a folder previous-… in it keeps an earlier run."""
     words: Path | None = None
     """An .npz or .parquet file with the `embeddings` of words, and the words as `names`, by the same network:
-    a cluster is called by the word nearest to it."""
+    each cluster is called by its nearest word."""
     copy_to: Path | None = None
-    """A new folder for links to the pictures, or copies where links cannot be made, one folder a cluster."""
+    """A new folder with one sub-folder for each cluster, of links to the pictures (copies if links are not
+    possible)."""
     distributed: bool = False
-    """Be one of several processes, started by srun, mpirun or alike, that share the embeddings. All are given
+    """Share the work with other processes, which srun, mpirun or a similar launcher starts. Give all of them
     the same files and the same workdir; each reads its part of the vectors, and the first one writes."""
     resume: bool = False
-    """Go on with an interrupted run: what was learned is read, not learned again."""
+    """Continue an interrupted run: what it has learned is read, not learned again."""
 
 
 class Report(NamedTuple):
@@ -196,7 +198,7 @@ def _of_pictures(config: Config) -> _Subject:
     assert config.images is not None
     path, method = config.images, config.method or "energy"
     if method in embeddings.METHODS:
-        raise ConfigError(f"method={method!r} clusters vectors: give --embeddings, or take pixels")
+        raise ConfigError(f"method={method!r} clusters vectors: give --embeddings, or use --method pixels")
     size = estimator(method, 2, 0, config.image_size).image_size
     images = read(path, size, without=config.workdir)
 
@@ -277,16 +279,16 @@ def _checked(config: Config) -> Config:
     check_options(config)
     for name in ("images", "embeddings"):
         if paths[name] is not None and config.workdir.resolve() == paths[name].resolve():
-            raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another")
+            raise ConfigError(f"workdir={str(config.workdir)!r} is the folder of {name}; give another folder")
     if config.images is None and config.embeddings is None:
         raise ConfigError("images is needed: a folder of pictures, or --embeddings")
     if config.distributed and config.embeddings is None:
         raise ConfigError("distributed shares vectors among processes: give --embeddings")
     if config.words is not None and config.embeddings is None:
-        raise ConfigError("words are compared with embeddings: give --embeddings too")
+        raise ConfigError("words need embeddings to compare with: give --embeddings too")
     if config.copy_to is not None:
         if config.images is None or not config.images.is_dir():
-            raise ConfigError("copy_to sorts the pictures of a folder: give the folder")
+            raise ConfigError("copy_to needs pictures: images must be their folder")
         check_place(config.copy_to, config.images, config.workdir)
         if not (config.resume and is_sorted(config.copy_to, config.workdir)):
             check_new(config.copy_to)
@@ -297,7 +299,7 @@ def _refuse_what_is_not_ours(workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         for name in _WRITTEN:
             if (workdir / name).exists():
-                raise ConfigError(f"workdir={str(workdir)!r} holds a {name} of something else")
+                raise ConfigError(f"workdir={str(workdir)!r} holds a {name} that this command did not write")
 
 
 def _opened(config: Config, subject: _Subject) -> Workdir:
@@ -321,7 +323,7 @@ def _numbers_of_clusters(config: Config, subject: _Subject) -> tuple[int, ...]:
         raise ConfigError("num_clusters is needed: there are no labels (sub-folders) to count")
     if len(numbers) > 1 and config.seeds == 1:
         raise ConfigError(
-            "several num_clusters are compared by how well seeds agree: seeds must be at least 2"
+            "several num_clusters are compared by how well the seeds agree: seeds must be at least 2"
         )
     number, what = _different(images, max(numbers))
     if number < max(numbers):
@@ -400,12 +402,12 @@ def _print(config: Config, report: Report) -> None:
     if len(report.agreement) > 1:
         rows = [[str(number), f"{value:.1f}"] for number, value in report.agreement.items()]
         print("\n" + format_table(["clusters", "agreement between seeds (ARI, %)"], rows))
-        print(f"taken: {report.num_clusters} clusters, on which the seeds agree best")
+        print(f"chosen: {report.num_clusters} clusters, on which the seeds agree best")
     elif report.agreement:
         print(f"agreement between seeds (ARI): {next(iter(report.agreement.values())):.1f} %")
     filled = len(np.unique(report.labels))
     if filled < report.num_clusters:
-        print(f"warning: of {report.num_clusters} clusters only {filled} have images")
+        print(f"warning: only {filled} of the {report.num_clusters} clusters have images")
     for name, value in report.scores.items():
         beside = f" (k-means on pixels: {report.baseline[name]:.2f} %)" if report.baseline else ""
         print(f"{name.replace('_', ' ')}: {value:.2f} %{beside}")

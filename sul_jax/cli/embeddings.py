@@ -132,7 +132,7 @@ def _stored(path: Path, model: Any, given: Embeddings) -> Any:
     """The model of an earlier run, which must have been like this one."""
     stored = estimators.load(path)
     if repr(stored) != repr(model) or len(stored.labels_) != len(given.source):
-        raise ConfigError(f"{str(path)!r} is not of this run; remove it, or give another --workdir")
+        raise ConfigError(f"{str(path)!r} does not belong to this run; remove it, or give another --workdir")
     return stored
 
 
@@ -198,8 +198,8 @@ def read_words(path: Path, given: Embeddings) -> Words:
     words = read(path)
     if words.source.num_features != given.source.num_features:
         raise ConfigError(
-            f"words={str(path)!r} holds embeddings of {words.source.num_features} features, but those to "
-            f"cluster have {given.source.num_features}"
+            f"words={str(path)!r} holds embeddings of {words.source.num_features} features, but the "
+            f"embeddings to cluster have {given.source.num_features}"
         )
     if not words.named:
         raise ConfigError(f"words={str(path)!r} has no 'names' beside its embeddings")
@@ -276,21 +276,21 @@ def _files(
         if len(files) != number:
             raise ConfigError(
                 f"images={str(folder)!r} holds {len(files)} files, but there are {number} embeddings; an "
-                ".npz or .parquet file may name each one's, as 'names'"
+                ".npz or .parquet file may give the file of each one, as 'names'"
             )
         return files
     files = [Path(os.path.normpath(folder / name)) for name in names]
     for name, file in zip(names, files, strict=True):
         if not file.is_relative_to(folder):
             raise ConfigError(
-                f"names: {name!r} of the embeddings is outside of images={str(folder)!r}; names must be "
-                "places in that folder"
+                f"names: {name!r} of the embeddings is outside images={str(folder)!r}; names must be "
+                "paths inside that folder"
             )
     missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if missing:
         raise ConfigError(
             f"images={str(folder)!r} lacks {len(missing)} of the {number} files that the embeddings name, "
-            f"the first of them {missing[0]!r}"
+            f"the first one is {missing[0]!r}"
         )
     return files
 

@@ -205,7 +205,7 @@ def find(folder: Path, without: Path | None = None) -> tuple[list[Path], list[Le
     for place, inside, names in walk:
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in visited:
-            blame(place, "a link to a folder that is read already")
+            blame(place, "a link to a folder that was read already")
             inside.clear()
             continue
         visited.add((status.st_dev, status.st_ino))

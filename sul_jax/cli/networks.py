@@ -138,7 +138,9 @@ class Networks:
         about = (type(model), model.n_clusters, model.image_size, len(model.labels_), len(codes))
         images = len(self._pixels)
         if about != (METHODS[self._method], number, self._size, images, images):
-            raise ConfigError(f"{str(path)!r} is not of this run; remove it, or give another --workdir")
+            raise ConfigError(
+                f"{str(path)!r} does not belong to this run; remove it, or give another --workdir"
+            )
         model.verbose = True
         return model
 

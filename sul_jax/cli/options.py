@@ -86,7 +86,7 @@ def command_line(
     try:
         run(parsed)
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on" if hasattr(parsed, "resume") else ""
+        hint = "; the same command with --resume continues" if hasattr(parsed, "resume") else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, TypeError, OSError) as error:

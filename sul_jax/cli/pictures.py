@@ -75,7 +75,7 @@ def open_picture(file: Path, *, side: int | None = None) -> Opened:
     """
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait without end
-            raise PictureError("not a file of data")
+            raise PictureError("not a regular file")
         with Image.open(file, formats=_formats()) as image:
             if image.format in _BY_ENDING and Image.EXTENSION.get(file.suffix.lower()) != image.format:
                 raise PictureError("not a picture")

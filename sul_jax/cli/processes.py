@@ -83,7 +83,7 @@ def _end(error: BaseException) -> NoReturn:
     """Ends this process; what Python does at the exit would wait for the others."""
     text = first_line(error)
     if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in text:
-        text = "another process of the run has ended; start them again, with --resume"
+        text = "another process of this run has ended; start all of them again with --resume"
     print(f"error: process {jax.process_index()}: {text}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

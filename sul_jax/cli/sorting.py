@@ -25,7 +25,7 @@ def check_place(folder: Path, images: Path, workdir: Path) -> None:
     """
     target = folder.resolve()
     if target.is_relative_to(images.resolve()):
-        raise ConfigError(f"copy_to={str(folder)!r} is in the folder of images; give another place")
+        raise ConfigError(f"copy_to={str(folder)!r} is inside the folder of images; give another folder")
     if target == workdir.resolve():
         raise ConfigError(f"copy_to={str(folder)!r} is the workdir; give another folder")
 
@@ -37,7 +37,7 @@ def check_new(folder: Path) -> None:
       folder: to be made.
     """
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        raise ConfigError(f"copy_to={str(folder)!r} is there already; give a new folder")
+        raise ConfigError(f"copy_to={str(folder)!r} exists already; give a new folder")
 
 
 def is_sorted(folder: Path, workdir: Path) -> bool:

@@ -4,8 +4,8 @@ For images: `EnergyClustering`, `ACOLClustering`, `NMCEClustering`, `DeepCluster
 `PixelClustering`. For vectors such as embeddings, in memory or on disk: `KMeans`, `KSubspaces`,
 `HebbianFeatures` and `RateReductionClustering`.
 
-They hold what was learned and compile what they run; rules, training and mathematics are this package's. An
-image's code and cluster do not depend on the batch it comes in: programs take batches of one size.
+They hold what was learned and compile what they run; rules, training and mathematics come from this package.
+An image gets the same code and cluster in any batch: programs take batches of one size.
 
 How cost grows, for n images of s×s pixels with codes of d numbers:
 
@@ -18,7 +18,7 @@ k-means    n · d · `n_clusters` · starts · iterations          at most some 
 distances  n · d · `n_clusters`                                n · `n_clusters`
 =========  ==================================================  ===================================
 
-Of k-means' ten starts fewer are taken from n · d · `n_clusters` = 7·10⁹ on, one from 3·10¹⁰. On two CPU cores
+k-means makes ten starts, fewer from n · d · `n_clusters` = 7·10⁹ on, and one from 3·10¹⁰ on. On two CPU cores
 `PixelClustering` takes half a minute for 50,000 images of 28×28 pixels and 1,000 clusters.
 """
 

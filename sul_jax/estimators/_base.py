@@ -158,7 +158,7 @@ class ImageClustering(ClusterMixin, Estimator):  # type: ignore[misc]  # scikit-
         """
         if self.learns_clusters:
             raise ValueError(
-                f"{type(self).__name__} learns its clusters; make another with n_clusters={n_clusters}"
+                f"{type(self).__name__} learns its clusters; make a new one with n_clusters={n_clusters}"
             )
         given = np.asarray(check_vectors("codes", codes, features=self._n_features_out))
         check_integer("n_clusters", n_clusters, low=1, high=len(given), why=", the number of codes")
@@ -189,7 +189,7 @@ class ImageClustering(ClusterMixin, Estimator):  # type: ignore[misc]  # scikit-
 
     def _set_labels(self, labels: np.ndarray) -> None:
         self.labels_ = labels
-        why = "images, or what the network makes of them, differ too little"
+        why = "images, or their codes, differ too little"
         warn_of_few(len(np.unique(labels)), self.n_clusters, why)
 
     def _labels(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ class ImageClustering(ClusterMixin, Estimator):  # type: ignore[misc]  # scikit-
             return rows
         if shape is not None and shape != self.image_shape_:
             raise ValueError(
-                f"images of shape {shape} were given, but those learned from had {self.image_shape_}"
+                f"images have shape {shape}, but the model learned from shape {self.image_shape_}"
             )
         self._check_scale(rows)
         return rows
@@ -226,14 +226,14 @@ class ImageClustering(ClusterMixin, Estimator):  # type: ignore[misc]  # scikit-
         kind = "uint8" if self.is_uint8_ else f"floating, on a scale up to {self.scale_:.3g}"
         if rows.dtype == np.uint8:
             if self.scale_ != 1:
-                raise ValueError(f"uint8 images were given, but those learned from were {kind}")
+                raise ValueError(f"images are uint8, but the model learned from images that were {kind}")
             return
         largest = float(np.abs(rows).max())
         # Between bytes, [0, 1] and wider integers lie factors of 255 and more.
         low, high = (1 / 256, 2 - self.is_uint8_) if self.scale_ == 1 else (1 / 128, 128)
         if largest and not low <= largest / self.scale_ <= high:
             raise ValueError(
-                f"floating images up to {largest:.3g} were given, beyond the scale of those learned from, "
+                f"floating images go up to {largest:.3g}, not on the scale of the training images, "
                 f"which were {kind}"
             )
 

@@ -60,5 +60,5 @@ def warn_of_few(found: int, asked: int, why: str) -> None:
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
         frame, level = frame.f_back, level + 1
-    message = f"{found} of the n_clusters={asked} asked for were found: {why}"
+    message = f"only {found} of n_clusters={asked} clusters were found: {why}"
     warnings.warn(message, ConvergenceWarning, stacklevel=level)

@@ -70,7 +70,9 @@ class MLP(Saved):
     @classmethod
     def _build(cls, arguments: dict[str, Any]) -> Self:
         if arguments["activation"] is None:
-            raise ValueError("the activation is not one of jax.nn's: the network cannot be loaded by name")
+            raise ValueError(
+                "the activation is not a function of jax.nn: the network cannot be loaded by its name"
+            )
         return super()._build({**arguments, "activation": getattr(jax.nn, arguments["activation"])})
 
     def __call__(self, inputs: Array) -> Array:

@@ -80,7 +80,7 @@ class EnergyNet(nnx.Module):
         # States are tuples too; a list of networks holds plain tuples of states.
         several = not hasattr(states[0], "_fields")
         if centroids is not None and subspaces is not None:
-            raise ValueError("centroids and subspaces are both given: a cluster has one or the other")
+            raise ValueError("centroids and subspaces are both given: give only one of them")
         networks = list(states) if several else [states]
         for one in networks:
             _check_states(one, architecture)
