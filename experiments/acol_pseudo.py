@@ -458,9 +458,7 @@ def _check(config: Config) -> None:
             raise ConfigError("sweep='transformations' needs supervision='pseudo': parents turns no image")
     if isinstance(numbers, str):
         if numbers not in get_args(Other):
-            raise ConfigError(
-                f"transformations={numbers!r} is unknown; accepted: {', '.join(get_args(Other))}"
-            )
+            raise ConfigError(f"transformations={numbers!r} is not one of {', '.join(get_args(Other))}")
         return
     if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(_ALL):
         raise ConfigError(f"transformations={numbers} is not accepted: give different numbers from 1 to 8")

@@ -96,9 +96,7 @@ def run(config: Config) -> list[SeedResult[SoftHebbNet]]:
     if not splits:
         raise ConfigError(f"dataset={config.dataset!r} has no labels, which the classifier needs")
     if max(config.batch_size, config.classifier_batch) > len(images):
-        raise ConfigError(
-            f"batch_size and classifier_batch must be at most {len(images)}, the training images"
-        )
+        raise ConfigError(f"batch_size and classifier_batch must be at most the {len(images)} images")
     filled = replace(config, dataset=dataset.name)
     layers = tuple(
         layer._replace(num_units=number)

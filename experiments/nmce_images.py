@@ -469,7 +469,7 @@ def _check(config: Config) -> None:
     embeddings.check(config)
     if config.features_from is not None and (config.stage == 1 or config.sweep or config.judge_features):
         raise ConfigError(
-            "features_from is not accepted with stage=1, sweep or judge_features: it skips stage 1"
+            "features_from skips stage 1: it cannot be used with stage=1, sweep or judge_features"
         )
     if len(set(config.sweep)) < len(config.sweep):
         raise ConfigError(f"sweep={config.sweep} is not accepted: give different weights")

@@ -238,9 +238,7 @@ def _share_compiled_programs() -> None:
 def _prepare(config: Config, dataset: data.Dataset) -> Search:
     """The defaults that depend on the data, and the images and labels that trials use."""
     if dataset.train_labels is None:
-        raise ConfigError(
-            f"dataset={config.dataset!r} has no labels, but the search needs labels for some images"
-        )
+        raise ConfigError(f"dataset={config.dataset!r} has no labels, but the search needs some")
     available = len(dataset.train_images)
     if dataset.is_one_set:
         available //= 2  # the other half is for the test
@@ -502,9 +500,7 @@ def _best(study: optuna.Study, search: Search) -> list[tuple[float, int, EnergyA
         if search.cost(architecture)[1] <= config.memory_gib:
             best.append((trial.value, trial.number, architecture))
     if not best:
-        raise ConfigError(
-            "no trial within the limits was finished; raise --trials, --max-mflop or --memory-gib"
-        )
+        raise ConfigError("no trial finished within the limits; raise --trials, --max-mflop or --memory-gib")
     return best[: config.finalists]
 
 

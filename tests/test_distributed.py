@@ -158,9 +158,8 @@ def test_the_command_in_several_processes(tmp_path: Path) -> None:
     assert [status for status, _, _ in ended] == [2, 2, -9], ended
     for index, (_, _, errors) in enumerate(ended[:2]):
         lines = [line for line in errors.splitlines() if line.startswith("error")]
-        assert lines == [
-            f"error: process {index}: another process of this run has ended; start all of them again with --resume"
-        ]
+        ended_early = "another process of this run has ended; start all of them again with --resume"
+        assert lines == [f"error: process {index}: {ended_early}"]
     assert (workdir / "network-seed0-5").is_dir()
     assert not (workdir / "clusters.csv").exists()
 

@@ -341,7 +341,7 @@ def test_a_run_taught_by_parents(config: Config) -> None:
         ({"nodes_per_parent": 1}, "nodes_per_parent=1 is not accepted"),
         ({"num_clusters": 51}, "num_clusters=51 exceeds the 50 images"),
         ({"batch_size": 61}, "batch_size=61 exceeds the 60 images"),
-        ({"transformations": "squeezing"}, "transformations='squeezing' is unknown; accepted: scaling"),
+        ({"transformations": "squeezing"}, "transformations='squeezing' is not one of scaling"),
         ({"sweep": "width", "num_features": 64}, "num_features is not accepted with sweep='width'"),
         ({"sweep": "transformations", "supervision": "parents"}, "needs supervision='pseudo'"),
     ],

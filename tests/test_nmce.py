@@ -172,7 +172,7 @@ def test_points_are_fresh_in_every_step_and_features_come_first(config: Config) 
         ({"eps_squared": 0.0}, "eps_squared=0.0 is not accepted"),
         ({"steps": 0}, "steps=0 is not accepted"),
         ({"noise": -1.0}, "noise=-1.0 is not accepted"),
-        ({"tcr_steps": 4}, "tcr_steps=4 leaves none of the 4 steps"),
+        ({"tcr_steps": 4}, "tcr_steps=4 leaves no steps of 4 for clusters"),
         ({"learning_rate": 1e30, "steps": 2}, "the loss is not finite"),
     ],
 )
@@ -315,7 +315,7 @@ def test_one_set_of_images_is_not_judged_on_itself(tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", images=np.full((9, 4, 4, 3), 2.0), labels=np.arange(9))
     for experiment in (nmce_images, nmce_coil):
         wide = experiment.Config(dataset=str(tmp_path / "wide.npz"), workdir=tmp_path / "run")
-        with pytest.raises(data.DataError, match=r"must be in \[0, 1\], got values from 2 to 2"):
+        with pytest.raises(data.DataError, match=r"must be in \[0, 1\], not 2 to 2"):
             experiment.run(wide)
 
 
@@ -426,7 +426,7 @@ def test_defaults_are_the_papers_for_the_data_set_and_the_depth() -> None:
         ({"epochs": (1, 0, 1)}, "epochs=\\(1, 0, 1\\) is not accepted"),
         ({"batch_size": 10**6}, "batch_size=1000000 exceeds the 1797 images"),
         ({"depth": 11}, "depth=11 is not accepted"),
-        ({"stage": 1, "features_from": Path("run")}, "features_from is not accepted with stage=1"),
+        ({"stage": 1, "features_from": Path("run")}, "features_from skips stage 1: it cannot be used with stage=1"),
         ({"eps_squared": 0.0}, "eps_squared=0.0 is not accepted"),
     ],
 )

@@ -219,6 +219,4 @@ def evaluate(embedded: Embedded, labels: np.ndarray) -> dict[str, float]:
 def _check(config: Config) -> None:
     check_options(config)
     if config.tcr_steps >= config.steps:
-        raise ConfigError(
-            f"tcr_steps={config.tcr_steps} leaves none of the {config.steps} steps for clusters"
-        )
+        raise ConfigError(f"tcr_steps={config.tcr_steps} leaves no steps of {config.steps} for clusters")

@@ -229,6 +229,4 @@ def joined(dataset: Dataset) -> Dataset:
 def check_unit_range(images: np.ndarray) -> None:
     """Raises `DataError` where floating pixels leave [0, 1], in which colours are changed."""
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
-        raise DataError(
-            f"floating images must be in [0, 1], got values from {images.min():.4g} to {images.max():.4g}"
-        )
+        raise DataError(f"floating images must be in [0, 1], not {images.min():.4g} to {images.max():.4g}")

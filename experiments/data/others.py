@@ -112,9 +112,7 @@ def folder_of_images(folder: Path, size: int | None) -> Sourced:
         )
     pictures = user_images.read(folder, size, colour=True)
     if len({file.parent == folder for file in pictures.files}) == 2:
-        raise DataError(
-            f"{str(folder)!r} holds both images and sub-folders: put all images into sub-folders, or none"
-        )
+        raise DataError(f"{str(folder)!r} holds both images and sub-folders: put all images in sub-folders")
     print("\n".join(user_images.summary(pictures)))
     return f"a folder, the middle {size}×{size}", both_splits(pictures.pixels, pictures.labels)
 
@@ -140,9 +138,7 @@ def _cifar10_strips(folder: Path) -> Arrays:
         classes = np.load(labels).astype(np.int32) if labels.exists() else np.zeros(0, np.int32)
         images = sum(map(len, strips))
         if (images, classes.shape) != (number, (number,)):
-            raise DataError(
-                f"{folder} holds {images} {split} images and {len(classes)} labels, not {number} of each"
-            )
+            raise DataError(f"{folder} holds {images} {split} images, {len(classes)} labels, not {number}")
         arrays |= {f"{split}_images": np.concatenate(strips), f"{split}_labels": classes}
     return arrays
 
