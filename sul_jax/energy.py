@@ -64,6 +64,8 @@ class EnergyArchitecture(NamedTuple):
         try:
             if not (isinstance(layers := stored["layers"], list | tuple) and layers):
                 raise ValueError("layers must be a list of at least one layer")
+            if not all(isinstance(layer, Mapping) for layer in layers):
+                raise ValueError("each layer must have named sizes")
             own = cls(**{**stored, "layers": tuple(EnergyLayer(**layer) for layer in layers)})
             for sizes in (own._asdict() | {"layers": 0}, *(layer._asdict() for layer in own.layers)):
                 for name, value in sizes.items():

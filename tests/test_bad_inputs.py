@@ -148,7 +148,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "listed sizes": (
         lambda: energy.EnergyArchitecture.from_dict(SIZES | {"layers": [[1, 2], 3, 4, 5, 6]}),
-        "is not an archit",
+        "each layer must have named sizes",
     ),
     "whitening kernel": (
         lambda: whitening.conv_zca_kernel(IMAGES, kernel_size=9, num_components=2), "kernel_size=9 is larger",

@@ -104,7 +104,9 @@ def tree(model: Any, arrays: dict[str, np.ndarray], path: str | Path) -> Any:
     """What a network learned from `leaves`."""
     places, structure = jax.tree.flatten(model._template())
     if len(places) != len(arrays):
-        raise ValueError(f"path={str(path)!r} was written by another version: its arrays differ")
+        raise ValueError(
+            f"path={str(path)!r} was written by another version of sul_jax: load it there, or fit again"
+        )
     return jax.tree.unflatten(structure, [arrays[name] for name in sorted(arrays)])
 
 

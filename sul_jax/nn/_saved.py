@@ -43,7 +43,10 @@ class Saved(nnx.Module):
         network = nnx.eval_shape(lambda: cls._build(arguments))  # without drawing what is replaced below
         state = nnx.state(network)
         if arrays.keys() != (names := _named(state)).keys():
-            raise ValueError(f"path={os.fspath(path)!r} was written by another version: its arrays differ")
+            raise ValueError(
+                f"path={os.fspath(path)!r} was written by another version of sul_jax: load it there, or "
+                "train again"
+            )
         leaves = [arrays[name] for name in names]
         nnx.update(network, jax.tree.unflatten(jax.tree.structure(state), leaves))
         network.eval()  # type: ignore[no-untyped-call]
