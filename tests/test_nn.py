@@ -191,7 +191,7 @@ def test_convolution_agrees_with_xla(
         return (ours(images, kernel), xla(images, kernel)), gradients, mapped
 
     values, gradients, mapped = values_and_gradients(images, kernel)
-    chex.assert_trees_all_close(*values, atol=1e-5)
+    chex.assert_trees_all_close(*values, atol=1e-5 if channels == 3 else 1e-4)
     chex.assert_trees_all_close(*gradients, atol=1e-4)
     chex.assert_trees_all_close(mapped[0], gradients[0][1], atol=1e-4)
 
