@@ -191,9 +191,10 @@ def test_convolution_agrees_with_xla(
         return (ours(images, kernel), xla(images, kernel)), gradients, mapped
 
     values, gradients, mapped = values_and_gradients(images, kernel)
-    chex.assert_trees_all_close(*values, atol=1e-5 if channels == 3 else 1e-4)
-    chex.assert_trees_all_close(*gradients, atol=1e-4)
-    chex.assert_trees_all_close(mapped[0], gradients[0][1], atol=1e-4)
+    rounding = 1e-5 if channels == 3 else 1e-4  # of values up to 5, and of gradients up to 30
+    chex.assert_trees_all_close(*values, atol=rounding)
+    chex.assert_trees_all_close(*gradients, atol=10 * rounding)
+    chex.assert_trees_all_close(mapped[0], gradients[0][1], atol=10 * rounding)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 3), (3, 2), (2, 1)])
@@ -364,5 +365,6 @@ def test_convolution_under_shard_map(channels: int) -> None:
     sharded = jax.shard_map(shared, mesh=mesh, in_specs=(whole, split), out_specs=whole)
     within = jax.shard_map(jax.grad(shared), mesh=mesh, in_specs=(whole, split), out_specs=whole)
     wanted = jax.jit(jax.grad(loss))(kernel, images)
-    chex.assert_trees_all_close(jax.jit(jax.grad(sharded))(kernel, images), wanted, atol=1e-4)
-    chex.assert_trees_all_close(jax.jit(within)(kernel, images), wanted, atol=1e-4)
+    rounding = 1e-4 if channels == 3 else 1e-3
+    chex.assert_trees_all_close(jax.jit(jax.grad(sharded))(kernel, images), wanted, atol=rounding)
+    chex.assert_trees_all_close(jax.jit(within)(kernel, images), wanted, atol=rounding)
