@@ -1,20 +1,17 @@
 """One run in several processes, each on its own share of the data, by `jax.distributed`."""
 
 import os
-import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import jax
 import numpy as np
 
 from sul_jax._files import first_line
-from sul_jax._parallel import gathered
+from sul_jax._parallel import gathered, wait_for_all
 from sul_jax.cli.options import ConfigError
-
-Value = TypeVar("Value")
 
 # Seconds without a sign of life after which a process is taken for lost.
 _SILENCE = 30
@@ -25,15 +22,9 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def of_first(value: Value) -> Value:
-    """What the first process has, in all of them.
-
-    Args:
-      value: anything that pickle takes; of other processes of no account.
-    """
-    content = pickle.dumps(value) if is_first() else b""
-    every: Value = pickle.loads(gathered(np.frombuffer(content, np.uint8)).tobytes())
-    return every
+def of_first(flag: bool) -> bool:
+    """What the first process says, in all of them."""
+    return bool(gathered(np.array([flag]))[0])
 
 
 @contextmanager
@@ -50,7 +41,7 @@ def together() -> Iterator[None]:
     _connect()
     try:
         yield
-        of_first(None)  # the last to be ready, so that nobody waits at the exit
+        wait_for_all()  # for the first, which writes: at the exit nobody waits for long
     except BaseException as error:
         if jax.process_count() > 1:
             _end(error)
