@@ -25,14 +25,15 @@ from jax import Array
 
 from experiments import data
 from experiments.common import figures
-from experiments.common.evaluation import half_precision_features, map_batches, to_float
+from experiments.common.classifier import Labelled, Plan, classify
+from experiments.common.evaluation import kept_features, to_float
 from experiments.common.options import ConfigError, RunOptions, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting
 from experiments.common.training import run_steps
 from experiments.data import Split
 from sul_jax import soft_hebb, training, whitening
 from sul_jax.cli.ranges import PositiveFloat, PositiveInt, Range
-from sul_jax.learning_rule import GradientState, gradient_rule, stack
+from sul_jax.learning_rule import stack
 from sul_jax.nn import SoftHebbNet
 
 EXPERIMENT = "cifar10_soft_hebb"
@@ -119,20 +120,23 @@ def learn(setting: Setting, seed: int) -> Learned[SoftHebbNet]:
     )
     network.set_states(states)
     began = time.perf_counter()
-    graph, state = nnx.split(network)
-    known, asked = (
-        half_precision_features(partial(_features, graph, state), one.images, title=f"seed {seed}, {name}")
-        for name, one in (("codes", train), ("test codes", test))
+    take = partial(_features, *nnx.split(network))
+    asked, known = (
+        Labelled(kept_features(take, one.images, title=f"seed {seed}, {name}"), np.asarray(one.labels))
+        for name, one in (("test codes", test), ("codes", train))
     )
     seconds = time.perf_counter() - began
-    head, classifier_seconds = classify(setting, seed, network, known)
-    nnx.update(network.classifier, head)
-    guess = jax.jit(partial(_guess, nnx.graphdef(network.classifier), head))
+    per_epoch = -(-len(train) // config.classifier_batch)
+    halved = {int(share * config.epochs) * per_epoch: 0.5 for share in _HALVED}
+    optimizer = optax.adam(optax.piecewise_constant_schedule(config.learning_rate, halved))
+    plan = Plan(optimizer, config.classifier_batch, config.epochs, probe_every=config.epochs, fill_last=True)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    history, classifier_seconds = classify(
+        network.classifier, half_dropped, known, {"test": asked, "train": known}, plan, key,
+        workdir=setting.workdir, seed=seed,
+    )  # fmt: skip
     norms = np.concatenate([np.linalg.norm(layer.weights, axis=1) for layer in states])
-    metrics = {
-        f"{name}_error": 100 * float(np.mean(np.asarray(map_batches(guess, codes)) != one.labels))
-        for name, codes, one in (("test", asked, test), ("train", known, train))
-    }
+    metrics = dict(zip(("test_error", "train_error"), history[-1, 2:].tolist(), strict=True))
     metrics["converged_units"] = 100 * float(np.mean(np.abs(norms - 1) < 0.1))
     metrics |= {"filter_seconds": filter_seconds, "classifier_seconds": classifier_seconds}
     network.save(config.workdir / f"network-{seed}")
@@ -177,53 +181,14 @@ def filters(setting: Setting, seed: int) -> tuple[tuple[soft_hebb.SoftHebbLayerS
     return trained.state, trained.seconds
 
 
-def classify(setting: Setting, seed: int, network: SoftHebbNet, codes: Array) -> tuple[Any, float]:
-    """The classifier's parameters, and the seconds."""
-    config, number = setting.config, len(codes)
-    labels = jnp.asarray(setting.train.labels)
-    batches = training.Minibatches(
-        jax.random.fold_in(jax.random.key(seed), 1), number, config.classifier_batch, fill_last=True
-    )
-    halved = {int(share * config.epochs) * batches.per_epoch: 0.5 for share in _HALVED}
-    optimizer = optax.adam(optax.piecewise_constant_schedule(config.learning_rate, halved))
-    graph, begin = nnx.split(network.classifier)
+def half_dropped(codes: Array, key: Array | None) -> Array:
+    """Single precision and, with a key, dropout of one half by the bits of random words.
 
-    def loss(head: Any, inputs: Array, *, key: Array, labels: Array, axis_name: str | None) -> Array:
-        del axis_name  # one device
-        logits = head(half_dropped(key, inputs.astype(jnp.float32)))
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-    rule = gradient_rule(lambda rngs: nnx.merge(graph, begin), loss, optimizer)
-
-    def step(
-        state: GradientState, batch: training.Minibatch, codes: Array, labels: Array
-    ) -> tuple[GradientState, Array]:
-        chosen = batch.indices
-        state, info = rule.update(state, codes[chosen], key=batch.key, labels=labels[chosen])
-        return state, info.loss
-
-    steps = training.compiled(step)
-
-    def epoch(state: GradientState, index: int) -> tuple[GradientState, Array]:
-        first = index * batches.per_epoch
-        state, losses = steps(state, batches(first, first + batches.per_epoch), codes, labels)
-        return state, jnp.mean(losses)
-
-    trained = run_steps(
-        epoch,
-        rule.init(jax.random.key(seed), codes),
-        num_steps=config.epochs,
-        workdir=setting.workdir,
-        name=f"{seed}-classifier",
-        title=f"seed {seed}, classifier",
-        unit="epoch",
-        about={"seed": seed},
-    )
-    return trained.state.params, trained.seconds
-
-
-def half_dropped(key: Array, values: Array) -> Array:
-    """Dropout of one half by the bits of random words: a number for each value would take longest of all."""
+    A random number for each value would take longest of all.
+    """
+    values = codes.astype(jnp.float32)
+    if key is None:
+        return values
     words = jax.random.bits(key, (len(values), -(-values.shape[1] // 32)), jnp.uint32)
     kept = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return jnp.where(kept.reshape(len(values), -1)[:, : values.shape[1]], 2 * values, 0)
@@ -232,10 +197,6 @@ def half_dropped(key: Array, values: Array) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _features(graph: Any, state: Any, images: Array) -> Array:
     return nnx.merge(graph, state).features(to_float(images)).astype(jnp.float16)
-
-
-def _guess(graph: Any, head: Any, codes: Array) -> Array:
-    return jnp.argmax(nnx.merge(graph, head)(codes.astype(jnp.float32)), axis=1)
 
 
 main = partial(command_line, run, Config, description=__doc__)

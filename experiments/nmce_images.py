@@ -36,6 +36,7 @@ from jax import Array
 
 from experiments import data
 from experiments.common import embeddings, evaluation, features, figures
+from experiments.common.classifier import Labelled
 from experiments.common.options import ConfigError, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting, sweep
 from experiments.common.training import Trained
@@ -461,7 +462,7 @@ def _splits(dataset: data.Dataset, config: Config) -> Splits:
         known, asked = train[~fifth], train[fifth]
     if known.labels is None or asked.labels is None:
         return Splits(on_device.images, train.labels, None)
-    parts = (features.Labelled(jnp.asarray(own.images), np.asarray(own.labels)) for own in (known, asked))
+    parts = (Labelled(jnp.asarray(own.images), np.asarray(own.labels)) for own in (known, asked))
     return Splits(on_device.images, on_device.labels, features.Judge(*parts))
 
 

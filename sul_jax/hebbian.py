@@ -417,13 +417,13 @@ def unconverged(state: HebbianState, *, tolerance: float | Array = 0.1) -> Array
 
 
 def steepen(cosines: Array, *, power: float | Array) -> Array:
-    """ReLU(c)^n of eq. 3, through logarithms: it and its gradient go to 0 where float32 ends.
+    """ReLU(c)^n of eq. 3; it and its gradient go to 0 where float32 ends.
 
     It grows with c, so that pooling the largest cosine first gives the same and raises fewer numbers.
 
     Args:
       cosines: any shape, at most 1.
-      power: n, positive.
+      power: n, positive; whole numbers that are not traced take a few products, others logarithms.
 
     Raises:
       ValueError: `power` is not positive.
@@ -436,7 +436,7 @@ def steepen(cosines: Array, *, power: float | Array) -> Array:
     """
     cosines = check_floating("cosines", cosines)
     check_number("power", power, above=0)
-    if isinstance(power, int | float) and power == 1:
-        return jnp.maximum(cosines, 0)
+    if isinstance(power, int | float) and float(power).is_integer():
+        return lax.integer_pow(jnp.maximum(cosines, 0), int(power))
     active = cosines > 0
     return jnp.where(active, jnp.exp(power * jnp.log(jnp.where(active, cosines, 1))), 0)

@@ -45,7 +45,8 @@ def test_filters_and_classifier(stripes: Path, tmp_path: Path) -> None:
     (result,) = cifar10_hebbian.run(config(stripes, tmp_path, num_validation=48, powers=(10.0, 30.0)))
     assert result.metrics["test_error"] <= 5
     assert result.metrics["shadowed_test_error"] <= 15
-    assert result.metrics["converged_units"] >= 95
+    assert result.metrics["patch_cosine"] > 0.9
+    assert result.metrics["start_cosine"] < 0.999
     assert result.metrics["power"] in (10, 30)
     stored = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"figure1_filters.png", "figure2_errors.png", "figure6_shadows.png", "network-0"} <= stored
@@ -76,9 +77,40 @@ def test_filters_that_do_not_learn(stripes: Path, tmp_path: Path) -> None:
     setting = config(stripes, tmp_path, filter_steps=0)
     (result,) = cifar10_hebbian.run(setting)
     filters = np.asarray(result.network.filters[0][...])
-    np.testing.assert_allclose(np.linalg.norm(filters.reshape(len(filters), -1), axis=1), 1, rtol=1e-5)
-    (learned,) = cifar10_hebbian.run(replace(setting, filter_steps=60, workdir=tmp_path / "learned"))
+    np.testing.assert_allclose(np.linalg.norm(filters, axis=1), 1, rtol=1e-5)
+    assert result.metrics["start_cosine"] == pytest.approx(1)
+    # A rate of almost nothing keeps them too: both begin at the same patches.
+    still = replace(setting, filter_steps=60, filter_learning_rate=1e-9, workdir=tmp_path / "still")
+    (kept,) = cifar10_hebbian.run(still)
+    np.testing.assert_allclose(filters, np.asarray(kept.network.filters[0][...]), atol=1e-6)
+    (learned,) = cifar10_hebbian.run(replace(still, filter_learning_rate=0.004, workdir=tmp_path / "learned"))
     assert not np.allclose(filters, np.asarray(learned.network.filters[0][...]), atol=0.01)
+
+
+@pytest.mark.parametrize("start", ["random_patches", "k_means"])
+def test_other_filters_to_start_from(stripes: Path, tmp_path: Path, start: str) -> None:
+    (result,) = cifar10_hebbian.run(config(stripes, tmp_path, filter_steps=0, filter_start=start))
+    weights = np.asarray(result.network.filters[0][...])
+    np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-5)
+    assert result.metrics["test_error"] <= 20
+
+
+def test_filters_beside_their_controls(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hebbian_filters, "_SWEPT_UNITS", (2, 4))
+    results = cifar10_hebbian.run(config(stripes, tmp_path, sweep=True, num_units=None, epochs=1))
+    assert len(results) == 12
+    assert (tmp_path / "run" / "filters_and_controls.png").exists()
+    assert len(json.loads((tmp_path / "run" / "sweep.json").read_text())) == 12
+
+
+def test_kept_cosines_serve_every_power(stripes: Path, tmp_path: Path) -> None:
+    """With and without a cache, the same numbers; even where a response is too small for half precision."""
+    setting = config(stripes, tmp_path, powers=(40.0,), filter_steps=0, epochs=2)
+    (kept,) = cifar10_hebbian.run(setting)
+    (again,) = cifar10_hebbian.run(replace(setting, cache_gib=1e-6, workdir=tmp_path / "again"))
+    assert kept.metrics["train_loss"] == pytest.approx(again.metrics["train_loss"], rel=1e-4)
 
 
 def test_end_to_end_twin_and_resume(stripes: Path, tmp_path: Path) -> None:
@@ -102,7 +134,8 @@ def test_photographs_and_digits(tmp_path: Path) -> None:
         )
     )
     assert set(result.metrics) == {
-        "filter_seconds", "converged_units", "winning_units", "separated_units",
+        "filter_seconds", "winning_units", "patch_cosine", "start_cosine", "negative_weights",
+        "separated_units",
     }  # fmt: skip
     assert [block.kernel_size for block in result.network.blocks] == [3, 4, 5, 8]
     (whole,) = mnist_hebbian.run(

@@ -80,27 +80,27 @@ def _window(images: Array, start: int | Array, *, size: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(images, start, size)
 
 
-def half_precision_features(
+def kept_features(
     take: Callable[[Array], Array], images: np.ndarray, *, title: str, batch_size: int = 250
 ) -> Array:
-    """Features of all images in half precision, filled in batch by batch: never held twice on a CPU.
+    """Features of all images, filled in batch by batch: never held twice on a CPU.
 
     Args:
-      take: maps `[batch, ...]` to features, `[batch, num_features]` of float16.
+      take: maps `[batch, ...]` to features, `[batch, num_features]`, as small as they can be kept.
       images: `[num_images, ...]`.
       title: of the progress bar.
       batch_size: images at a time.
 
     Returns:
-      float16 `[num_images, num_features]`.
+      `[num_images, num_features]` of the dtype that `take` gives.
     """
     number = len(images)
-    num_features = jax.eval_shape(take, images[:1]).shape[1]
-    size = 2 * number * num_features
+    like = jax.eval_shape(take, images[:1])
+    size = like.dtype.itemsize * number * like.shape[1]
     # A CPU's device takes an array over as it is if it begins at a multiple of 64 bytes.
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64
-    kept = memory[begin : begin + size].view(np.float16).reshape(number, num_features)
+    kept = memory[begin : begin + size].view(like.dtype).reshape(number, like.shape[1])
     for start in tqdm(range(0, number, batch_size), desc=title, unit="batch"):
         part = images[start : start + batch_size]
         kept[start : start + len(part)] = np.asarray(take(jnp.asarray(part)))

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from experiments.common import evaluation, figures
+from experiments.common.classifier import Labelled
 from sul_jax import probes
 from sul_jax.nn import NMCE
 
@@ -22,13 +23,6 @@ _NEIGHBOURS, _RANK = 11, 30  # of the authors' classifiers; ours scale all featu
 
 View = Callable[[Array, Array], Array]
 """From a key and images `[batch, ...]` to a random view of them."""
-
-
-class Labelled(NamedTuple):
-    """Images on the device, or features of them by name, and labels `[num_images]`."""
-
-    inputs: Any
-    labels: np.ndarray
 
 
 class Judge(NamedTuple):

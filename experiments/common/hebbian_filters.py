@@ -5,7 +5,7 @@ What `cifar10_hebbian`, `imagenet32_hebbian` and `mnist_hebbian` share: their de
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from jax import Array
 from experiments import data
 from experiments.common import figures
 from experiments.common import hebbian_options as options
-from experiments.common.evaluation import half_precision_features, map_batches, to_float
+from experiments.common.classifier import Labelled, Plan, classify
+from experiments.common.evaluation import kept_features, to_float
 from experiments.common.hebbian_options import Config, Filled
 from experiments.common.options import ConfigError
 from experiments.common.runs import (
@@ -31,19 +32,34 @@ from experiments.common.runs import (
     identity,
     run_seeds,
     same_setting,
+    sweep,
     write_json,
 )
 from experiments.common.training import run_steps
 from experiments.data import Split
-from sul_jax import hebbian, training
+from sul_jax import hebbian, k_means, training, whitening
 from sul_jax.hebbian import HebbianState
-from sul_jax.learning_rule import GradientState, LearningRule, gradient_rule
 from sul_jax.nn import NNLBlock, NNLConv
 
 _SHADOW = 25, 0.3  # columns of figure 6's shadow, and what is left of the light there
-_FEATURE_BATCH = 250  # images whose classes are guessed at a time
+_PARTS = 65_535  # of a cosine, where it is kept
 _PATCHES_OF_A_UNIT = 50  # of which those that filters start from are drawn; and that they compete for
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
+_SWEPT_UNITS = (50, 100, 400)
+# The rule, and filters that learn nothing or by k-means. As printed, filters learn until the rates add up to
+# half; of twice as many minibatches most units are driven off all patches by the anti-Hebbian term.
+_KEPT: Mapping[str, Any] = {"filter_steps": 0}
+_PRINTED: Mapping[str, Any] = {
+    "filter_steps": 5_000, "filter_learning_rate": 2e-4, "normalize_update": False
+}  # fmt: skip
+_SWEPT: Mapping[str, Mapping[str, Any]] = {
+    "learned from far patches": {},
+    "far patches": _KEPT,
+    "random patches": {**_KEPT, "filter_start": "random_patches"},
+    "spherical k-means": {**_KEPT, "filter_start": "k_means"},
+    "learned from noise": {**_PRINTED, "filter_start": "normal"},
+    "noise": {**_KEPT, "filter_start": "normal"},
+}
 
 
 class Setting(NamedTuple):
@@ -87,6 +103,8 @@ def run(
       ValueError: options or data that cannot be used.
     """
     options.check(config)
+    if config.sweep:
+        return _sweep(replace(config, sweep=False), partial(run, experiment=experiment, auto=auto))
     dataset = data.load(config.dataset, config.data_dir, auto=auto)
     images, splits, num_classes = data.split(dataset, config.num_train, config.num_test)
     number, shape = len(images), images.shape[1:]
@@ -119,6 +137,22 @@ def run(
         return run_seeds(workdir, partial(map, learn), dataset, **numbers, paper=reported)
 
 
+def _sweep(config: Config, learn: Callable[[Config], list[SeedResult[NNLConv]]]) -> list[SeedResult[NNLConv]]:
+    """Filters of the rule beside others, few and many."""
+    settings = {
+        f"{name}, {units} units": {**changes, "num_units": units}
+        for name, changes in _SWEPT.items()
+        for units in _SWEPT_UNITS
+    }
+    results = sweep(learn, config, settings)
+    if "test_error" in results[0][0].metrics:
+        right = np.array([[100 - one.metrics["test_error"] for one in several] for several in results])
+        curves = zip(_SWEPT, right.reshape(len(_SWEPT), len(_SWEPT_UNITS), -1), strict=True)
+        drawn = {name: (_SWEPT_UNITS, values) for name, values in curves}
+        figures.accuracies(drawn, "filters", config.workdir / "filters_and_controls.png", log=True)
+    return [one for several in results for one in several]
+
+
 def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], float]:
     """A network, its metrics, and the seconds of learning and evaluation."""
     config, splits = setting.config, setting.splits
@@ -126,17 +160,20 @@ def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], floa
     metrics: dict[str, float] = {}
     if config.response == "nnl":
         filters, metrics = _filters(setting, seed)
+    network = _network(setting, seed, filters, config.powers[0] if config.powers else None)
     spent = metrics.get("filter_seconds", 0.0)
     if not splits:
-        return _network(setting, filters, None, nnx.Rngs(seed)), metrics, spent
-    power = config.powers[0] if config.powers else None
-    if len(config.powers) > 1:
-        power, seconds = _choose_power(setting, seed, filters)
-        metrics["power"], spent = power, spent + seconds
+        return network, metrics, spent
+    began = time.perf_counter()
     test = splits["test"]
-    tests = {"test": test, "shadowed test": replace(test, images=shadowed(test.images))}
-    build = partial(_network, setting, filters, power)
-    network, history, seconds = fit(setting, seed, build, splits["train"], tests, "classifier")
+    dark = replace(test, images=shadowed(test.images))
+    train, *asked = _seen(config, network, {"train": splits["train"], "test": test, "shadowed test": dark})
+    spent += time.perf_counter() - began
+    if len(config.powers) > 1:
+        metrics["power"], seconds = _choose_power(setting, seed, filters, train)
+        network, spent = _network(setting, seed, filters, metrics["power"]), spent + seconds
+    tests = dict(zip(("test", "shadowed test"), asked, strict=True))
+    history, seconds = _classify(setting, seed, network, train, tests)
     metrics["train_loss"], metrics["classifier_seconds"] = (float(value) for value in history[-1, :2])
     for name, error in zip(tests, history[-1, 2:], strict=True):
         metrics[f"{name.replace(' ', '_')}_error"] = float(error)
@@ -146,12 +183,12 @@ def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], floa
         curves = {name: column.tolist() for name, column in columns}
         write_json(config.workdir / "errors.json", curves)
         figures.errors(curves, config.workdir / "figure2_errors.png")
-        shown = [np.asarray(to_float(jnp.asarray(test.images[:16]))), tests["shadowed test"].images[:16]]
+        shown = [np.asarray(to_float(jnp.asarray(test.images[:16]))), dark.images[:16]]
         figures.rows_of_images(shown, config.workdir / "figure6_shadows.png")
     return network, metrics, spent + seconds
 
 
-def _network(setting: Setting, filters: Sequence[Array], power: float | None, rngs: nnx.Rngs) -> NNLConv:
+def _network(setting: Setting, seed: int, filters: Sequence[Array], power: float | None) -> NNLConv:
     """The network with a classifier that has learned nothing; without filters they have neither."""
     blocks = setting.blocks if power is None else [b._replace(power=power) for b in setting.blocks]
     network = NNLConv(
@@ -159,11 +196,78 @@ def _network(setting: Setting, filters: Sequence[Array], power: float | None, rn
         blocks,
         num_classes=setting.num_classes,
         response=setting.config.response,
-        rngs=rngs,
+        rngs=nnx.Rngs(seed),
     )
     for own, weights in zip(network.filters, filters, strict=False):
         own[...] = weights
     return network
+
+
+def _seen(config: Filled, network: NNLConv, splits: Mapping[str, Split]) -> list[Labelled]:
+    """What the classifier sees of each split: cosines of all powers where they fit into memory, or images."""
+    examples = sum(map(len, splits.values()))
+    kept = network.response == "nnl" and 2 * examples * network.num_features <= config.cache_gib * 2**30
+    take = partial(_cosines, *nnx.split(network))
+
+    def of_split(name: str, split: Split) -> Labelled:
+        inputs = kept_features(take, split.images, title=name) if kept else jnp.asarray(split.images)
+        return Labelled(inputs, np.asarray(split.labels))
+
+    return [of_split(name, split) for name, split in splits.items()]
+
+
+@partial(jax.jit, static_argnums=0)
+def _cosines(graph: Any, state: Any, images: Array) -> Array:
+    """In 65,535ths: 16 bits then hold them far better than half precision would."""
+    pooled = nnx.merge(graph, state).pooled(to_float(images))
+    return jnp.round(_PARTS * jnp.maximum(pooled, 0)).astype(jnp.uint16)
+
+
+def _classify(
+    setting: Setting,
+    seed: int,
+    network: NNLConv,
+    train: Labelled,
+    tests: Mapping[str, Labelled],
+    title: str = "classifier",
+    among: np.ndarray | None = None,
+) -> tuple[np.ndarray, float]:
+    """Trains the classifier above filters that stay as they are, or the whole twin; see `classify`."""
+    config, twin = setting.config, network.response == "relu"
+    take = partial(_cosines, *nnx.split(network))
+
+    def see(inputs: Array, key: Array | None) -> Array:
+        del key
+        if twin:
+            return to_float(inputs)
+        cosines = inputs if inputs.ndim == 2 else take(inputs)
+        return network.respond(cosines / jnp.float32(_PARTS))
+
+    number = len(train.labels) if among is None else len(among)
+    size = min(config.batch_size, number)
+    rates = options.learning_rates(config, number // size)
+    plan = Plan(optax.adam(rates), size, config.epochs, config.probe_every)
+    module, key = network if twin else network.classifier, jax.random.fold_in(jax.random.key(seed), 1_000_000)
+    return classify(
+        module, see, train, tests, plan, key, workdir=setting.workdir, seed=seed, title=title, among=among
+    )
+
+
+def _choose_power(
+    setting: Setting, seed: int, filters: Sequence[Array], train: Labelled
+) -> tuple[float, float]:
+    """The candidate of least error on held-out training images, of the same filters; and the seconds."""
+    order = np.random.default_rng(seed).permutation(len(train.labels))
+    hidden, shown = np.split(order, [setting.config.num_validation])
+    held_out = {"validation": Labelled(train.inputs[hidden], train.labels[hidden])}
+    errors, spent = {}, 0.0
+    for power in setting.config.powers:
+        network, title = _network(setting, seed, filters, power), f"power {power:g}"
+        history, seconds = _classify(setting, seed, network, train, held_out, title, shown)
+        errors[power], spent = float(history[-1, 2]), spent + seconds
+        setting.workdir.log(seed=seed, power=power, validation_error=errors[power])
+        print(f"{title}: validation error {errors[power]:.2f} %")
+    return min(errors, key=lambda power: errors[power]), spent
 
 
 def _filters(setting: Setting, seed: int) -> tuple[Sequence[Array], dict[str, float]]:
@@ -176,9 +280,10 @@ def _filters(setting: Setting, seed: int) -> tuple[Sequence[Array], dict[str, fl
         learned = [learn_filters(setting, seed, index, images) for index in range(len(setting.blocks))]
         filters = [block.weights for block in learned]
         metrics["filter_seconds"] = sum(block.seconds for block in learned)
-        metrics["winning_units"] = 100 * float(np.mean([block.winning for block in learned]))
-    dead = [np.asarray(hebbian.unconverged(HebbianState(weights))) for weights in filters]
-    metrics["converged_units"] = 100 * float(1 - np.concatenate(dead).mean())
+        for name in learned[0].measured:
+            metrics[name] = float(np.mean([block.measured[name] for block in learned]))
+    negative = np.concatenate([np.asarray(weights).ravel() < 0 for weights in filters])
+    metrics["negative_weights"] = 100 * float(negative.mean())
     drawn = seed == config.seed
     if channels == 3:
         shares = np.concatenate([color_share(np.asarray(weights)) for weights in filters])
@@ -196,17 +301,22 @@ class Filters(NamedTuple):
 
     Attributes:
       weights: `[num_units, features]`.
-      winning: the share of units that any of many fresh patches, fifty for each unit or more, drives most.
+      measured: by name, of many fresh patches, fifty for each unit or more: `winning_units`, percent of the
+        units that any patch drives most; `patch_cosine`, the mean of their largest cosine with a unit; and
+        `start_cosine`, the mean cosine of a unit with what it started from.
       seconds: of learning them.
     """
 
     weights: Array
-    winning: float
+    measured: Mapping[str, float]
     seconds: float
 
 
 def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Filters:
-    """Filters of a block from random patches, cut out minibatch by minibatch."""
+    """Filters of a block from random patches, cut out minibatch by minibatch.
+
+    Runs of another number of minibatches begin at the same filters.
+    """
     config, block = setting.config, setting.blocks[index]
     designed = options.ARCHITECTURES[config.architecture].anti_hebbian[index]
     rule = hebbian.rule(
@@ -216,27 +326,27 @@ def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Fil
         normalize_update=config.normalize_update,
     )
     rates = optax.linear_schedule(config.filter_learning_rate, 0.0, config.filter_steps)
-    key = jax.random.fold_in(jax.random.key(seed), index)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
+    batch_key, start_key, fresh_key = keys
 
     def draw(key: Array, images: Array) -> Array:
         size = block.kernel_size
         return to_float(hebbian.random_patches(key, images, num_patches=config.patch_batch, kernel_size=size))
 
     def step(state: HebbianState, number: Array, images: Array) -> tuple[HebbianState, Array]:
-        batch = draw(jax.random.fold_in(key, number), images)
-        state, _ = rule.update(state, batch, learning_rate=rates(number))
-        share = jnp.mean(hebbian.unconverged(state), dtype=jnp.float32)
-        return state, jnp.where(jnp.all(jnp.isfinite(state.weights)), share, jnp.nan)
+        batch = draw(jax.random.fold_in(batch_key, number), images)
+        state, info = rule.update(state, batch, learning_rate=rates(number))
+        return state, jnp.where(jnp.all(jnp.isfinite(state.weights)), info.largest_update, jnp.nan)
 
-    def many(key: Array) -> Iterator[Array]:
+    def many(key: Array) -> Array:
         number = -(-_PATCHES_OF_A_UNIT * block.num_units // config.patch_batch)
-        return (draw(one, images) for one in jax.random.split(key, number))
+        return jnp.concatenate([draw(one, images) for one in jax.random.split(key, number)])
 
-    start_key = jax.random.fold_in(key, config.filter_steps)
-    start = _start_bright if config.filter_start == "patches" else hebbian.init
+    start = _start(config.filter_start, start_key, many(start_key), num_units=block.num_units)
+    begun = np.asarray(whitening.normalize(start.weights))
     trained = run_steps(
         training.compiled(step),
-        start(start_key, jnp.concatenate(list(many(start_key))), num_units=block.num_units),
+        start,
         jnp.arange,
         images,
         num_steps=config.filter_steps,
@@ -244,26 +354,36 @@ def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Fil
         name=f"{seed}-filters-{index}",
         title=f"seed {seed}, filters of {block.kernel_size}×{block.kernel_size}",
         stride=500,
-        value_name="unconverged",
+        value_name="largest_update",
         about={"seed": seed, "block": index},
     )
-    weights = trained.state.weights
-    winners: set[int] = set()
-    for fresh in many(jax.random.fold_in(key, config.filter_steps + 1)):
-        drives = jnp.matmul(fresh, weights.T, precision="highest")
-        winners.update(np.asarray(jnp.argmax(drives, axis=1)).tolist())
-    return Filters(weights, len(winners) / block.num_units, trained.seconds)
+    weights, fresh = trained.state.weights, many(fresh_key)
+    winners = np.argmax(np.asarray(jnp.matmul(fresh, weights.T, precision="highest")), axis=1)
+    cosines = hebbian.encode(trained.state, fresh, power=1)
+    measured = {
+        "winning_units": 100 * len(np.unique(winners)) / block.num_units,
+        "patch_cosine": float(jnp.mean(jnp.max(cosines, axis=1))),
+        "start_cosine": float(jnp.mean(jnp.sum(whitening.normalize(weights) * begun, axis=1))),
+    }
+    return Filters(weights, measured, trained.seconds)
 
 
-def _start_bright(key: Array, patches: Array, *, num_units: int) -> HebbianState:
-    """`hebbian.init_from_inputs` of the patches that are not black."""
+def _start(kind: str, key: Array, patches: Array, *, num_units: int) -> HebbianState:
+    """What filters start from; see `Config.filter_start`."""
+    if kind == "normal":
+        return hebbian.init(key, patches, num_units=num_units)
     bright = patches[jnp.linalg.norm(patches, axis=1) > _DARK]
     if len(bright) < num_units:
         raise ConfigError(
-            f"filter_start='patches' needs {num_units} patches that are not black, but found {len(bright)} "
+            f"filter_start={kind!r} needs {num_units} patches that are not black, but found {len(bright)} "
             f"among {len(patches)}; filter_start='normal' needs none"
         )
-    return jax.jit(partial(hebbian.init_from_inputs, num_units=num_units))(key, bright)
+    if kind == "patches":
+        return jax.jit(partial(hebbian.init_from_inputs, num_units=num_units))(key, bright)
+    if kind == "random_patches":
+        return HebbianState(whitening.normalize(jax.random.choice(key, bright, (num_units,), replace=False)))
+    fit = jax.jit(partial(k_means.fit, num_clusters=num_units, num_init=1, metric="cosine"))
+    return HebbianState(fit(key, bright).centroids)
 
 
 def color_share(weights: np.ndarray) -> np.ndarray:
@@ -294,145 +414,6 @@ def shadowed(images: np.ndarray) -> np.ndarray:
     light = np.where(np.arange(images.shape[2]) < columns, _SHADOW[1], 1.0)[:, None]
     # Not rounded to whole numbers again: only the brightness is to change.
     return np.asarray(to_float(jnp.asarray(images)) * light, np.float32)
-
-
-class Learner(NamedTuple):
-    """What an epoch of the classifier changes.
-
-    Attributes:
-      network: state of its rule.
-      history: `[epochs, 2 + number of test sets]`: loss, seconds of training so far, and errors in percent;
-        NaN where nobody looked.
-    """
-
-    network: GradientState
-    history: Array
-
-
-def fit(
-    setting: Setting,
-    seed: int,
-    build: Callable[[nnx.Rngs], NNLConv],
-    train: Split,
-    tests: Mapping[str, Split],
-    title: str,
-) -> tuple[NNLConv, np.ndarray, float]:
-    """Trains the classifier, or everything where responses are plain.
-
-    Filters that stay as they are respond to every image once, kept in half precision, where memory allows.
-    Errors are those on features so kept, where a response below 6e-8 counts as 0.
-
-    Returns:
-      The network, the history, as in `Learner`, and the seconds of all of it.
-    """
-    began = time.perf_counter()
-    config, number = setting.config, len(train)
-    batch_size = min(config.batch_size, number)
-    num_steps = number // batch_size
-    network = build(nnx.Rngs(seed))
-    rule = _rule(network, build, optax.adam(options.learning_rates(config, num_steps)))
-    seen, *judged = _inputs(config, network, {"": train, **tests})
-    labels = jnp.asarray(train.labels)
-
-    def step(
-        state: GradientState, chosen: Array, inputs: Array, labels: Array
-    ) -> tuple[GradientState, Array]:
-        state, info = rule.update(state, inputs[chosen], labels=labels[chosen])
-        return state, info.loss
-
-    steps = training.compiled(step, scan=training.scans_convolutions())
-    guess = jax.jit(lambda state, inputs: jnp.argmax(rule.encode(state, inputs), axis=1))
-    key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
-
-    def error(state: GradientState, inputs: Array, labels: np.ndarray | None) -> Any:
-        guesses = map_batches(partial(guess, state), inputs, batch_size=_FEATURE_BATCH)
-        return 100 * np.mean(np.asarray(guesses) != labels)
-
-    def advance(learner: Learner, epoch: int) -> tuple[Learner, Array]:
-        started = time.perf_counter()
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), number)[: num_steps * batch_size]
-        state, losses = steps(learner.network, order.reshape(num_steps, batch_size), seen, labels)
-        loss = jax.block_until_ready(jnp.mean(losses))
-        before = learner.history[epoch - 1, 1] if epoch else 0.0
-        look = (epoch + 1) % config.probe_every == 0 or epoch + 1 == config.epochs
-        elapsed = before + time.perf_counter() - started
-        sets = zip(judged, tests.values(), strict=True)
-        errors = [error(state, inputs, split.labels) if look else jnp.nan for inputs, split in sets]
-        return Learner(state, learner.history.at[epoch].set(jnp.array([loss, elapsed, *errors]))), loss
-
-    start = rule.init(jax.random.key(seed), seen)
-    prepared = time.perf_counter() - began
-    result = run_steps(
-        advance,
-        Learner(start, jnp.full((config.epochs, 2 + len(tests)), jnp.nan)),
-        num_steps=config.epochs,
-        workdir=setting.workdir,
-        name=f"{seed}-{title.replace(' ', '-')}",
-        title=f"seed {seed}, {title}",
-        unit="epoch",
-        about={"seed": seed},
-    )
-    learned: Learner = result.state
-    nnx.update(_trained(network), learned.network.params)
-    return network, np.asarray(learned.history), prepared + result.seconds
-
-
-def _rule(
-    network: NNLConv, build: Callable[[nnx.Rngs], NNLConv], optimizer: optax.GradientTransformation
-) -> LearningRule:
-    """Learns what is `_trained` of the network, from images or from features that are kept."""
-
-    def logits(trained: Any, inputs: Array) -> Array:
-        if network.response == "relu":
-            return trained(to_float(inputs))
-        features = inputs if inputs.ndim == 2 else _features(*nnx.split(network), inputs)
-        return trained(features.astype(jnp.float32))
-
-    def loss(trained: Any, inputs: Array, *, labels: Array, axis_name: str | None) -> Array:
-        del axis_name  # one device
-        values = optax.softmax_cross_entropy_with_integer_labels(logits(trained, inputs), labels)
-        return jnp.mean(values)
-
-    return gradient_rule(lambda rngs: _trained(build(rngs)), loss, optimizer, encode=logits)
-
-
-def _trained(network: NNLConv) -> nnx.Module:
-    """The classifier above filters that stay as they are, or the whole twin."""
-    return network.classifier if network.response == "nnl" else network
-
-
-@partial(jax.jit, static_argnums=0)
-def _features(graph: Any, state: Any, images: Array) -> Array:
-    """In half precision."""
-    return nnx.merge(graph, state).features(to_float(images)).astype(jnp.float16)
-
-
-def _inputs(config: Filled, network: NNLConv, splits: Mapping[str, Split]) -> list[Array]:
-    """What the classifier sees of each split: features where they fit into memory, else images."""
-    examples = sum(map(len, splits.values()))
-    kept = network.response == "nnl" and 2 * examples * network.num_features <= config.cache_gib * 2**30
-    if not kept:
-        return [jnp.asarray(split.images) for split in splits.values()]
-    take = partial(_features, *nnx.split(network))
-    return [
-        half_precision_features(take, split.images, title=f"{name} features".lstrip())
-        for name, split in splits.items()
-    ]
-
-
-def _choose_power(setting: Setting, seed: int, filters: Sequence[Array]) -> tuple[float, float]:
-    """The candidate of least error on held-out training images, of the same filters; and the seconds."""
-    train, powers = setting.splits["train"], setting.config.powers
-    order = np.random.default_rng(seed).permutation(len(train.images))
-    hidden, shown = (train[chosen] for chosen in np.split(order, [setting.config.num_validation]))
-    errors, spent = {}, 0.0
-    for power in powers:
-        build, title = partial(_network, setting, filters, power), f"power {power:g}"
-        _, history, seconds = fit(setting, seed, build, shown, {"validation": hidden}, title)
-        errors[power], spent = float(history[-1, 2]), spent + seconds
-        setting.workdir.log(seed=seed, power=power, validation_error=errors[power])
-        print(f"{title}: validation error {errors[power]:.2f} %")
-    return min(errors, key=lambda power: errors[power]), spent
 
 
 def _borrowed(path: Path, blocks: tuple[NNLBlock, ...], channels: int) -> list[Array]:

@@ -84,6 +84,8 @@ class Config(RunOptions):
     """nnl: fixed Hebbian filters and steep responses; relu: the twin, trained end to end."""
     num_units: Annotated[int, Range(2)] | None = None
     """Filters of each block."""
+    sweep: bool = False
+    """Compare filters that the rule learns with patches, k-means and noise, with 50, 100 and 400 of each."""
     powers: tuple[PositiveFloat, ...] = ()
     """Candidates for the power of all blocks. The best one on num_validation random training images is taken;
     then the classifier learns from all training images. A single candidate is used directly."""
@@ -95,10 +97,10 @@ class Config(RunOptions):
     """Minibatches of patches; 0 keeps the filters as they start, which shows what learning adds."""
     filter_learning_rate: PositiveFloat = 4e-3
     """ε at the first minibatch; it falls linearly to 0."""
-    filter_start: Literal["patches", "normal"] = "patches"
+    filter_start: Literal["patches", "random_patches", "k_means", "normal"] = "patches"
     """What filters start from. patches: patches of unit norm, drawn one by one and rather far from each
-    other, so that every unit learns from the first step on. normal: a normal distribution, as in the paper,
-    which needs millions of minibatches."""
+    other. random_patches: drawn evenly. k_means: centroids of spherical k-means of patches. normal: a normal
+    distribution, as in the paper."""
     patch_batch: PositiveInt = 1_000
     """Patches in a minibatch."""
     anti_hebbian: NonNegativeFloat | None = None
@@ -186,6 +188,8 @@ def learning_rates(config: Filled, steps: int) -> optax.Schedule:
 def check(config: Config) -> None:
     """Raises `ConfigError` for options that do not go together or are out of range."""
     check_options(config)
+    if config.sweep and (config.response == "relu" or config.filters_from is not None):
+        raise ConfigError("sweep is not accepted with response='relu' or filters_from: it learns filters")
     if config.powers and config.response == "relu":
         raise ConfigError("powers is not accepted with response='relu': the twin has no power")
     if config.filters_from is not None and config.response == "relu":

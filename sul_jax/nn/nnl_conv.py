@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -94,8 +95,7 @@ class NNLConv(Saved):
             ("num_classes", num_classes),
             ("response", response),
         )
-        keys, filters = rngs.params, []
-        self.num_features = 0
+        keys, filters, sizes = rngs.params, [], []
         for block in self.blocks:
             whole = (block.kernel_size, block.num_units, block.pool, block.pool_stride)
             if min(whole) < 1 or not block.power > 0:
@@ -106,17 +106,18 @@ class NNLConv(Saved):
             ]
             if min(sides) < 1:
                 raise ValueError(f"{block} does not fit images of {height}×{width} pixels")
-            self.num_features += sides[0] * sides[1] * block.num_units
+            sizes.append(sides[0] * sides[1] * block.num_units)
             size = block.kernel_size**2 * channels
             scale = 1.0 if response == "nnl" else (2 / size) ** 0.5
             filters.append(nnx.Param(scale * jax.random.normal(keys(), (block.num_units, size))))
+        self._sizes, self.num_features = tuple(sizes), sum(sizes)
         self.filters = nnx.data(filters)
         plain = response == "relu"
         self.biases = nnx.data([nnx.Param(jnp.zeros(b.num_units)) for b in self.blocks] if plain else [])
         self.classifier = nnx.Linear(self.num_features, num_classes, rngs=rngs)
 
     def features(self, images: Array) -> Array:
-        """Pooled responses of all blocks, `[batch, num_features]`.
+        """Pooled responses of all blocks, `[batch, num_features]`: `respond(pooled(images))`.
 
         Args:
           images: floating `[batch, height, width, channels]`, usually in [0, 1].
@@ -125,24 +126,49 @@ class NNLConv(Saved):
           ValueError: images of another shape.
           TypeError: images of integers.
         """
+        return self.respond(self.pooled(images))
+
+    def pooled(self, images: Array) -> Array:
+        """What `respond` makes responses of: the largest cosine, or the largest sum, of each window.
+
+        Responses grow with them, so that pooling first gives the same and leaves fewer numbers to respond to.
+
+        Args:
+          images: as for `features`.
+
+        Returns:
+          `[batch, num_features]`; for `"nnl"` cosines from 0 to 1, which do not depend on the power.
+        """
         images = check_images("images", images, image_shape=self.image_shape)
-        features = []
-        for index, block in enumerate(self.blocks):
-            weights = self.filters[index][...]
+        parts = []
+        for block, filters in zip(self.blocks, self.filters, strict=True):
+            weights = filters[...]
             if self.response == "nnl":
-                cosines = hebbian.convolve(images, weights, kernel_size=block.kernel_size, power=1)
-                # The power grows with the cosine: the largest response is that of the largest cosine.
-                values = hebbian.steepen(max_pool(cosines, block.pool, block.pool_stride), power=block.power)
+                values = hebbian.convolve(images, weights, kernel_size=block.kernel_size, power=1)
             else:
                 kernel = weights.reshape(-1, block.kernel_size, block.kernel_size, images.shape[-1])
                 kernel = kernel.transpose(1, 2, 3, 0).astype(images.dtype)
                 values = conv_general_dilated(images, kernel, (1, 1), "VALID")
-                # The bias and ReLU grow too.
-                values = jax.nn.relu(
-                    max_pool(values, block.pool, block.pool_stride) + self.biases[index][...]
-                )
-            features.append(values.reshape(len(images), -1))
-        return jnp.concatenate(features, axis=1)
+            parts.append(max_pool(values, block.pool, block.pool_stride).reshape(len(images), -1))
+        return jnp.concatenate(parts, axis=1)
+
+    def respond(self, pooled: Array) -> Array:
+        """ReLU(cosine)^n (eq. 3), or the twin's ReLU of the sum and the unit's bias.
+
+        Args:
+          pooled: floating `[batch, num_features]`, as `pooled` gives them.
+
+        Returns:
+          `[batch, num_features]`.
+        """
+        parts = jnp.split(pooled, np.cumsum(self._sizes)[:-1], axis=1)
+        for index, (block, values) in enumerate(zip(self.blocks, parts, strict=True)):
+            if self.response == "nnl":
+                parts[index] = hebbian.steepen(values, power=block.power)
+            else:
+                biases = self.biases[index][...]
+                parts[index] = jax.nn.relu(values + jnp.tile(biases, values.shape[1] // block.num_units))
+        return jnp.concatenate(parts, axis=1)
 
     def __call__(self, images: Array) -> Array:
         """Logits, `[batch, num_classes]`."""
