@@ -29,7 +29,7 @@ from jax import Array
 
 from experiments import data
 from experiments.common import evaluation, figures
-from experiments.common.options import ConfigError, RunOptions, check_options, command_line
+from experiments.common.options import ConfigError, RunOptions, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
 from experiments.data import Split
@@ -416,12 +416,9 @@ def fill_in(config: Config, dataset: data.Dataset, train: Split, test: Split) ->
         "seeds_together": config.seeds_together or (1 if jax.default_backend() == "cpu" else config.seeds),
     }
     filled = Filled(**{**vars(config), **defaults})
-    if num_clusters > len(test.images):
-        raise ConfigError(f"num_clusters={num_clusters} exceeds the {len(test.images)} images")
-    if filled.decay_epochs > filled.epochs:
-        raise ConfigError(f"decay_epochs={filled.decay_epochs} exceeds the {filled.epochs} epochs")
-    if filled.batch_size > number:
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} images")
+    check_at_most("num_clusters", num_clusters, len(test.images), "images")
+    check_at_most("decay_epochs", filled.decay_epochs, filled.epochs, "epochs")
+    check_at_most("batch_size", filled.batch_size, number, "images")
     if config.supervision == "parents" and train.labels is None:
         raise ConfigError("supervision='parents' needs labels")
     height, width = train.images.shape[1:3]

@@ -34,12 +34,12 @@ from sul_jax import (
     augment,
     coding_rate,
     energy,
-    gradient_rule,
     hebbian,
     k_means,
     k_subspaces,
     nmce,
     patches,
+    probes,
     whitening,
 )
 from sul_jax.cli.ranges import PositiveInt, Range
@@ -270,14 +270,11 @@ def acol_table(config: Config, timed: Timed) -> str:
     def build(rngs: nnx.Rngs) -> ACOL:
         return ACOL((28, 28, 1), num_parents=8, rngs=rngs)
 
-    def cross_entropy(network: Any, images: jax.Array, *, key: jax.Array, axis_name: str | None) -> jax.Array:
-        logits = network(images, key=key)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, classes))
-
     rule = acol.rule((28, 28, 1))
-    plain = gradient_rule(build, cross_entropy, optax.adam(1e-3))
+    plain = probes.softmax_rule(build, optax.adam(1e-3), logits=_dropping)
     state = rule.init(key, images)
-    ours, alone = (timed(jax.jit(one.update), state, images, key=key) for one in (rule, plain))
+    ours = timed(jax.jit(rule.update), state, images, key=key)
+    alone = timed(jax.jit(plain.update), state, images, key=key, labels=classes)
     times = [("sul_jax", ours), ("… the network alone", alone)]
     if jax.default_backend() != "cpu":  # there seeds are trained one after another
         three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), state)
@@ -286,6 +283,11 @@ def acol_table(config: Config, timed: Timed) -> str:
     for name, step in zip(("PyTorch", "… the network alone"), peers.torch_acol(number), strict=False):
         times.append((name, timed(step)))
     return _compared(f"ACOL step on {number} images of 28×28", times, digits=3)
+
+
+def _dropping(network: Any, images: jax.Array, key: jax.Array | None) -> jax.Array:
+    logits: jax.Array = network(images, key=key)
+    return logits
 
 
 def k_means_tables(config: Config, timed: Timed) -> str:
@@ -366,16 +368,14 @@ def _network_seconds(network: LeNet5 | AlexNet, batch: int, timed: Timed) -> tup
     """For an image, its features and its part of a step."""
     images = jax.random.uniform(jax.random.key(0), (400, *network.image_shape))
 
-    def loss(network: Any, images: jax.Array, *, key: jax.Array, axis_name: str | None) -> jax.Array:
-        logits = network(images, key=key)
-        labels = jnp.arange(batch) % logits.shape[1]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-    rule = gradient_rule(lambda rngs: type(network)(rngs=rngs), loss, optax.sgd(0.1, momentum=0.9))
+    labels = jnp.arange(batch) % network.num_features
+    rule = probes.softmax_rule(
+        lambda rngs: type(network)(rngs=rngs), optax.sgd(0.1, momentum=0.9), logits=_dropping
+    )
     state, step = rule.init(jax.random.key(0), images), jax.jit(rule.update)
     return (
         timed(jax.jit(rule.encode), state, images) / len(images),
-        timed(step, state, images[:batch], key=jax.random.key(1)) / batch,
+        timed(step, state, images[:batch], key=jax.random.key(1), labels=labels) / batch,
     )
 
 

@@ -27,7 +27,7 @@ from experiments import data
 from experiments.common import figures
 from experiments.common.classifier import Labelled, Plan, classify
 from experiments.common.evaluation import kept_features, to_float
-from experiments.common.options import ConfigError, RunOptions, check_options, command_line
+from experiments.common.options import ConfigError, RunOptions, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting
 from experiments.common.training import run_steps
 from experiments.data import Split
@@ -96,8 +96,8 @@ def run(config: Config) -> list[SeedResult[SoftHebbNet]]:
     images, splits, num_classes = data.split(dataset, config.num_train, config.num_test)
     if not splits:
         raise ConfigError(f"dataset={config.dataset!r} has no labels, which the classifier needs")
-    if max(config.batch_size, config.classifier_batch) > len(images):
-        raise ConfigError(f"batch_size and classifier_batch must be at most the {len(images)} images")
+    for name in ("batch_size", "classifier_batch"):
+        check_at_most(name, getattr(config, name), len(images), "training images")
     filled = replace(config, dataset=dataset.name)
     layers = tuple(
         layer._replace(num_units=number)

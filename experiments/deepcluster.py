@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from experiments import data
 from experiments.common import deep_cluster as common
 from experiments.common import evaluation, figures
-from experiments.common.options import ConfigError, check_options, command_line
+from experiments.common.options import ConfigError, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, sweep
 from experiments.common.training import Trained, run_steps, seeds_name
 from sul_jax import augment, deep_cluster, metrics, probes, training
@@ -224,8 +224,7 @@ def _check_sizes(config: Filled, splits: Splits) -> None:
     number, layers = len(splits.train.raw), _layers(config, splits.test)
     if config.halt is not None and config.halt >= config.cycles:
         raise ConfigError(f"halt={config.halt} is not accepted: the run has {config.cycles} cycles")
-    if config.batch_size > number:
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} training images")
+    check_at_most("batch_size", config.batch_size, number, "training images")
     if config.probe_layer not in layers:
         raise ConfigError(f"probe_layer={config.probe_layer!r} is unknown; accepted: {', '.join(layers)}")
 

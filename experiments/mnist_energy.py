@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments import data
 from experiments.common import architectures, energy_curve, evaluation, figures
-from experiments.common.options import ConfigError, RunOptions, check_options, command_line
+from experiments.common.options import ConfigError, RunOptions, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, peak_gib, run_seeds
 from experiments.common.training import Checkpoints, Timer
 from experiments.data import Split
@@ -487,10 +487,9 @@ def _check_sizes(config: Filled, train: Split, test: Split) -> None:
     number = len(train.images)
     evaluated = min(config.num_train_evaluated, number)
     for what, images in {"test": len(test.images), "evaluated training": evaluated}.items():
-        if 0 < images < config.num_clusters:
-            raise ConfigError(f"num_clusters={config.num_clusters} exceeds the {images} {what} images")
-    if config.batch_size > number:
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} training images")
+        if images:
+            check_at_most("num_clusters", config.num_clusters, images, f"{what} images")
+    check_at_most("batch_size", config.batch_size, number, "training images")
     if config.devices > 1 and config.seeds_together > 1 and jax.default_backend() == "cpu":
         # Factorisations mapped over seeds and devices wait for each other's threads there, without end.
         raise ConfigError(f"seeds_together={config.seeds_together} is not accepted on a CPU with devices > 1")
@@ -499,8 +498,8 @@ def _check_sizes(config: Filled, train: Split, test: Split) -> None:
     maps = _shapes(config, train)[-1]
     pooled = jax.eval_shape(energy.pooled_codes, jax.ShapeDtypeStruct(maps, jnp.float32)).shape[1]
     codes = min(_WHITENED_COMPONENTS, pooled) if config.code_whitening else pooled * config.networks
-    if config.cluster_by == "k_subspaces" and config.cluster_rank > codes:
-        raise ConfigError(f"cluster_rank={config.cluster_rank} exceeds the {codes} codes of an image")
+    if config.cluster_by == "k_subspaces":
+        check_at_most("cluster_rank", config.cluster_rank, codes, "codes of an image")
 
 
 def _shapes(config: Filled, train: Split) -> list[tuple[int, ...]]:

@@ -29,7 +29,7 @@ from jax import Array
 
 from experiments import data
 from experiments.common import embeddings, evaluation, figures
-from experiments.common.options import ConfigError, command_line
+from experiments.common.options import ConfigError, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting
 from sul_jax import augment, metrics, nmce, subspace_clustering
 from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
@@ -103,7 +103,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     Raises:
       ValueError: options or data that cannot be used.
     """
-    embeddings.check(config)
+    check_options(config)
     dataset = data.load(config.dataset, config.data_dir)
     split = dataset.train[: config.num_images]
     data.check_unit_range(dataset.train_images)
@@ -111,8 +111,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     num_clusters = config.num_clusters or split.num_classes
     if num_clusters is None:
         raise ConfigError("num_clusters is needed for images without labels")
-    if num_clusters > len(images):
-        raise ConfigError(f"num_clusters={num_clusters} exceeds the {len(images)} images")
+    check_at_most("num_clusters", num_clusters, len(images), "images")
     config = replace(config, dataset=dataset.name)
     filled = Filled(**{**vars(config), "num_clusters": num_clusters})
     evaluation_only = ("num_clusters", "gamma", "gammas", "l1_ratio")

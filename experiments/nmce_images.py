@@ -37,7 +37,7 @@ from jax import Array
 from experiments import data
 from experiments.common import embeddings, evaluation, features, figures
 from experiments.common.classifier import Labelled
-from experiments.common.options import ConfigError, command_line
+from experiments.common.options import ConfigError, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting, sweep
 from experiments.common.training import Trained
 from sul_jax import LearningRule, augment, metrics, nmce, training
@@ -185,8 +185,7 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     data.check_unit_range(dataset.train_images)
     splits = _splits(dataset, config)
     number = len(splits.images)
-    if config.batch_size > number:
-        raise ConfigError(f"batch_size={config.batch_size} exceeds the {number} images")
+    check_at_most("batch_size", config.batch_size, number, "images")
     if config.judge_features and splits.judge is None:
         raise ConfigError("judge_features needs labels")
     classes = None if splits.labels is None else len(np.unique(splits.labels))
@@ -467,7 +466,7 @@ def _splits(dataset: data.Dataset, config: Config) -> Splits:
 
 
 def _check(config: Config) -> None:
-    embeddings.check(config)
+    check_options(config)
     if config.features_from is not None and (config.stage == 1 or config.sweep or config.judge_features):
         raise ConfigError(
             "features_from skips stage 1: it cannot be used with stage=1, sweep or judge_features"

@@ -183,7 +183,9 @@ def run(config: Config) -> SearchResult:
     Raises:
       ValueError: options or data that cannot be used, or a study of other options.
     """
-    _check(config)
+    check_options(config)
+    if config.save_as is not None:
+        architectures.check_new_name(config.save_as)
     _share_compiled_programs()
     dataset = data.load(config.dataset, config.data_dir)
     search = _prepare(config, dataset)
@@ -555,14 +557,6 @@ def draw(study: optuna.Study, folder: Path) -> None:
         if len(set(errors)) > 1:
             figures.of_axes(plots.plot_param_importances(study), folder / "importances.png")
     figures.error_against_cost([t.user_attrs["mflop"] for t in done], errors, folder / "cost.png")
-
-
-def _check(config: Config) -> None:
-    check_options(config)
-    if config.preset not in PRESETS:
-        raise ConfigError(f"preset={config.preset!r} is unknown; accepted: {', '.join(PRESETS)}")
-    if config.save_as is not None:
-        architectures.check_new_name(config.save_as)
 
 
 main = partial(command_line, run, Config, description=__doc__)

@@ -149,6 +149,30 @@ def read(folder: Path) -> tuple[dict[str, Any], Any]:
     return dict(stored.custom_metadata or {}), ocp.load(folder, like)
 
 
+class Checkpoints:
+    """Checkpoints of a training run; a new one is complete before the old one goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+
+    def newest(self) -> tuple[tuple[int, ...], Any] | None:
+        """Position and tree of the last complete checkpoint, as nested dicts and lists of arrays."""
+        stored = self.folder.iterdir() if self.folder.exists() else ()
+        complete = [p for p in stored if is_complete(p) and not p.name.startswith(".")]
+        if not complete:
+            return None
+        path = max(complete)
+        return tuple(int(part) for part in path.name.split("-")), load(path)
+
+    def save(self, position: tuple[int, ...], tree: Any) -> None:
+        """Writes a tree of arrays under a position that grows, such as (layer, step)."""
+        new = self.folder / "-".join(f"{number:06d}" for number in position)
+        save(new, tree)
+        for path in self.folder.iterdir():  # what a killed run was writing goes too
+            if path != new:
+                shutil.rmtree(path)
+
+
 def _metadata(folder: Path) -> Any:
     """Orbax's description; it is asked of no folder that is not whole, where it fails in many ways."""
     if not folder.exists() and is_complete(old := folder.with_name(f".{folder.name}.old")):

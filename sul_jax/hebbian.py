@@ -6,19 +6,20 @@ is used. In inference the cosine of input and weights is raised to a steep power
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sul_jax import patches
-from sul_jax._check import as_array, check_floating, check_integer, check_number, check_vectors
+from sul_jax import k_means, patches
+from sul_jax._check import as_array, check_choice, check_floating, check_integer, check_number, check_vectors
 from sul_jax._linalg import at_least_float32, inverse_norm
 from sul_jax._parallel import sum_over
 from sul_jax.learning_rule import LearningRule
 from sul_jax.whitening import normalize
 
+Spread = Literal["far", "even", "k_means"]
 # Least divisor of an update, as in the authors' code.
 _PRECISION = 1e-30
 
@@ -70,20 +71,23 @@ def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
     return HebbianState(jax.random.normal(key, (num_units, inputs.shape[1]), at_least_float32(inputs).dtype))
 
 
-def init_from_inputs(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
-    """Weights that are inputs of unit norm, rather far from each other.
+def init_from_inputs(key: Array, inputs: Array, *, num_units: int, spread: Spread = "far") -> HebbianState:
+    """Weights that are inputs of unit norm, by default rather far from each other.
 
-    They are drawn one after the other with probability ∝ d⁴, d the distance on the sphere from those drawn
-    before: as in k-means++, but with rarer directions drawn more often. Patches of images drawn evenly are
-    nearly all smooth and gray. Every unit then has something to learn from the first step on.
+    Patches of images drawn evenly are nearly all smooth and gray. Those far from each other are drawn one
+    after the other with probability ∝ d⁴, d the distance on the sphere from those drawn before: as in
+    k-means++, but with rarer directions drawn more often. Every unit then has something to learn from the
+    first step on.
 
     Args:
       key: `jax.random.key`.
       inputs: `[num_inputs, features]`, many more than units and none of them zeros.
       num_units: number of units, at least 2.
+      spread: `"far"`; `"even"` draws evenly, without repetition; `"k_means"` takes the centroids of spherical
+        k-means in place of inputs.
 
     Raises:
-      ValueError: wrong rank of `inputs`, or fewer than 2 units or more than inputs.
+      ValueError: wrong rank of `inputs`, fewer than 2 units or more than inputs, or an unknown `spread`.
 
     Example:
       >>> import jax
@@ -95,7 +99,13 @@ def init_from_inputs(key: Array, inputs: Array, *, num_units: int) -> HebbianSta
     """
     inputs = check_vectors("inputs", inputs)
     check_integer("num_units", num_units, low=2, high=len(inputs), why=", the number of inputs")
+    check_choice("spread", spread, get_args(Spread))
+    if spread == "k_means":
+        found = k_means.fit(key, inputs, num_clusters=num_units, num_init=1, metric="cosine")
+        return HebbianState(found.centroids)
     unit = normalize(at_least_float32(inputs))
+    if spread == "even":
+        return HebbianState(jax.random.choice(key, unit, (num_units,), replace=False))
 
     def draw(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         weights, squares = carry

@@ -1,6 +1,6 @@
 """What features tell about labels, by simple classifiers: a way to judge learning without labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array, lax
 
 from sul_jax import k_subspaces, whitening
-from sul_jax.learning_rule import gradient_rule
+from sul_jax.learning_rule import LearningRule, gradient_rule
 
 
 def classifiers(
@@ -118,6 +118,47 @@ def linear_probe(
     return float(100 * np.mean(predicted == test_labels))
 
 
+def softmax_rule(
+    build: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    *,
+    logits: Callable[[Any, Array, Array | None], Array] = lambda module, inputs, key: module(inputs),
+) -> LearningRule:
+    """A module that learns classes from labels, by the cross-entropy of a softmax.
+
+    Args:
+      build: from random number streams to the module.
+      optimizer: of all its parameters.
+      logits: from the module, inputs and, while learning, a key to logits `[batch, num_classes]`; by default
+        the module's call.
+
+    Returns:
+      A rule as `gradient_rule` makes it. `update` needs `labels`, `[batch]` from 0 on; `encode` gives logits.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from flax import nnx
+      >>> from sul_jax import probes
+      >>> rule = probes.softmax_rule(lambda rngs: nnx.Linear(2, 2, rngs=rngs), optax.sgd(1.0))
+      >>> inputs, labels = jnp.eye(2), jnp.arange(2)
+      >>> state = rule.init(jax.random.key(0), inputs)
+      >>> for _ in range(9):
+      ...     state, info = rule.update(state, inputs, labels=labels)
+      >>> jnp.argmax(rule.encode(state, inputs), axis=1).tolist()
+      [0, 1]
+    """
+
+    def loss(
+        module: Any, inputs: Array, *, labels: Array, key: Array | None = None, axis_name: str | None
+    ) -> Array:
+        values = optax.softmax_cross_entropy_with_integer_labels(logits(module, inputs, key), labels)
+        return jnp.mean(values) if axis_name is None else lax.pmean(jnp.mean(values), axis_name)
+
+    return gradient_rule(build, loss, optimizer, encode=lambda module, inputs: logits(module, inputs, None))
+
+
 @partial(jax.jit, static_argnames=("num_classes", "num_epochs", "batch_size"))
 def _probe(
     key: Array,
@@ -133,16 +174,10 @@ def _probe(
 ) -> Any:
     """The learned linear layer's parameters."""
     steps = len(codes) // batch_size
-
-    def loss(layer: Any, batch: tuple[Array, Array], *, axis_name: str | None) -> Array:
-        logits = layer(batch[0])
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]))
-
-    rule = gradient_rule(
+    rule = softmax_rule(
         lambda rngs: nnx.Linear(
             codes.shape[1], num_classes, kernel_init=nnx.initializers.zeros, precision="highest", rngs=rngs
         ),
-        loss,
         optax.chain(
             optax.add_decayed_weights(weight_decay),
             optax.sgd(lambda t: learning_rate / jnp.sqrt(1 + learning_rate * weight_decay * t), momentum),
@@ -153,7 +188,7 @@ def _probe(
         order = jax.random.permutation(jax.random.fold_in(key, index), len(codes))
 
         def step(state: Any, chosen: Array) -> tuple[Any, None]:
-            return rule.update(state, (codes[chosen], labels[chosen]))[0], None
+            return rule.update(state, codes[chosen], labels=labels[chosen])[0], None
 
         return lax.scan(step, state, order[: steps * batch_size].reshape(steps, batch_size))[0]
 

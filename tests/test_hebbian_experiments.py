@@ -100,9 +100,9 @@ def test_filters_beside_their_controls(
 ) -> None:
     monkeypatch.setattr(hebbian_filters, "_SWEPT_UNITS", (2, 4))
     results = cifar10_hebbian.run(config(stripes, tmp_path, sweep=True, num_units=None, epochs=1))
-    assert len(results) == 12
+    assert len(results) == 14
     assert (tmp_path / "run" / "filters_and_controls.png").exists()
-    assert len(json.loads((tmp_path / "run" / "sweep.json").read_text())) == 12
+    assert len(json.loads((tmp_path / "run" / "sweep.json").read_text())) == 14
 
 
 def test_kept_cosines_serve_every_power(stripes: Path, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_dropout_of_one_half() -> None:
         ({"num_units": ()}, r"num_units=\(\) is not accepted: it must have one to three layers"),
         ({"num_units": (1,)}, "num_units"),
         ({"dataset": "photographs"}, "dataset='photographs' has no labels"),
-        ({"batch_size": 101}, "batch_size and classifier_batch must be at most the 100 images"),
+        ({"batch_size": 101}, "batch_size=101 exceeds the 100 training images"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str, config: Config) -> None:

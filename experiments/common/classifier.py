@@ -14,8 +14,8 @@ from jax import Array
 from experiments.common.evaluation import map_batches
 from experiments.common.runs import Workdir
 from experiments.common.training import Timer, run_steps
-from sul_jax import training
-from sul_jax.learning_rule import GradientState, gradient_rule
+from sul_jax import probes, training
+from sul_jax.learning_rule import GradientState
 
 _GUESSED = 250  # examples whose classes are guessed at a time
 
@@ -91,16 +91,11 @@ def classify(
     number = len(train.labels) if among is None else len(among)
     batches = training.Minibatches(key, number, plan.batch_size, fill_last=plan.fill_last)
     graph, begin = nnx.split(module)
-
-    def logits(module: Any, inputs: Array) -> Array:
-        return module(see(inputs, None))
-
-    def loss(module: Any, inputs: Array, *, key: Array, labels: Array, axis_name: str | None) -> Array:
-        del axis_name  # one device
-        values = module(see(inputs, key))
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(values, labels))
-
-    rule = gradient_rule(lambda rngs: nnx.merge(graph, begin), loss, plan.optimizer, encode=logits)
+    rule = probes.softmax_rule(
+        lambda rngs: nnx.merge(graph, begin),
+        plan.optimizer,
+        logits=lambda module, inputs, key: module(see(inputs, key)),
+    )
 
     def step(
         state: GradientState, batch: training.Minibatch, inputs: Array, labels: Array, places: Array | None

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from experiments.common import evaluation
-from experiments.common.options import ConfigError, RunOptions
+from experiments.common.options import ConfigError, RunOptions, check_at_most
 from experiments.data import Dataset, Split
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt
 from sul_jax.nn import AlexNet, LeNet5
@@ -88,8 +88,7 @@ def network_defaults(config: NetworkOptions, dataset: Dataset) -> dict[str, Any]
 def check_network(config: FilledNetwork, images: "Images") -> None:
     """Raises `ConfigError` where the clustering cannot be done on this many images or features."""
     number = len(images.seen)
-    if config.num_clusters > number:
-        raise ConfigError(f"num_clusters={config.num_clusters} exceeds the {number} training images")
+    check_at_most("num_clusters", config.num_clusters, number, "training images")
     size = nnx.eval_shape(lambda: build(config, images, nnx.Rngs(0))).num_features
     if config.num_components > min(size, number):
         raise ConfigError(

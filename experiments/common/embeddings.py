@@ -10,12 +10,11 @@ from flax import nnx
 from jax import Array
 
 from experiments.common import evaluation
-from experiments.common.options import ConfigError, RunOptions, check_options
+from experiments.common.options import RunOptions
 from experiments.common.training import Trained, run_steps
 from sul_jax import training
 from sul_jax.cli.ranges import PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE, ResNet
-from sul_jax.nn.backbones import RESNET_BLOCKS
 
 _STRIDE = 20  # steps in one compiled call, where convolutions are scanned
 
@@ -30,8 +29,8 @@ class Config(RunOptions):
     """Side to which images are resized."""
     num_images: Annotated[int, Range(2)] | None = None
     """Use only this many training images, the first ones."""
-    depth: int = 18
-    """Depth of the ResNet: 10, 18 or 34."""
+    depth: Literal[10, 18, 34] = 18
+    """Depth of the ResNet."""
     num_filters: PositiveInt
     """Filters of the ResNet's first stage."""
     num_pre_features: PositiveInt = 4096
@@ -93,10 +92,3 @@ def encode(network: NMCE, images: np.ndarray | Array) -> tuple[np.ndarray, np.nd
 @partial(jax.jit, static_argnums=0)
 def _outputs(graph: Any, state: Any, batch: Array) -> tuple[Array, Array]:
     return nnx.merge(graph, state)(evaluation.to_float(batch))
-
-
-def check(config: Config) -> None:
-    """Raises `ConfigError` for an option out of range."""
-    check_options(config)
-    if config.depth not in RESNET_BLOCKS:
-        raise ConfigError(f"depth={config.depth} is not accepted: it must be one of {tuple(RESNET_BLOCKS)}")

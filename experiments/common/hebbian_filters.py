@@ -37,7 +37,7 @@ from experiments.common.runs import (
 )
 from experiments.common.training import run_steps
 from experiments.data import Split
-from sul_jax import hebbian, k_means, training, whitening
+from sul_jax import hebbian, training, whitening
 from sul_jax.hebbian import HebbianState
 from sul_jax.nn import NNLBlock, NNLConv
 
@@ -45,19 +45,19 @@ _SHADOW = 25, 0.3  # columns of figure 6's shadow, and what is left of the light
 _PARTS = 65_535  # of a cosine, where it is kept
 _PATCHES_OF_A_UNIT = 50  # of which those that filters start from are drawn; and that they compete for
 _DARK = 0.1  # norm below which a patch is too dark to be a filter
+_SPREADS: Mapping[str, hebbian.Spread] = {"patches": "far", "random_patches": "even", "k_means": "k_means"}
 _SWEPT_UNITS = (50, 100, 400)
 # The rule, and filters that learn nothing or by k-means. As printed, filters learn until the rates add up to
 # half; of twice as many minibatches most units are driven off all patches by the anti-Hebbian term.
 _KEPT: Mapping[str, Any] = {"filter_steps": 0}
-_PRINTED: Mapping[str, Any] = {
-    "filter_steps": 5_000, "filter_learning_rate": 2e-4, "normalize_update": False
-}  # fmt: skip
+_PRINTED: Mapping[str, Any] = {"filter_learning_rate": 2e-4, "normalize_update": False}
 _SWEPT: Mapping[str, Mapping[str, Any]] = {
     "learned from far patches": {},
+    "… with less anti-Hebbian": {"anti_hebbian": 0.05},
     "far patches": _KEPT,
     "random patches": {**_KEPT, "filter_start": "random_patches"},
     "spherical k-means": {**_KEPT, "filter_start": "k_means"},
-    "learned from noise": {**_PRINTED, "filter_start": "normal"},
+    "learned from noise": {**_PRINTED, "filter_start": "normal", "filter_steps": 5_000},
     "noise": {**_KEPT, "filter_start": "normal"},
 }
 
@@ -191,13 +191,8 @@ def _learn(setting: Setting, seed: int) -> tuple[NNLConv, dict[str, float], floa
 def _network(setting: Setting, seed: int, filters: Sequence[Array], power: float | None) -> NNLConv:
     """The network with a classifier that has learned nothing; without filters they have neither."""
     blocks = setting.blocks if power is None else [b._replace(power=power) for b in setting.blocks]
-    network = NNLConv(
-        setting.images.shape[1:],
-        blocks,
-        num_classes=setting.num_classes,
-        response=setting.config.response,
-        rngs=nnx.Rngs(seed),
-    )
+    shape, response = setting.images.shape[1:], setting.config.response
+    network = NNLConv(shape, blocks, num_classes=setting.num_classes, response=response, rngs=nnx.Rngs(seed))
     for own, weights in zip(network.filters, filters, strict=False):
         own[...] = weights
     return network
@@ -278,10 +273,9 @@ def _filters(setting: Setting, seed: int) -> tuple[Sequence[Array], dict[str, fl
     if not filters:
         images = jnp.asarray(setting.images)
         learned = [learn_filters(setting, seed, index, images) for index in range(len(setting.blocks))]
-        filters = [block.weights for block in learned]
-        metrics["filter_seconds"] = sum(block.seconds for block in learned)
-        for name in learned[0].measured:
-            metrics[name] = float(np.mean([block.measured[name] for block in learned]))
+        filters = [weights for weights, _ in learned]
+        metrics = {name: float(np.mean([m[name] for _, m in learned])) for name in learned[0][1]}
+        metrics["filter_seconds"] *= len(learned)
     negative = np.concatenate([np.asarray(weights).ravel() < 0 for weights in filters])
     metrics["negative_weights"] = 100 * float(negative.mean())
     drawn = seed == config.seed
@@ -296,26 +290,16 @@ def _filters(setting: Setting, seed: int) -> tuple[Sequence[Array], dict[str, fl
     return filters, metrics
 
 
-class Filters(NamedTuple):
-    """Filters of a block.
-
-    Attributes:
-      weights: `[num_units, features]`.
-      measured: by name, of many fresh patches, fifty for each unit or more: `winning_units`, percent of the
-        units that any patch drives most; `patch_cosine`, the mean of their largest cosine with a unit; and
-        `start_cosine`, the mean cosine of a unit with what it started from.
-      seconds: of learning them.
-    """
-
-    weights: Array
-    measured: Mapping[str, float]
-    seconds: float
-
-
-def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Filters:
+def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> tuple[Array, dict[str, float]]:
     """Filters of a block from random patches, cut out minibatch by minibatch.
 
     Runs of another number of minibatches begin at the same filters.
+
+    Returns:
+      `[num_units, features]`; and by name, of many fresh patches, fifty for each unit or more,
+      `winning_units`, percent of the units that any patch drives most; `patch_cosine`, the mean of their
+      largest cosine with a unit; `start_cosine`, the mean cosine of a unit with what it started from; and
+      `filter_seconds`.
     """
     config, block = setting.config, setting.blocks[index]
     designed = options.ARCHITECTURES[config.architecture].anti_hebbian[index]
@@ -360,12 +344,12 @@ def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> Fil
     weights, fresh = trained.state.weights, many(fresh_key)
     winners = np.argmax(np.asarray(jnp.matmul(fresh, weights.T, precision="highest")), axis=1)
     cosines = hebbian.encode(trained.state, fresh, power=1)
-    measured = {
+    return weights, {
+        "filter_seconds": trained.seconds,
         "winning_units": 100 * len(np.unique(winners)) / block.num_units,
         "patch_cosine": float(jnp.mean(jnp.max(cosines, axis=1))),
         "start_cosine": float(jnp.mean(jnp.sum(whitening.normalize(weights) * begun, axis=1))),
     }
-    return Filters(weights, measured, trained.seconds)
 
 
 def _start(kind: str, key: Array, patches: Array, *, num_units: int) -> HebbianState:
@@ -378,12 +362,8 @@ def _start(kind: str, key: Array, patches: Array, *, num_units: int) -> HebbianS
             f"filter_start={kind!r} needs {num_units} patches that are not black, but found {len(bright)} "
             f"among {len(patches)}; filter_start='normal' needs none"
         )
-    if kind == "patches":
-        return jax.jit(partial(hebbian.init_from_inputs, num_units=num_units))(key, bright)
-    if kind == "random_patches":
-        return HebbianState(whitening.normalize(jax.random.choice(key, bright, (num_units,), replace=False)))
-    fit = jax.jit(partial(k_means.fit, num_clusters=num_units, num_init=1, metric="cosine"))
-    return HebbianState(fit(key, bright).centroids)
+    fit = jax.jit(partial(hebbian.init_from_inputs, num_units=num_units, spread=_SPREADS[kind]))
+    return HebbianState(*fit(key, bright))
 
 
 def color_share(weights: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sul_jax.cli.options import ConfigError as ConfigError
+from sul_jax.cli.options import check_at_most as check_at_most
 from sul_jax.cli.options import check_options as check_options
 from sul_jax.cli.options import command_line as command_line
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt

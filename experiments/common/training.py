@@ -1,9 +1,7 @@
 """Training that shows its progress, keeps checkpoints and goes on from them."""
 
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,34 +11,11 @@ from tqdm import tqdm
 
 from experiments.common.options import ConfigError
 from experiments.common.runs import Workdir
-from sul_jax import _checkpoint, training
+from sul_jax import training
+from sul_jax._checkpoint import Checkpoints as Checkpoints
 
 # Time between two checkpoints of a training run.
 CHECKPOINT_SECONDS = 20.0
-
-
-class Checkpoints:
-    """Checkpoints of a training run; a new one is complete before the old one goes."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
-
-    def newest(self) -> tuple[tuple[int, ...], Any] | None:
-        """Position and tree of the last complete checkpoint, as nested dicts and lists of arrays."""
-        stored = self.folder.iterdir() if self.folder.exists() else ()
-        complete = [p for p in stored if _checkpoint.is_complete(p) and not p.name.startswith(".")]
-        if not complete:
-            return None
-        path = max(complete)
-        return tuple(int(part) for part in path.name.split("-")), _checkpoint.load(path)
-
-    def save(self, position: tuple[int, ...], tree: Any) -> None:
-        """Writes a tree of arrays under a position that grows, such as (layer, step)."""
-        new = self.folder / "-".join(f"{number:06d}" for number in position)
-        _checkpoint.save(new, tree)
-        for path in self.folder.iterdir():  # what a killed run was writing goes too
-            if path != new:
-                shutil.rmtree(path)
 
 
 class Timer:

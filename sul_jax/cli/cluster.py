@@ -37,7 +37,7 @@ from sul_jax.cli.duplicates import MOST, near_duplicates, write_pairs
 from sul_jax.cli.images import Images, read, readable, summary
 from sul_jax.cli.listing import Places, places, write_clusters
 from sul_jax.cli.networks import Fit, Networks, codes_of, estimator
-from sul_jax.cli.options import ConfigError, as_path, check_options
+from sul_jax.cli.options import ConfigError, as_path, check_at_most, check_options
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
 from sul_jax.cli.sorting import SORTED, check_new, check_place, is_sorted, sort_into
 from sul_jax.cli.tables import format_table
@@ -326,8 +326,7 @@ def _numbers_of_clusters(config: Config, subject: _Subject) -> tuple[int, ...]:
             "several num_clusters are compared by how well the seeds agree: seeds must be at least 2"
         )
     number, what = _different(images, max(numbers))
-    if number < max(numbers):
-        raise ConfigError(f"num_clusters={max(numbers)} exceeds the {number} {what}")
+    check_at_most("num_clusters", max(numbers), number, what)
     return tuple(dict.fromkeys(numbers))
 
 

@@ -50,6 +50,19 @@ def check_options(config: Any) -> None:
         raise ConfigError(f"seed={config.seed} is not accepted: the last seed, {last}, is beyond 2³² − 1")
 
 
+def check_at_most(name: str, value: int, number: int, what: str) -> None:
+    """Raises `ConfigError` for an option above the number of what there is.
+
+    Example:
+      >>> from sul_jax.cli.options import check_at_most
+      >>> check_at_most("num_clusters", 31, 30, "images")
+      Traceback (most recent call last):
+      sul_jax.cli.options.ConfigError: num_clusters=31 exceeds the 30 images
+    """
+    if value > number:
+        raise ConfigError(f"{name}={value} exceeds the {number} {what}")
+
+
 def as_path(name: str, value: Any) -> Path:
     """A path, which a caller in Python may have given as text; raises `ConfigError` for anything else."""
     try:
