@@ -151,15 +151,18 @@ class Judge(NamedTuple):
         return [first, *(layer for layer in every if layer != first)]
 
     def accuracies(self, seed: int, network: LeNet5 | AlexNet, layers: Sequence[str]) -> dict[str, float]:
-        """In percent, `probe_accuracy` of the `probe_layer` and `probe_accuracy_…` of others."""
+        """In percent, `probe_accuracy` of the `probe_layer` and `probe_accuracy_…` of others.
+
+        Beside each `converged_probe_accuracy`, of a classifier that has converged on standardised features.
+        """
         train, test = self.splits.train, self.splits.test
-        train_labels, test_labels = np.asarray(train.labels), np.asarray(test.labels)
-        probe = partial(probes.linear_probe, jax.random.key(seed), num_epochs=self.config.probe_epochs)
-        accuracies = {}
+        key, accuracies = jax.random.key(seed), {}
         for layer in layers:
             seen, unseen = (common.features(network, images.seen, layer) for images in (train, test))
             name = "probe_accuracy" if layer == self.config.probe_layer else f"probe_accuracy_{layer}"
-            accuracies[name] = round(probe(seen, train_labels, unseen, test_labels), 4)
+            told = seen, np.asarray(train.labels), unseen, np.asarray(test.labels)
+            accuracies[name] = probes.linear_probe(key, *told, num_epochs=self.config.probe_epochs)
+            accuracies[f"converged_{name}"] = probes.logistic_regression(key, *told)
         return accuracies
 
 
@@ -356,17 +359,16 @@ def _learned(
     for place, (seed, network) in enumerate(zip(seeds, networks, strict=True)):
         began = time.perf_counter()
         learner: Learner = of_seed(trained.state, place)
-        probes: dict[int, float] = {}
+        probes: dict[int, dict[str, float]] = {}
         for cycle, kept in trained.snapshots if layers else []:
             nnx.update(network, *of_seed(kept, place))
-            probes |= {cycle: judge.accuracies(seed, network, layers[:1])["probe_accuracy"]}
+            probes |= {cycle: judge.accuracies(seed, network, layers[:1])}
         nnx.update(network, *_of_network(learner.state))
         network.eval()  # type: ignore[no-untyped-call]
         network.save(config.workdir / f"network-seed{seed}")
         others = judge.accuracies(seed, network, layers[1:])
-        first = untrained[place].get("probe_accuracy")
-        course = figures.Course(seed, np.asarray(learner.history), probes, first)
-        values = _metrics(course, untrained[place], others)
+        course = figures.Course(seed, np.asarray(learner.history), probes, untrained[place])
+        values = _metrics(course, others)
         values["training_seconds"] = round(trained.seconds / len(seeds), 1)
         seconds = (trained.seconds + before) / len(seeds) + time.perf_counter() - began
         if workdir.finished(seed) is None:
@@ -376,15 +378,16 @@ def _learned(
         yield course, Learned(network, values, seconds)
 
 
-def _metrics(course: figures.Course, before: dict[str, float], others: dict[str, float]) -> dict[str, float]:
+def _metrics(course: figures.Course, others: dict[str, float]) -> dict[str, float]:
     """Of a seed: accuracies before, those of the other layers after, and what its course tells."""
-    values = {f"random_{name}": accuracy for name, accuracy in before.items()} | others
+    values = {f"random_{name}": accuracy for name, accuracy in course.untrained.items()} | others
     values |= _finite(course.history[-1])
     if course.probes:
         *between, last = sorted(course.probes)
         values["initial_alignment"] = float(course.history[0, 1])
-        values["probe_accuracy"] = course.probes[last]
-        values |= {f"probe_accuracy_after_{cycle}": course.probes[cycle] for cycle in between}
+        values |= course.probes[last]
+        for cycle in between:
+            values |= {f"{name}_after_{cycle}": value for name, value in course.probes[cycle].items()}
     return {name: round(value, 4) for name, value in values.items()}
 
 
@@ -395,9 +398,8 @@ def _finite(row: np.ndarray) -> dict[str, float]:
 
 def _log_cycles(workdir: Workdir, course: figures.Course) -> None:
     for cycle, row in enumerate(course.history, 1):
-        known = {name: round(value, 5) for name, value in _finite(row).items()}
-        probed = {"probe_accuracy": course.probes[cycle]} if cycle in course.probes else {}
-        workdir.log(seed=course.seed, cycle=cycle, **known, **probed)
+        known = _finite(row) | dict(course.probes.get(cycle, {}))
+        workdir.log(seed=course.seed, cycle=cycle, **{name: round(v, 5) for name, v in known.items()})
 
 
 def _draw_clusters(config: Config, clusters: np.ndarray, train: common.Images) -> None:

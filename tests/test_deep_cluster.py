@@ -14,9 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scipy.special import softmax
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.preprocessing import normalize
 
@@ -300,46 +298,6 @@ def test_a_new_head_has_learned_nothing_and_the_rest_stays() -> None:
             assert not np.any(leaf)
 
 
-def test_linear_probe_is_a_logistic_regression() -> None:
-    x, labels = blobs(300)
-    x = x + 2 * np.random.default_rng(2).standard_normal(x.shape, np.float32)
-    train, test = slice(0, 200), slice(200, 300)
-    got = probes.linear_probe(
-        jax.random.key(0), x[train], labels[train], x[test], labels[test], num_epochs=50, batch_size=20
-    )
-    expected = LogisticRegression().fit(x[train], labels[train]).score(x[test], labels[test])
-    assert got == pytest.approx(100 * expected, abs=4)
-
-
-def test_linear_probe_descends_as_numpy_does() -> None:
-    """Three steps on the whole batch, the rate falling by the decay; the bias counts in the answer."""
-    codes, labels = np.random.default_rng(0).standard_normal((20, 2), np.float32), np.arange(20) // 15
-    weights, speed = np.zeros((3, 2)), np.zeros((3, 2))
-    inputs = np.concatenate([codes, np.ones((20, 1))], axis=1)
-    rate, momentum, decay = 2.0, 0.9, 0.5
-    for step in range(3):
-        errors = softmax(inputs @ weights, axis=1) - np.eye(2)[labels]
-        speed = momentum * speed + inputs.T @ errors / 20 + decay * weights
-        weights = weights - rate / np.sqrt(1 + rate * decay * step) * speed
-    options = {"num_epochs": 3, "learning_rate": rate, "momentum": momentum, "weight_decay": decay}
-    learned = probes._probe(jax.random.key(0), codes, labels, num_classes=2, batch_size=20, **options)
-    found = np.concatenate([learned["kernel"][...], learned["bias"][...][None]])
-    np.testing.assert_allclose(found, weights, rtol=1e-4, atol=1e-5)
-    accuracy = probes.linear_probe(jax.random.key(0), codes, labels, codes, labels, **options)
-    expected = np.mean((inputs @ weights).argmax(axis=1) == labels)
-    assert accuracy == pytest.approx(100 * expected)
-    assert expected != np.mean((codes @ weights[:2] - weights[2]).argmax(axis=1) == labels)
-
-
-def test_classifiers_tell_apart_what_they_can() -> None:
-    """The nearest of all neighbours' classes is the larger one; a hyperplane parts the two."""
-    labels = np.repeat([0, 1], [20, 40])
-    codes = np.eye(2, dtype=np.float32)[labels]
-    options = {"names": ["svm", "knn"], "num_neighbors": 60}
-    found = probes.classifiers(codes, labels, codes, labels, **options)
-    assert found == {"svm": 100, "knn": pytest.approx(100 * 2 / 3)}
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A run of seconds."""
@@ -353,15 +311,17 @@ def leaves(result: runs.SeedResult) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(result.network))]
 
 
-def probed(config: Config, network: nn.LeNet5 | nn.AlexNet, layer: str) -> float:
+def probed(config: Config, network: nn.LeNet5 | nn.AlexNet, layer: str, converged: bool = False) -> float:
     """The accuracy of seed 0's linear probe of a layer."""
     dataset = data.load(config.dataset, config.data_dir)
     train = common.prepare(dataset.train[: config.num_train])
     test = common.prepare(dataset.test[: config.num_test], train.scale)
     seen, unseen = (common.features(network, split.seen, layer) for split in (train, test))
     labels = train.labels, test.labels
-    options = {"num_epochs": config.probe_epochs}
-    return probes.linear_probe(jax.random.key(0), seen, labels[0], unseen, labels[1], **options)
+    told = jax.random.key(0), seen, labels[0], unseen, labels[1]
+    if converged:
+        return probes.logistic_regression(*told)
+    return probes.linear_probe(*told, num_epochs=config.probe_epochs)
 
 
 def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +338,9 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
         ("random_probe_accuracy", untrained, "conv_2"),
     ):
         assert accuracies[name] == pytest.approx(probed(config, network, layer), abs=1e-3)
+    name, converged = "converged_probe_accuracy_relu_1", probed(config, result.network, "relu_1", True)
+    assert accuracies[name] == pytest.approx(converged, abs=1e-3)
+    assert accuracies["converged_probe_accuracy"] > 50 < accuracies["random_converged_probe_accuracy"]
     # Same seed, same result, also after an interruption.
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     stopped = replace(config, workdir=config.workdir.with_name("stopped"), probe_every=1)

@@ -385,14 +385,14 @@ class Course(NamedTuple):
     Attributes:
       seed: its number.
       history: `[cycles, 3]`, mutual information with the cycle before and with the classes, and the loss.
-      probes: accuracy in percent after a number of cycles.
-      untrained: that of the untrained network.
+      probes: accuracies in percent by name, `probe_accuracy` among them, after a number of cycles.
+      untrained: those of the untrained network; none without labels.
     """
 
     seed: int
     history: np.ndarray
-    probes: Mapping[int, float]
-    untrained: float | None
+    probes: Mapping[int, Mapping[str, float]]
+    untrained: Mapping[str, float]
 
 
 def cycles(courses: Sequence[Course], halt: int | None, path: Path) -> None:
@@ -417,12 +417,14 @@ def cycles(courses: Sequence[Course], halt: int | None, path: Path) -> None:
             colour = f"C{index % 10}"
             if course.probes:
                 name = f"seed {course.seed}" if several else "DeepCluster"
-                right.plot([*course.probes], [*course.probes.values()], "o-", color=colour, label=name)
-            if course.untrained is not None:
+                values = [probe["probe_accuracy"] for probe in course.probes.values()]
+                right.plot([*course.probes], values, "o-", color=colour, label=name)
+            if course.untrained:
                 last = index == len(courses) - 1
                 name = "untrained networks" if several else "untrained network"
                 colour = colour if several else "gray"
-                right.axhline(course.untrained, color=colour, linestyle="--", label=name if last else None)
+                value = course.untrained["probe_accuracy"]
+                right.axhline(value, color=colour, linestyle="--", label=name if last else None)
         left.set(ylabel="normalised mutual information")
         left.set_ylim(bottom=0)
         right.set(ylabel="accuracy of the linear probe, %", xlim=(0, len(courses[0].history) * 1.05))
