@@ -132,6 +132,11 @@ def update(
     g is 1 for the unit driven most by an input, −Δ for the one of rank m, and 0 for the others; of equal
     drives the unit of lowest index counts as stronger.
 
+    Where most inputs point in nearly one direction, as raw patches of images do, a unit may lose more as the
+    second one than it gains as the first. In the end it is driven off all inputs, then the next one: few
+    units win, the others point away (`info.wins` tells). More units, a smaller Δ or a smaller sum of learning
+    rates prevent it.
+
     Args:
       state: the weights.
       inputs: `[batch, features]`, usually raw pixels in [0, 1].

@@ -233,6 +233,15 @@ def test_hebbian_features_tell_kinds_apart() -> None:
     assert codes.max() <= 1 + 1e-5
 
 
+def test_hebbian_units_driven_off_all_vectors() -> None:
+    """Nearly all vectors point one way: a large Δ leaves few units."""
+    rng = np.random.default_rng(0)
+    x = (1 + 0.1 * rng.standard_normal((2000, 20))).astype(np.float32)
+    model = HebbianFeatures(20, anti_hebbian=0.9, learning_rate=0.2, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="of n_units=20 units won a vector in the last epoch"):
+        model.fit(x)
+
+
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [

@@ -51,14 +51,14 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
 
 def warn_of_few(found: int, asked: int, why: str) -> None:
-    """Warns where fewer clusters were found than asked for.
+    """Warns where fewer clusters were found than asked for."""
+    if found < asked:
+        warn(f"only {found} of n_clusters={asked} clusters were found: {why}")
 
-    At the first function up the stack that is neither this package's nor scikit-learn's.
-    """
-    if found >= asked:
-        return
+
+def warn(message: str) -> None:
+    """A `ConvergenceWarning` at the first function up the stack that is neither ours nor scikit-learn's."""
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sul_jax.", "sklearn.")):
         frame, level = frame.f_back, level + 1
-    message = f"only {found} of n_clusters={asked} clusters were found: {why}"
     warnings.warn(message, ConvergenceWarning, stacklevel=level)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from sul_jax import hebbian, training
 from sul_jax._check import check_integer, check_number
+from sul_jax.estimators._estimator import warn
 from sul_jax.estimators._vectors import VectorEstimator, chunk_size
 
 _encode = jax.jit(hebbian.encode)
@@ -28,7 +29,8 @@ class HebbianFeatures(VectorEstimator):
     Args:
       n_units: units.
       rank: m, from 2 to the number of units.
-      anti_hebbian: Δ, how much the unit of rank m unlearns.
+      anti_hebbian: Δ, how much the unit of rank m unlearns. If most vectors point in nearly one direction, a
+        large one drives most units off all of them.
       power: n, of the code.
       learning_rate: the first; the largest change of a weight in a step.
       batch_size: vectors of a step.
@@ -85,6 +87,9 @@ class HebbianFeatures(VectorEstimator):
 
         Raises:
           ValueError: vectors that are not finite or fewer than units, or an option out of range.
+
+        Warns:
+          ConvergenceWarning: less than half of the units won a vector in the last epoch.
         """
         check_integer("n_units", self.n_units, low=2)
         check_integer("rank", self.rank, low=2, high=self.n_units, why=", the number of units")
@@ -103,13 +108,20 @@ class HebbianFeatures(VectorEstimator):
         batch = min(self.batch_size, number)
         total = self.epochs * sum(-(-min(size, number - first) // batch) for first in range(0, number, size))
         for epoch in range(self.epochs):
+            won = np.zeros(self.n_units, bool)
             for place, chunk in enumerate(self._chunks(source, size)):
                 entropy, minibatches = (self.seed_, epoch, place), -(-len(chunk) // batch)
                 order = training.shuffled(entropy, len(chunk), batch, num_steps=minibatches, drop_last=False)
                 rates = self.learning_rate * (1 - (done + np.arange(len(order))) / total)
                 inputs = (jnp.asarray(order), jnp.asarray(rates, jnp.float32))
-                state, _ = steps(state, inputs, jnp.asarray(chunk), jnp.float32(self.anti_hebbian))
+                state, infos = steps(state, inputs, jnp.asarray(chunk), jnp.float32(self.anti_hebbian))
+                won |= np.asarray(infos.wins).any(axis=0)
                 done += len(order)
+        if 2 * won.sum() < self.n_units:
+            warn(
+                f"only {won.sum()} of n_units={self.n_units} units won a vector in the last epoch: most were "
+                "driven off all vectors, or never won one; lower anti_hebbian or learning_rate"
+            )
         self.components_ = np.asarray(state.weights)
         return self
 
