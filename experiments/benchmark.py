@@ -271,7 +271,7 @@ def acol_table(config: Config, timed: Timed) -> str:
         return ACOL((28, 28, 1), num_parents=8, rngs=rngs)
 
     rule = acol.rule((28, 28, 1))
-    plain = probes.softmax_rule(build, optax.adam(1e-3), logits=_dropping)
+    plain = probes.softmax_rule(build, optax.adam(1e-3), logits=lambda net, x, key: net(x, key=key))
     state = rule.init(key, images)
     ours = timed(jax.jit(rule.update), state, images, key=key)
     alone = timed(jax.jit(plain.update), state, images, key=key, labels=classes)
@@ -283,11 +283,6 @@ def acol_table(config: Config, timed: Timed) -> str:
     for name, step in zip(("PyTorch", "… the network alone"), peers.torch_acol(number), strict=False):
         times.append((name, timed(step)))
     return _compared(f"ACOL step on {number} images of 28×28", times, digits=3)
-
-
-def _dropping(network: Any, images: jax.Array, key: jax.Array | None) -> jax.Array:
-    logits: jax.Array = network(images, key=key)
-    return logits
 
 
 def k_means_tables(config: Config, timed: Timed) -> str:
@@ -370,7 +365,9 @@ def _network_seconds(network: LeNet5 | AlexNet, batch: int, timed: Timed) -> tup
 
     labels = jnp.arange(batch) % network.num_features
     rule = probes.softmax_rule(
-        lambda rngs: type(network)(rngs=rngs), optax.sgd(0.1, momentum=0.9), logits=_dropping
+        lambda rngs: type(network)(rngs=rngs),
+        optax.sgd(0.1, momentum=0.9),
+        logits=lambda net, x, key: net(x, key=key),
     )
     state, step = rule.init(jax.random.key(0), images), jax.jit(rule.update)
     return (

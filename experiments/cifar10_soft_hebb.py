@@ -103,11 +103,10 @@ def run(config: Config) -> list[SeedResult[SoftHebbNet]]:
         layer._replace(num_units=number)
         for layer, number in zip(soft_hebb.CIFAR10, config.num_units, strict=False)
     )
-    same = same_setting(filled, replace(Config(), dataset="cifar10"))
     with Workdir(EXPERIMENT, filled, data=identity(images)) as workdir:
         setting = Setting(filled, layers, splits["train"], splits["test"], num_classes, workdir)
         numbers = {"num_train": len(images), "num_test": len(splits["test"])}
-        paper = PAPER if same else {}
+        paper = PAPER if same_setting(filled, Config(dataset="cifar10")) else {}
         return run_seeds(workdir, partial(map, partial(learn, setting)), dataset, **numbers, paper=paper)
 
 

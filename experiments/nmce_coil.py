@@ -26,6 +26,8 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from sklearn.decomposition import TruncatedSVD
+from sklearn.preprocessing import normalize
 
 from experiments import data
 from experiments.common import embeddings, evaluation, figures
@@ -132,20 +134,40 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
 def _judge(
     config: Filled, seed: int, network: NMCE, images: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, float]:
-    """Subspace clustering of the features; draws figures for the first seed."""
-    features, _ = embeddings.encode(network, images)
-    gamma = config.gammas or config.gamma
-    clustering = subspace_clustering.fit(
-        features, num_clusters=config.num_clusters, gamma=gamma, l1_ratio=config.l1_ratio, seed=seed
+    """Subspace clustering of the features, and of two controls; draws figures for the first seed.
+
+    The controls are the features of the untrained network, and the images' leading principal components (not
+    centred), as many as there are features.
+    """
+    cluster = partial(
+        subspace_clustering.fit,
+        num_clusters=config.num_clusters,
+        gamma=config.gammas or config.gamma,
+        l1_ratio=config.l1_ratio,
+        seed=seed,
     )
-    if seed == config.seed:
-        groups = clustering.labels if labels is None else labels
-        figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
-        figures.gallery(images, clustering.labels, labels, config.workdir / "clusters.png")
     measures = [one for one in evaluation.MEASURES if one is not metrics.clustering_accuracy]
-    judged = {} if labels is None else metrics.in_percent(labels, clustering.labels, measures)
-    graph = {"gamma": clustering.gamma, "graph_parts": clustering.num_parts}
-    return judged | {"num_clusters": config.num_clusters} | graph
+    fresh = _build(config, seed, images.shape[-1])
+    fresh.eval()  # type: ignore[no-untyped-call]
+    features, untrained = (embeddings.encode(one, images)[0] for one in (network, fresh))
+    flat = images.reshape(len(images), -1)
+    components = min(config.num_features, *flat.shape)
+    pixels = normalize(TruncatedSVD(components, random_state=seed).fit_transform(flat))
+    values: dict[str, float] = {"num_clusters": config.num_clusters}
+    for name, codes in {"": features, "untrained_": untrained, "pixel_": pixels}.items():
+        clustering = cluster(codes)
+        judged = {} if labels is None else metrics.in_percent(labels, clustering.labels, measures)
+        judged |= {"gamma": clustering.gamma, "graph_parts": clustering.num_parts}
+        values |= {f"{name}{measure}": value for measure, value in judged.items()}
+        if seed == config.seed and not name:
+            groups = clustering.labels if labels is None else labels
+            figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
+            figures.gallery(images, clustering.labels, labels, config.workdir / "clusters.png")
+    return values
+
+
+def _build(config: Config, seed: int, channels: int) -> NMCE:
+    return embeddings.build(config, nnx.Rngs(seed), channels=channels, stem="5x5", num_clusters=1)
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
@@ -172,7 +194,7 @@ def views(key: Array, images: Array) -> Array:
 
 def train(config: Config, seed: int, images: Array, workdir: Workdir) -> tuple[NMCE, float]:
     """The network after Adam on the total coding rate, and the seconds it took; its clusters are not used."""
-    network = embeddings.build(config, nnx.Rngs(seed), channels=images.shape[-1], stem="5x5", num_clusters=1)
+    network = _build(config, seed, images.shape[-1])
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     rule = nmce.rule(
         lambda rngs: network,

@@ -200,14 +200,9 @@ def run(config: Config) -> list[SeedResult[NMCE]]:
     asked = 0 if splits.judge is None else len(splits.judge.asked.labels)
     judged = number if filled.stage > 1 else asked
     with Workdir(EXPERIMENT, filled, data=told_apart, may_differ=evaluation_only) as workdir:
-        return run_seeds(
-            workdir,
-            partial(map, lambda seed: _run_seed(filled, seed, workdir, splits)),
-            dataset,
-            num_train=number,
-            num_test=judged,
-            paper=_paper(filled),
-        )
+        learn = partial(map, lambda seed: _run_seed(filled, seed, workdir, splits))
+        numbers = {"num_train": number, "num_test": judged}
+        return run_seeds(workdir, learn, dataset, **numbers, paper=_paper(filled))
 
 
 def _run_seed(config: Filled, seed: int, workdir: Workdir, splits: Splits) -> Learned[NMCE]:
@@ -297,19 +292,9 @@ def optimizer(config: Filled, stage: int, steps_per_epoch: int) -> optax.Gradien
         0.0 if warmup else rate, rate, warmup, max(steps, warmup + 1)
     )
 
-    def weights(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-    lars = optax.chain(
-        optax.masked(
-            nmce.clipped_trust(schedule, trust_coefficient=config.trust_coefficient, weight_decay=decay),
-            weights,
-        ),
-        optax.sgd(schedule, momentum=0.9),
-    )
-    plain = optax.chain(
-        optax.add_decayed_weights(decay, weights), optax.sgd(config.cluster_learning_rate, momentum=0.9)
-    )
+    lars = nmce.lars(schedule, trust_coefficient=config.trust_coefficient, weight_decay=decay)
+    descent = optax.sgd(config.cluster_learning_rate, momentum=0.9)
+    plain = optax.chain(optax.add_decayed_weights(decay, nmce.matrices), descent)
 
     def labels(params: Any) -> Any:
         name = {"cluster_head": "plain"}.get

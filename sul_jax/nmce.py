@@ -117,6 +117,47 @@ def rule(
     )
 
 
+def lars(
+    learning_rate: "optax.Schedule",
+    *,
+    trust_coefficient: float = 0.02,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+) -> "optax.GradientTransformation":
+    """LARS as the authors train images with: biases and scales descend plainly, and do not decay.
+
+    Args:
+      learning_rate: by step.
+      trust_coefficient: as in `clipped_trust`.
+      weight_decay: as there.
+      momentum: of the descent.
+
+    Example:
+      >>> import optax
+      >>> from sul_jax import nmce
+      >>> optimizer = nmce.lars(optax.cosine_decay_schedule(1.0, 1000), weight_decay=1e-6)
+    """
+    import optax
+
+    trust = clipped_trust(learning_rate, trust_coefficient=trust_coefficient, weight_decay=weight_decay)
+    return optax.chain(optax.masked(trust, matrices), optax.sgd(learning_rate, momentum=momentum))
+
+
+def matrices(params: Any) -> Any:
+    """Which parameters are weights: those of two axes and more; a mask for optax.
+
+    Args:
+      params: a tree of arrays.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sul_jax import nmce
+      >>> nmce.matrices({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+      {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
 def clipped_trust(
     learning_rate: "optax.Schedule", *, trust_coefficient: float = 0.02, weight_decay: float = 0.0
 ) -> "optax.GradientTransformation":
