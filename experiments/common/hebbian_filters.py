@@ -58,7 +58,7 @@ _SWEPT: Mapping[str, Mapping[str, Any]] = {
     "random patches": {**_KEPT, "filter_start": "random_patches"},
     "spherical k-means": {**_KEPT, "filter_start": "k_means"},
     "learned from noise": {**_PRINTED, "filter_start": "normal", "filter_steps": 5_000},
-    "noise": {**_KEPT, "filter_start": "normal"},
+    "noise": {**_KEPT, "filter_start": "normal", "powers": (1, 2, 4, 20)},
 }
 
 
