@@ -48,7 +48,8 @@ _DARK = 0.1  # norm below which a patch is too dark to be a filter
 _SPREADS: Mapping[str, hebbian.Spread] = {"patches": "far", "random_patches": "even", "k_means": "k_means"}
 _SWEPT_UNITS = (50, 100, 400)
 # The rule, and filters that learn nothing or by k-means. As printed, filters learn until the rates add up to
-# half; of twice as many minibatches most units are driven off all patches by the anti-Hebbian term.
+# half; of twice as many minibatches most units are driven off all patches by the anti-Hebbian term. Steep
+# responses to noise vanish: of the powers 1, 2, 4 and 8 the first was best on held-out training images.
 _KEPT: Mapping[str, Any] = {"filter_steps": 0}
 _PRINTED: Mapping[str, Any] = {"filter_learning_rate": 2e-4, "normalize_update": False}
 _SWEPT: Mapping[str, Mapping[str, Any]] = {
@@ -58,7 +59,7 @@ _SWEPT: Mapping[str, Mapping[str, Any]] = {
     "random patches": {**_KEPT, "filter_start": "random_patches"},
     "spherical k-means": {**_KEPT, "filter_start": "k_means"},
     "learned from noise": {**_PRINTED, "filter_start": "normal", "filter_steps": 5_000},
-    "noise": {**_KEPT, "filter_start": "normal", "powers": (1, 2, 4, 20)},
+    "noise": {**_KEPT, "filter_start": "normal", "powers": (1,)},
 }
 
 
