@@ -125,9 +125,11 @@ def learn(setting: Setting, seed: int) -> Learned[SoftHebbNet]:
         for name, one in (("test codes", test), ("codes", train))
     )
     seconds = time.perf_counter() - began
-    per_epoch = -(-len(train) // config.classifier_batch)
-    halved = {int(share * config.epochs) * per_epoch: 0.5 for share in _HALVED}
-    optimizer = optax.adam(optax.piecewise_constant_schedule(config.learning_rate, halved))
+
+    def optimizer(per_epoch: int) -> optax.GradientTransformation:
+        halved = {int(share * config.epochs) * per_epoch: 0.5 for share in _HALVED}
+        return optax.adam(optax.piecewise_constant_schedule(config.learning_rate, halved))
+
     plan = Plan(optimizer, config.classifier_batch, config.epochs, probe_every=config.epochs, fill_last=True)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     history, classifier_seconds = classify(

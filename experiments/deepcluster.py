@@ -85,10 +85,12 @@ class Config(common.NetworkOptions):
     every_layer: bool = False
     """Also judge all other layers by linear classifiers, in the untrained network and at the end."""
     probe_epochs: PositiveInt = 20
-    """Passes of the linear classifier over the training images."""
+    """Passes of the authors' linear classifier over the training images. Beside its probe_accuracy… stands a
+    converged_probe_accuracy…, which depends neither on passes nor on the features' scale."""
     probe_every: PositiveInt | None = None
-    """Cycles between two linear classifiers during learning; the results have their accuracies as
-    probe_accuracy_after_…. By default only the last cycle is judged."""
+    """Cycles between two looks by the linear classifiers during learning; the results have their accuracies
+    as probe_accuracy_after_… and converged_probe_accuracy_after_…. By default only the last cycle is
+    judged."""
     sweep: Literal["clusters", "halt"] | None = None
     """Learn once for each of several numbers of clusters (figures 3 and 4) or values of halt (figure 5)."""
     sweep_values: tuple[int, ...] | None = None

@@ -46,12 +46,13 @@ def unit(vectors: Array) -> Array:
     return vectors * inverse_norm(jnp.sum(jnp.square(vectors), axis=-1))[..., None]
 
 
-def directions(name: str, vectors: Array) -> Array:
+def directions(name: str, vectors: Array, *, why: str = "metric='cosine' needs") -> Array:
     """Vectors of any size at unit norm; where they are known, such as have none raise.
 
     Args:
       name: of the argument, for the error.
       vectors: `[batch, features]`.
+      why: what the error says before "norms above 0".
 
     Raises:
       ValueError: (outside jit) vectors of norm 0.
@@ -61,7 +62,7 @@ def directions(name: str, vectors: Array) -> Array:
         if zero.size:
             raise ValueError(
                 f"{name}: {zero.size} of {len(vectors)} vectors have norm 0, the first one in row "
-                f"{zero[0]}; metric='cosine' needs norms above 0"
+                f"{zero[0]}; {why} norms above 0"
             )
     largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
     return unit(vectors / jnp.where(largest > 0, largest, 1))

@@ -13,8 +13,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sul_jax import k_means, patches
-from sul_jax._check import as_array, check_choice, check_floating, check_integer, check_number, check_vectors
-from sul_jax._linalg import at_least_float32, inverse_norm
+from sul_jax._check import (
+    as_array,
+    check_choice,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_number,
+    check_vectors,
+)
+from sul_jax._linalg import at_least_float32, directions, inverse_norm
 from sul_jax._parallel import sum_over
 from sul_jax.learning_rule import LearningRule
 from sul_jax.whitening import normalize
@@ -72,7 +80,7 @@ def init(key: Array, inputs: Array, *, num_units: int) -> HebbianState:
 
 
 def init_from_inputs(key: Array, inputs: Array, *, num_units: int, spread: Spread = "far") -> HebbianState:
-    """Weights that are inputs of unit norm, by default rather far from each other.
+    """Weights of unit norm made from inputs: by default inputs that lie rather far from each other.
 
     Patches of images drawn evenly are nearly all smooth and gray. Those far from each other are drawn one
     after the other with probability ∝ d⁴, d the distance on the sphere from those drawn before: as in
@@ -81,13 +89,15 @@ def init_from_inputs(key: Array, inputs: Array, *, num_units: int, spread: Sprea
 
     Args:
       key: `jax.random.key`.
-      inputs: `[num_inputs, features]`, many more than units and none of them zeros.
+      inputs: floating `[num_inputs, features]`, many more than units and none of them zeros.
       num_units: number of units, at least 2.
       spread: `"far"`; `"even"` draws evenly, without repetition; `"k_means"` takes the centroids of spherical
         k-means in place of inputs.
 
     Raises:
-      ValueError: wrong rank of `inputs`, fewer than 2 units or more than inputs, or an unknown `spread`.
+      ValueError: wrong rank of `inputs`; (outside jit) inputs that are zeros or not finite; fewer than 2
+        units, or more than inputs; an unknown `spread`.
+      TypeError: integers.
 
     Example:
       >>> import jax
@@ -100,10 +110,11 @@ def init_from_inputs(key: Array, inputs: Array, *, num_units: int, spread: Sprea
     inputs = check_vectors("inputs", inputs)
     check_integer("num_units", num_units, low=2, high=len(inputs), why=", the number of inputs")
     check_choice("spread", spread, get_args(Spread))
+    check_finite("inputs", inputs)
+    unit = directions("inputs", at_least_float32(inputs), why="weights of unit norm need")
     if spread == "k_means":
         found = k_means.fit(key, inputs, num_clusters=num_units, num_init=1, metric="cosine")
         return HebbianState(found.centroids)
-    unit = normalize(at_least_float32(inputs))
     if spread == "even":
         return HebbianState(jax.random.choice(key, unit, (num_units,), replace=False))
 
@@ -133,9 +144,9 @@ def update(
     drives the unit of lowest index counts as stronger.
 
     Where most inputs point in nearly one direction, as raw patches of images do, a unit may lose more as the
-    second one than it gains as the first. In the end it is driven off all inputs, then the next one: few
-    units win, the others point away (`info.wins` tells). More units, a smaller Δ or a smaller sum of learning
-    rates prevent it.
+    second one than it gains as the first. In the end it is driven off all inputs, and then the next unit is:
+    few units win, the others point away (`info.wins` tells). More units, a smaller Δ or a smaller sum of
+    learning rates prevent it.
 
     Args:
       state: the weights.

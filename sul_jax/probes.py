@@ -1,5 +1,6 @@
 """What features tell about labels, by simple classifiers: a way to judge learning without labels."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from flax import nnx
 from jax import Array, lax
 
 from sul_jax import k_subspaces, whitening
-from sul_jax._check import check_integer, check_number
+from sul_jax._check import check_finite, check_integer, check_labels, check_number, check_vectors
+from sul_jax._linalg import at_least_float32
 from sul_jax.learning_rule import LearningRule, gradient_rule
 
 
@@ -133,21 +135,26 @@ def logistic_regression(
     """Test accuracy in percent of logistic regression that has converged, on standardised features.
 
     Unlike `linear_probe` it does not depend on the features' scale, nor on a learning rate or a number of
-    epochs: what it finds is the minimum of the mean cross-entropy and λ/2 ‖W‖², by L-BFGS. Of several λ the
-    best one on a tenth of the training features is taken; then all of them are learned from.
+    epochs: what it finds is the minimum of the mean cross-entropy and λ/2 ‖W‖² (biases are free), by L-BFGS.
+    Of several λ the best one on a tenth of the training features is taken; then all of them are learned from.
 
     Args:
       key: `jax.random.key`, of the choice of that tenth.
-      train: `[num_train, features]`; features that do not vary are left out.
-      train_labels: `[num_train]`, from 0 on.
+      train: `[num_train, features]`, floating; features that do not vary are left out.
+      train_labels: integers `[num_train]`, from 0 on.
       test: `[num_test, features]`.
-      test_labels: `[num_test]`.
-      penalties: candidates for λ, of the weights of features of unit variance.
-      max_iterations: of L-BFGS.
-      tolerance: it ends where the gradient's norm is below this share of that at zero.
+      test_labels: integers `[num_test]`, from 0 on.
+      penalties: candidates for λ, positive.
+      max_iterations: of L-BFGS, at least 1.
+      tolerance: it ends where the gradient's norm is below this share of that of weights 0.
 
     Raises:
-      ValueError: no penalty, one that is not positive, or fewer than 2 training features to choose on.
+      ValueError: features that are not finite or of other shapes, labels of other numbers or below 0, no
+        penalty, or fewer than 2 training features to choose a penalty on.
+      TypeError: features that are not floating.
+
+    Warns:
+      ConvergenceWarning: after `max_iterations` the gradient is above 10 times the tolerance.
 
     Example:
       >>> import jax
@@ -157,32 +164,64 @@ def logistic_regression(
       >>> probes.logistic_regression(jax.random.key(0), 1e6 * codes, labels, 1e6 * codes, labels)
       100.0
     """
+    penalties = tuple(np.ravel(penalties).tolist())
     if not penalties:
         raise ValueError("penalties is empty: at least one is needed")
     for penalty in penalties:
         check_number("penalties", penalty, above=0)
-    train, test = jnp.asarray(train), jnp.asarray(test)
-    num_classes = int(max(np.max(train_labels), np.max(test_labels))) + 1
-    labels = jnp.asarray(train_labels)
-    find = partial(_minimum, num_classes=num_classes, max_iterations=max_iterations, tolerance=tolerance)
+    check_integer("max_iterations", max_iterations, low=1)
+    check_number("tolerance", tolerance, above=0)
+    train, known = _labelled("train", train, train_labels)
+    test, asked = _labelled("test", test, test_labels)
+    if test.shape[1] != train.shape[1]:
+        raise ValueError(f"test has {test.shape[1]} features, but train has {train.shape[1]}")
+    mean, scale = _standard(train)
+    train, test = (train - mean) * scale, (test - mean) * scale
+    sizes = {"num_classes": 1 + int(max(known.max(), asked.max())), "max_iterations": max_iterations}
+    find = partial(_minimum, tolerance=tolerance, **sizes)
     best = penalties[0]
     if len(penalties) > 1:
         check_integer("num_train", len(train), low=2, why=": some are held out")
-        order = jax.random.permutation(key, len(train))
-        hidden, shown = jnp.split(order, [max(1, len(train) // 10)])
-        seen, held_out, layer = train[shown], train[hidden], None
-        errors = {}
+        order = np.asarray(jax.random.permutation(key, len(train)))
+        hidden, shown = np.split(order, [max(1, len(train) // 10)])
+        layer, errors = None, {}
         for penalty in sorted(penalties, reverse=True):  # each begins at the minimum before
-            layer = find(seen, labels[shown], penalty, layer)
-            errors[penalty] = 100 - _accuracy(layer, held_out, labels[hidden])
+            layer, _ = find(train[shown], known[shown], penalty, layer)
+            errors[penalty] = 100 - _accuracy(layer, train[hidden], known[hidden])
         best = min(errors, key=lambda penalty: errors[penalty])
-    return _accuracy(find(train, labels, best, None), test, test_labels)
+    layer, left = find(train, known, best, None)
+    if left > 10 * tolerance:
+        from sklearn.exceptions import ConvergenceWarning
+
+        warnings.warn(
+            f"logistic regression has not converged in max_iterations={max_iterations}: the gradient is "
+            f"{left:.1g} of that of weights 0",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return _accuracy(layer, test, asked)
 
 
-def _accuracy(layer: tuple[Array, Array], features: Array, labels: Any) -> float:
+def _labelled(name: str, features: Any, labels: Any) -> tuple[Array, np.ndarray]:
+    """Both, checked."""
+    features = at_least_float32(check_vectors(name, features))
+    check_finite(name, features)
+    numbers = {"num_examples": len(features), "num_classes": 2**31 - 1}
+    return features, np.asarray(check_labels(f"{name}_labels", labels, **numbers))
+
+
+@jax.jit
+def _standard(features: Array) -> tuple[Array, Array]:
+    """Means, and what differences from them are multiplied by; 0 where there are none."""
+    mean, deviation = jnp.mean(features, axis=0), jnp.std(features, axis=0)
+    varies = deviation > 1e-6 * jnp.abs(mean)
+    return mean, jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0)
+
+
+def _accuracy(layer: tuple[Array, Array], features: Array, labels: np.ndarray) -> float:
     """In percent, of weights `[features, num_classes]` and biases."""
-    guesses = np.argmax(np.asarray(jnp.matmul(features, layer[0]) + layer[1]), axis=1)
-    return float(100 * np.mean(guesses == np.asarray(labels)))
+    logits = jnp.matmul(features, layer[0], precision="highest") + layer[1]
+    return float(100 * np.mean(np.argmax(np.asarray(logits), axis=1) == labels))
 
 
 @partial(jax.jit, static_argnames=("num_classes", "max_iterations"))
@@ -195,29 +234,18 @@ def _minimum(
     num_classes: int,
     max_iterations: int,
     tolerance: float | Array,
-) -> tuple[Array, Array]:
-    """Weights and biases, of the features as they are, at the minimum for standardised ones."""
-    mean, deviation = jnp.mean(features, axis=0), jnp.std(features, axis=0)
-    varies = deviation > 1e-6 * jnp.maximum(1e-30, jnp.abs(mean))
-    scale = jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0)[:, None]
-    if start is None:
-        start = jnp.zeros((features.shape[1], num_classes)), jnp.zeros(num_classes)
-    else:
-        start = jnp.where(varies[:, None], start[0] * deviation[:, None], 0), start[1] + mean @ start[0]
-
-    def plain(layer: tuple[Array, Array]) -> tuple[Array, Array]:
-        weights = layer[0] * scale
-        return weights, layer[1] - mean @ weights
+) -> tuple[tuple[Array, Array], Array]:
+    """Weights and biases of standardised features, and the gradient's norm as a share of that at zero."""
+    zero = jnp.zeros((features.shape[1], num_classes), features.dtype), jnp.zeros(num_classes, features.dtype)
 
     def objective(layer: tuple[Array, Array]) -> Array:
-        weights, biases = plain(layer)
-        logits = jnp.matmul(features, weights, precision="highest") + biases
+        logits = jnp.matmul(features, layer[0], precision="highest") + layer[1]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.mean(losses) + penalty / 2 * jnp.sum(jnp.square(layer[0]))
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
-    limit = tolerance * _norm(jax.grad(objective)(jax.tree.map(jnp.zeros_like, start)))
+    largest = jnp.maximum(_norm(jax.grad(objective)(zero)), 1e-30)
 
     def step(carry: Any) -> Any:
         layer, memory, number, _ = carry
@@ -225,13 +253,15 @@ def _minimum(
         changes, memory = solver.update(
             gradient, memory, layer, value=value, grad=gradient, value_fn=objective
         )
-        return optax.apply_updates(layer, changes), memory, number + 1, _norm(gradient)
+        return optax.apply_updates(layer, changes), memory, number + 1, _norm(gradient) / largest
 
     def goes_on(carry: Any) -> Array:
-        return (carry[2] < max_iterations) & (carry[3] > limit)
+        return (carry[2] < max_iterations) & (carry[3] > tolerance)
 
-    layer, *_ = lax.while_loop(goes_on, step, (start, solver.init(start), 0, jnp.array(jnp.inf)))
-    return plain(layer)
+    first = zero if start is None else start
+    infinite = jnp.array(jnp.inf, features.dtype)
+    layer, _, _, left = lax.while_loop(goes_on, step, (first, solver.init(first), 0, infinite))
+    return layer, left
 
 
 def _norm(tree: Any) -> Array:

@@ -1,6 +1,7 @@
 """The ranked Hebbian rule against plain NumPy, and steep responses."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from compiled import compiled
 
-from sul_jax import hebbian, patches, whitening
+from sul_jax import hebbian, k_means, patches, whitening
 from sul_jax.hebbian import HebbianState
 
 INIT, UPDATE, ENCODE, CONVOLVE = map(
@@ -62,6 +63,34 @@ def test_solved_by_hand() -> None:
     np.testing.assert_allclose(new.weights, [[1, 1], [0.125, -0.5], [0, 0.1]], atol=1e-6)
     assert info.wins.tolist() == [1, 0, 0]
     assert info.largest_update == 1
+
+
+def test_starts_that_are_drawn_evenly_or_by_k_means() -> None:
+    inputs = 3 * uniform(5, 30, 4)
+    start = compiled(hebbian.init_from_inputs)
+    even = np.asarray(start(jax.random.key(0), inputs, num_units=30, spread="even").weights)
+    unit = inputs / np.linalg.norm(inputs, axis=1, keepdims=True)
+    np.testing.assert_allclose(even[np.lexsort(even.T)], unit[np.lexsort(unit.T)], rtol=1e-5)
+    options = {"num_init": 1, "metric": "cosine", "num_clusters": 5}
+    expected = compiled(k_means.fit)(jax.random.key(0), inputs, **options).centroids
+    found = start(jax.random.key(0), inputs, num_units=5, spread="k_means").weights
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "spread", "message"),
+    [
+        (np.eye(3), "near", "spread='near' is not accepted: it must be one of"),
+        (np.diag([1.0, 0, 1]), "far", "weights of unit norm need norms above 0"),
+        (np.diag([1.0, 0, 1]), "even", "inputs: 1 of 3 vectors have norm 0, the first one in row 1"),
+        (np.diag([1.0, 0, 1]), "k_means", "weights of unit norm need norms above 0"),
+        (np.full((3, 3), np.nan), "far", "inputs holds NaN or infinite values"),
+        (np.full((3, 3), np.inf), "even", "inputs holds NaN or infinite values"),
+    ],
+)
+def test_inputs_that_no_weights_are_made_of(inputs: np.ndarray, spread: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hebbian.init_from_inputs(jax.random.key(0), inputs, num_units=2, spread=spread)
 
 
 def test_black_inputs_change_nothing() -> None:

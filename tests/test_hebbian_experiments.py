@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import cifar10_hebbian, data, imagenet32_hebbian, mnist_hebbian
 from experiments.common import hebbian_filters
@@ -99,18 +101,44 @@ def test_filters_beside_their_controls(
     stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hebbian_filters, "_SWEPT_UNITS", (2, 4))
-    results = cifar10_hebbian.run(config(stripes, tmp_path, sweep=True, num_units=None, epochs=1))
-    assert len(results) == 14
+    setting = config(stripes, tmp_path, sweep=True, num_units=None, epochs=1)
+    results = cifar10_hebbian.run(setting)
     assert (tmp_path / "run" / "filters_and_controls.png").exists()
-    assert len(json.loads((tmp_path / "run" / "sweep.json").read_text())) == 14
+    stored = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert [one["num_units"] for one in stored] == [2, 4] * 7
+    assert [len(one.network.filters[0][...]) for one in results] == [2, 4] * 7
+    for one, result in zip(stored, results, strict=True):
+        assert (result.metrics["start_cosine"] < 0.9999) == (one.get("filter_steps", 60) > 0)
+        assert (result.metrics["negative_weights"] > 20) == (one.get("filter_start") == "normal")
+        assert result.network.blocks[0].power == one.get("powers", [40])[0]
+    assert (tmp_path / "run" / "learned-less-anti-hebbian-4").is_dir()
+    with pytest.raises(ConfigError, match="filter_start is not accepted with sweep"):
+        cifar10_hebbian.run(replace(setting, filter_start="normal"))
 
 
-def test_kept_cosines_serve_every_power(stripes: Path, tmp_path: Path) -> None:
-    """With and without a cache, the same numbers; even where a response is too small for half precision."""
-    setting = config(stripes, tmp_path, powers=(40.0,), filter_steps=0, epochs=2)
-    (kept,) = cifar10_hebbian.run(setting)
-    (again,) = cifar10_hebbian.run(replace(setting, cache_gib=1e-6, workdir=tmp_path / "again"))
-    assert kept.metrics["train_loss"] == pytest.approx(again.metrics["train_loss"], rel=1e-4)
+def test_kept_cosines_serve_steep_powers(stripes: Path, tmp_path: Path) -> None:
+    """As responses that are not kept; half precision would be off by 2 percent, and 0 below 0.66."""
+    setting = config(stripes, tmp_path, powers=(40.0,), filter_steps=0, epochs=1)
+    (result,) = cifar10_hebbian.run(setting)
+    network, images = result.network, jnp.asarray(data.load(str(stripes)).test_images[:20])
+    kept = hebbian_filters._cosines(*nnx.split(network), images)
+    assert kept.dtype == jnp.uint16
+    found = network.respond(kept / jnp.float32(hebbian_filters._PARTS))
+    expected = network.features(images / jnp.float32(255))
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-12)
+    # The classifier sees the same where they do not fit into the cache.
+    (again,) = cifar10_hebbian.run(
+        config(
+            stripes,
+            tmp_path,
+            workdir=tmp_path / "again",
+            powers=(40.0,),
+            filter_steps=0,
+            epochs=1,
+            cache_gib=1e-6,
+        )
+    )
+    assert result.metrics["train_loss"] == pytest.approx(again.metrics["train_loss"], rel=1e-4)
 
 
 def test_end_to_end_twin_and_resume(stripes: Path, tmp_path: Path) -> None:

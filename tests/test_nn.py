@@ -294,6 +294,10 @@ def test_nnl_bad_input() -> None:
         net(jnp.ones((1, 9, 8, 3)))
     with pytest.raises(TypeError, match="images must be floating point, got uint8"):
         net(jnp.ones((1, 8, 8, 3), jnp.uint8))
+    with pytest.raises(ValueError, match=r"pooled has shape \(2, 24\), expected \[batch, 20\]"):
+        net.respond(jnp.ones((2, 24)))
+    with pytest.raises(TypeError, match="pooled must be floating point, got int32"):
+        net.respond(jnp.ones((2, 20), jnp.int32))
     with pytest.raises(ValueError, match="blocks is empty"):
         NNLConv((8, 8, 3), [], num_classes=2, rngs=nnx.Rngs(0))
 

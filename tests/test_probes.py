@@ -1,6 +1,7 @@
 """What features tell about labels, by simple classifiers."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -64,44 +66,80 @@ def test_classifiers_tell_apart_what_they_can() -> None:
 @pytest.mark.parametrize("penalty", [0.1, 0.001])
 def test_logistic_regression_is_scikit_learns_on_standardised_features(penalty: float) -> None:
     x, labels = blobs(300)
-    x = np.concatenate(
-        [x * np.logspace(-3, 3, 8, dtype=np.float32) + 5, np.ones((300, 1), np.float32)], axis=1
-    )
+    x = x * np.logspace(-3, 3, 8, dtype=np.float32) + 5
+    x = np.pad(x, ((0, 0), (0, 1)), constant_values=1)
+    mean, scale = probes._standard(x)
     scaler = StandardScaler().fit(x)
-    peer = LogisticRegression(C=1 / (300 * penalty), tol=1e-8, max_iter=1000)
-    peer.fit(scaler.transform(x), labels)
+    np.testing.assert_allclose(mean, scaler.mean_, rtol=1e-5)
+    np.testing.assert_allclose(scale[:8], 1 / scaler.scale_[:8], rtol=1e-3)
+    assert scale[8] == 0
+    standard = jnp.asarray((x - mean) * scale)
+    peer = LogisticRegression(C=1 / (300 * penalty), tol=1e-8, max_iter=1000).fit(standard, labels)
     options = {"num_classes": 3, "max_iterations": 300, "tolerance": 1e-4}
-    found = partial(probes._minimum, jnp.asarray(x), jnp.asarray(labels), **options)
-    expected = peer.predict_proba(scaler.transform(x))
-    for start in (None, found(1.0, None)):  # from another minimum it finds the same
-        weights, biases = (np.asarray(part) for part in found(penalty, start))
-        np.testing.assert_allclose(softmax(x @ weights + biases, axis=1), expected, atol=0.01)
+    found = partial(probes._minimum, standard, jnp.asarray(labels), **options)
+    for start in (None, found(1.0, None)[0]):  # from another minimum it finds the same
+        (weights, biases), left = found(penalty, start)
+        np.testing.assert_allclose(
+            softmax(standard @ weights + biases, axis=1), peer.predict_proba(standard), atol=2e-3
+        )
+        assert left < 1e-3
         assert not np.any(weights[8])
 
 
-def test_logistic_regression_does_not_depend_on_scale() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_logistic_regression_does_not_depend_on_scale(scale: float, dtype: type) -> None:
     x, labels = blobs(300)
-    told = labels[:200], labels[200:]
-    plain, scaled = (
-        probes.logistic_regression(jax.random.key(0), y[:200], told[0], y[200:], told[1])
-        for y in (x, 1000 * x + 7)
-    )
-    assert plain == pytest.approx(scaled, abs=1)
-    assert plain > 75
+    told = labels[:200], (scale * x[200:]).astype(dtype), labels[200:]
+    found = probes.logistic_regression(jax.random.key(0), (scale * x[:200]).astype(dtype), *told)
+    expected = probes.logistic_regression(jax.random.key(0), x[:200], labels[:200], x[200:], labels[200:])
+    assert found == pytest.approx(expected, abs=1)
+    assert found > 75
+
+
+def test_the_better_penalty_is_chosen_and_learned_with_from_all() -> None:
+    """A large one leaves the biases alone: every guess is the larger class."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(800) < 0.3).astype(int)
+    x = (rng.standard_normal((800, 20)) + 0.4 * labels[:, None]).astype(np.float32)
+    told = jax.random.key(0), x[:400], labels[:400], x[400:], labels[400:]
+    large, small = (probes.logistic_regression(*told, penalties=(one,)) for one in (1e3, 0.1))
+    assert small > large + 5
+    assert probes.logistic_regression(*told, penalties=(1e3, 0.1)) == small
+    order = np.asarray(jax.random.permutation(jax.random.key(0), 400))[40:]
+    part = probes.logistic_regression(told[0], x[order], labels[order], *told[3:], penalties=(0.1,))
+    assert part != small  # which the comparison above would not tell from learning from all
+
+
+def test_logistic_regression_that_stops_early_warns() -> None:
+    x, labels = blobs(300)
+    with pytest.warns(ConvergenceWarning, match="has not converged in max_iterations=1"):
+        probes.logistic_regression(
+            jax.random.key(0), x, labels, x, labels, penalties=[1e-4], max_iterations=1
+        )
 
 
 @pytest.mark.parametrize(
-    ("penalties", "number", "message"),
+    ("changes", "message"),
     [
-        ((), 4, "penalties is empty"),
-        ((0.1, 0.0), 4, "penalties=0.0 is not accepted: it must be above 0"),
-        ((0.1, 1.0), 1, "num_train=1 is not accepted: it must be at least 2"),
+        ({"penalties": ()}, "penalties is empty"),
+        ({"penalties": (0.1, 0.0)}, "penalties=0.0 is not accepted: it must be above 0"),
+        ({"train": np.eye(4, dtype=np.float32)[:1], "train_labels": np.array([0])}, "num_train=1 is not"),
+        ({"train": np.full((4, 4), np.nan, np.float32)}, "train holds NaN or infinite values"),
+        ({"train": np.zeros(4, np.float32)}, r"train must have shape \[batch, features\]"),
+        ({"test": np.zeros((4, 3), np.float32)}, "test has 3 features, but train has 4"),
+        ({"train_labels": np.arange(4) - 1}, "train_labels go from -1 to 2"),
+        ({"test_labels": np.arange(4)[:, None]}, r"test_labels must be integers of shape \[4\]"),
+        ({"test_labels": np.ones(4)}, r"test_labels must be integers of shape \[4\]"),
+        ({"max_iterations": 0}, "max_iterations=0 is not accepted"),
+        ({"tolerance": np.nan}, "tolerance=nan is not accepted"),
     ],
 )
-def test_bad_penalties(penalties: tuple[float, ...], number: int, message: str) -> None:
-    codes, labels = np.eye(4, dtype=np.float32)[:number], np.arange(number)
+def test_bad_input_of_logistic_regression(changes: dict[str, Any], message: str) -> None:
+    codes, labels = np.eye(4, dtype=np.float32), np.arange(4)
+    given = {"train": codes, "train_labels": labels, "test": codes, "test_labels": labels} | changes
     with pytest.raises(ValueError, match=message):
-        probes.logistic_regression(jax.random.key(0), codes, labels, codes, labels, penalties=penalties)
+        probes.logistic_regression(jax.random.key(0), **given)
 
 
 def test_softmax_rule_over_a_mapped_axis_is_that_of_the_whole_batch() -> None:

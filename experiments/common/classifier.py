@@ -31,14 +31,14 @@ class Plan(NamedTuple):
     """How a classifier learns.
 
     Attributes:
-      optimizer: of all parameters.
-      batch_size: examples in a minibatch.
+      optimizer: of all parameters, for so many minibatches an epoch.
+      batch_size: examples in a minibatch, or all there are.
       epochs: passes over the examples.
       probe_every: epochs between two looks at the errors; there is one after the last epoch too.
       fill_last: whether the last minibatch of an epoch is filled up and not dropped.
     """
 
-    optimizer: optax.GradientTransformation
+    optimizer: Callable[[int], optax.GradientTransformation]
     batch_size: int
     epochs: int
     probe_every: int
@@ -89,11 +89,11 @@ def classify(
       `Course.history`, and the seconds of training and its looks.
     """
     number = len(train.labels) if among is None else len(among)
-    batches = training.Minibatches(key, number, plan.batch_size, fill_last=plan.fill_last)
+    batches = training.Minibatches(key, number, min(plan.batch_size, number), fill_last=plan.fill_last)
     graph, begin = nnx.split(module)
     rule = probes.softmax_rule(
-        lambda rngs: nnx.merge(graph, begin),
-        plan.optimizer,
+        lambda rngs: nnx.merge(graph, jax.tree.map(jnp.copy, begin)),  # the steps use them up
+        plan.optimizer(batches.per_epoch),
         logits=lambda module, inputs, key: module(see(inputs, key)),
     )
 
@@ -106,8 +106,7 @@ def classify(
 
     steps = training.compiled(step, scan=train.inputs.ndim == 2 or training.scans_convolutions())
     guess = jax.jit(lambda state, inputs: jnp.argmax(rule.encode(state, inputs), axis=1))
-    labels = jnp.asarray(train.labels)
-    places = None if among is None else jnp.asarray(among)
+    labels, places = jnp.asarray(train.labels), None if among is None else jnp.asarray(among)
 
     def error(state: GradientState, test: Labelled) -> Any:
         guesses = map_batches(partial(guess, state), test.inputs, batch_size=_GUESSED)

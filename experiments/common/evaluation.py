@@ -20,6 +20,7 @@ MEASURES = (
     metrics.normalized_mutual_info,
     metrics.adjusted_rand_index,
 )
+_KEPT_AT_A_TIME = 250  # images whose features are kept
 # Compiled once for each shape, however often `cluster` is called.
 _fit = jax.jit(k_means.fit, static_argnames=("num_clusters", "num_init"))
 _fit_subspaces = jax.jit(k_subspaces.fit, static_argnames=("num_subspaces", "rank", "num_init"))
@@ -80,16 +81,13 @@ def _window(images: Array, start: int | Array, *, size: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(images, start, size)
 
 
-def kept_features(
-    take: Callable[[Array], Array], images: np.ndarray, *, title: str, batch_size: int = 250
-) -> Array:
+def kept_features(take: Callable[[Array], Array], images: np.ndarray, *, title: str) -> Array:
     """Features of all images, filled in batch by batch: never held twice on a CPU.
 
     Args:
       take: maps `[batch, ...]` to features, `[batch, num_features]`, as small as they can be kept.
       images: `[num_images, ...]`.
       title: of the progress bar.
-      batch_size: images at a time.
 
     Returns:
       `[num_images, num_features]` of the dtype that `take` gives.
@@ -101,8 +99,8 @@ def kept_features(
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64
     kept = memory[begin : begin + size].view(like.dtype).reshape(number, like.shape[1])
-    for start in tqdm(range(0, number, batch_size), desc=title, unit="batch"):
-        part = images[start : start + batch_size]
+    for start in tqdm(range(0, number, _KEPT_AT_A_TIME), desc=title, unit="batch"):
+        part = images[start : start + _KEPT_AT_A_TIME]
         kept[start : start + len(part)] = np.asarray(take(jnp.asarray(part)))
     return jax.device_put(kept, may_alias=True)
 

@@ -5,7 +5,7 @@ What `cifar10_hebbian`, `imagenet32_hebbian` and `mnist_hebbian` share: their de
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,11 +53,11 @@ _SWEPT_UNITS = (50, 100, 400)
 _KEPT: Mapping[str, Any] = {"filter_steps": 0}
 _PRINTED: Mapping[str, Any] = {"filter_learning_rate": 2e-4, "normalize_update": False}
 _SWEPT: Mapping[str, Mapping[str, Any]] = {
-    "learned from far patches": {},
-    "… with less anti-Hebbian": {"anti_hebbian": 0.05},
+    "learned": {},
+    "learned, less anti-Hebbian": {"anti_hebbian": 0.05},
     "far patches": _KEPT,
     "random patches": {**_KEPT, "filter_start": "random_patches"},
-    "spherical k-means": {**_KEPT, "filter_start": "k_means"},
+    "k-means": {**_KEPT, "filter_start": "k_means"},
     "learned from noise": {**_PRINTED, "filter_start": "normal", "filter_steps": 5_000},
     "noise": {**_KEPT, "filter_start": "normal", "powers": (1,)},
 }
@@ -141,7 +141,7 @@ def run(
 def _sweep(config: Config, learn: Callable[[Config], list[SeedResult[NNLConv]]]) -> list[SeedResult[NNLConv]]:
     """Filters of the rule beside others, few and many."""
     settings = {
-        f"{name}, {units} units": {**changes, "num_units": units}
+        f"{name}, {units}".replace(",", "").replace(" ", "-").lower(): {**changes, "num_units": units}
         for name, changes in _SWEPT.items()
         for units in _SWEPT_UNITS
     }
@@ -216,7 +216,7 @@ def _seen(config: Filled, network: NNLConv, splits: Mapping[str, Split]) -> list
 def _cosines(graph: Any, state: Any, images: Array) -> Array:
     """In 65,535ths: 16 bits then hold them far better than half precision would."""
     pooled = nnx.merge(graph, state).pooled(to_float(images))
-    return jnp.round(_PARTS * jnp.maximum(pooled, 0)).astype(jnp.uint16)
+    return jnp.round(_PARTS * pooled).astype(jnp.uint16)
 
 
 def _classify(
@@ -239,10 +239,7 @@ def _classify(
         cosines = inputs if inputs.ndim == 2 else take(inputs)
         return network.respond(cosines / jnp.float32(_PARTS))
 
-    number = len(train.labels) if among is None else len(among)
-    size = min(config.batch_size, number)
-    rates = options.learning_rates(config, number // size)
-    plan = Plan(optax.adam(rates), size, config.epochs, config.probe_every)
+    plan = Plan(partial(options.optimizer, config), config.batch_size, config.epochs, config.probe_every)
     module, key = network if twin else network.classifier, jax.random.fold_in(jax.random.key(seed), 1_000_000)
     return classify(
         module, see, train, tests, plan, key, workdir=setting.workdir, seed=seed, title=title, among=among
@@ -311,23 +308,22 @@ def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> tup
         normalize_update=config.normalize_update,
     )
     rates = optax.linear_schedule(config.filter_learning_rate, 0.0, config.filter_steps)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
-    batch_key, start_key, fresh_key = keys
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 4)
+    batch_key, drawn_key, start_key, fresh_key = keys
 
-    def draw(key: Array, images: Array) -> Array:
-        size = block.kernel_size
-        return to_float(hebbian.random_patches(key, images, num_patches=config.patch_batch, kernel_size=size))
+    cut = partial(hebbian.random_patches, num_patches=config.patch_batch, kernel_size=block.kernel_size)
 
     def step(state: HebbianState, number: Array, images: Array) -> tuple[HebbianState, Array]:
-        batch = draw(jax.random.fold_in(batch_key, number), images)
-        state, info = rule.update(state, batch, learning_rate=rates(number))
+        batch = cut(jax.random.fold_in(batch_key, number), images)
+        state, info = rule.update(state, to_float(batch), learning_rate=rates(number))
         return state, jnp.where(jnp.all(jnp.isfinite(state.weights)), info.largest_update, jnp.nan)
 
-    def many(key: Array) -> Array:
+    def many(key: Array) -> Iterator[Array]:
         number = -(-_PATCHES_OF_A_UNIT * block.num_units // config.patch_batch)
-        return jnp.concatenate([draw(one, images) for one in jax.random.split(key, number)])
+        return (to_float(cut(one, images)) for one in jax.random.split(key, number))
 
-    start = _start(config.filter_start, start_key, many(start_key), num_units=block.num_units)
+    patches = jnp.concatenate(list(many(drawn_key)))
+    start = _start(config.filter_start, start_key, patches, num_units=block.num_units)
     begun = np.asarray(whitening.normalize(start.weights))
     trained = run_steps(
         training.compiled(step),
@@ -342,14 +338,18 @@ def learn_filters(setting: Setting, seed: int, index: int, images: Array) -> tup
         value_name="largest_update",
         about={"seed": seed, "block": index},
     )
-    weights, fresh = trained.state.weights, many(fresh_key)
-    winners = np.argmax(np.asarray(jnp.matmul(fresh, weights.T, precision="highest")), axis=1)
-    cosines = hebbian.encode(trained.state, fresh, power=1)
+    weights = trained.state.weights
+    unit = whitening.normalize(weights)
+    winners, closest = set[int](), []
+    for fresh in map(whitening.normalize, many(fresh_key)):
+        cosines = jnp.matmul(fresh, unit.T, precision="highest")
+        winners.update(np.asarray(jnp.argmax(cosines * jnp.linalg.norm(weights, axis=1), axis=1)).tolist())
+        closest.append(jnp.mean(jnp.max(cosines, axis=1)))
     return weights, {
         "filter_seconds": trained.seconds,
-        "winning_units": 100 * len(np.unique(winners)) / block.num_units,
-        "patch_cosine": float(jnp.mean(jnp.max(cosines, axis=1))),
-        "start_cosine": float(jnp.mean(jnp.sum(whitening.normalize(weights) * begun, axis=1))),
+        "winning_units": 100 * len(winners) / block.num_units,
+        "patch_cosine": float(np.mean(closest)),
+        "start_cosine": float(jnp.mean(jnp.sum(unit * begun, axis=1))),
     }
 
 

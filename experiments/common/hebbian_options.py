@@ -169,8 +169,8 @@ def blocks_of(config: Config, image_shape: tuple[int, ...]) -> tuple[NNLBlock, .
     return tuple(blocks)
 
 
-def learning_rates(config: Filled, steps: int) -> optax.Schedule:
-    """Adam's, by step, with so many steps an epoch."""
+def optimizer(config: Filled, steps: int) -> optax.GradientTransformation:
+    """Adam at the rates of the schedule, with so many steps an epoch."""
     design = ARCHITECTURES[config.architecture]
     epochs, highest = config.epochs, config.learning_rate
     drops = jnp.array([round(epoch * epochs / design.epochs) for epoch in design.drops])
@@ -182,14 +182,16 @@ def learning_rates(config: Filled, steps: int) -> optax.Schedule:
             return highest
         return highest * jnp.array(_RATES)[jnp.searchsorted(drops, step // steps, side="right")]
 
-    return rate
+    return optax.adam(rate)
 
 
 def check(config: Config) -> None:
     """Raises `ConfigError` for options that do not go together or are out of range."""
     check_options(config)
-    if config.sweep and (config.response == "relu" or config.filters_from is not None):
-        raise ConfigError("sweep is not accepted with response='relu' or filters_from: it learns filters")
+    swept = ("response", "filters_from", "num_units", "filter_start", "anti_hebbian", "normalize_update")
+    for name in swept if config.sweep else ():
+        if getattr(config, name) != getattr(type(config)(), name):
+            raise ConfigError(f"{name} is not accepted with sweep, which tries several kinds of filters")
     if config.powers and config.response == "relu":
         raise ConfigError("powers is not accepted with response='relu': the twin has no power")
     if config.filters_from is not None and config.response == "relu":

@@ -120,7 +120,7 @@ class HebbianFeatures(VectorEstimator):
         if 2 * won.sum() < self.n_units:
             warn(
                 f"only {won.sum()} of n_units={self.n_units} units won a vector in the last epoch: most were "
-                "driven off all vectors, or never won one; lower anti_hebbian or learning_rate"
+                "driven off all vectors, or never won one; lower anti_hebbian, learning_rate or n_units"
             )
         self.components_ = np.asarray(state.weights)
         return self

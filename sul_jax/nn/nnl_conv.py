@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from sul_jax import hebbian
-from sul_jax._check import check_images
+from sul_jax._check import check_array, check_images
 from sul_jax.nn._saved import Saved
 from sul_jax.nn.convolution import conv_general_dilated, max_pool
 
@@ -160,7 +160,22 @@ class NNLConv(Saved):
 
         Returns:
           `[batch, num_features]`.
+
+        Raises:
+          ValueError: `pooled` of another shape.
+          TypeError: integers.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from flax import nnx
+          >>> from sul_jax import nn
+          >>> net = nn.NNLConv((2, 2, 1), [nn.NNLBlock(2, 3, 2, 1)], num_classes=2, rngs=nnx.Rngs(0))
+          >>> net.respond(jnp.array([[-0.5, 0.5, 1.0]])).tolist()
+          [[0.0, 0.25, 1.0]]
         """
+        pooled = check_array("pooled", pooled, ndim=2, axes="[batch, num_features]")
+        if pooled.shape[1] != self.num_features:
+            raise ValueError(f"pooled has shape {pooled.shape}, expected [batch, {self.num_features}]")
         parts = jnp.split(pooled, np.cumsum(self._sizes)[:-1], axis=1)
         for index, (block, values) in enumerate(zip(self.blocks, parts, strict=True)):
             if self.response == "nnl":
