@@ -57,8 +57,9 @@ def _axes(
         axes = panels[0, 0]
         axes.set(**labels)
         yield axes
-        if axes.get_legend() is None and len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(frameon=False)
+        number = len(axes.get_legend_handles_labels()[1])
+        if axes.get_legend() is None and number > 1:
+            axes.legend(frameon=False, loc="best" if number <= 4 else (1.02, 0))
 
 
 def _show(axes: matplotlib.axes.Axes, image: np.ndarray, **options: Any) -> None:
@@ -355,9 +356,8 @@ def accuracies(
     with _axes(path, xlabel=xlabel, ylabel="accuracy, %") as axes:
         for name, (positions, values) in curves.items():
             several = np.asarray(values)
-            means = several.mean(axis=1)
             spreads = np.std(several, axis=1, ddof=1) if several.shape[1] > 1 else np.zeros(len(several))
-            axes.errorbar(np.asarray(positions), means, spreads, marker=".", capsize=2, label=name)
+            axes.errorbar(np.asarray(positions), several.mean(1), spreads, marker=".", capsize=2, label=name)
         if log:
             _log_axis(axes)
 
