@@ -85,7 +85,7 @@ class Config(RunOptions):
     """Filters of the first pair of convolutions; by default 32, or 16 for small data. The second pair has
     twice as many."""
     epochs: PositiveInt | None = None
-    """Passes over the images; by default 400 (on MNIST most of a day on two cores), or 85 for small data,
+    """Passes over the images; by default 400 (on MNIST half a day on two cores), or 85 for small data,
     chosen by the accuracies on the bundled digits."""
     batch_size: PositiveInt | None = None
     """Images in a minibatch; by default 400, or 50 for small data."""

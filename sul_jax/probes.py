@@ -178,18 +178,20 @@ def logistic_regression(
     mean, scale = _standard(train)
     train, test = (train - mean) * scale, (test - mean) * scale
     sizes = {"num_classes": 1 + int(max(known.max(), asked.max())), "max_iterations": max_iterations}
-    find = partial(_minimum, tolerance=tolerance, **sizes)
-    best = penalties[0]
+    find = partial(_minimum, train, known, tolerance=tolerance, **sizes)
+    zero = jnp.zeros((train.shape[1], sizes["num_classes"])), jnp.zeros(sizes["num_classes"])
+    best, all_of_them = penalties[0], jnp.ones(len(train))
     if len(penalties) > 1:
         check_integer("num_train", len(train), low=2, why=": some are held out")
         order = np.asarray(jax.random.permutation(key, len(train)))
-        hidden, shown = np.split(order, [max(1, len(train) // 10)])
-        layer, errors = None, {}
+        hidden = order[: max(1, len(train) // 10)]
+        shown = all_of_them.at[hidden].set(0)  # one program for all of them and for these
+        layer, errors = zero, {}
         for penalty in sorted(penalties, reverse=True):  # each begins at the minimum before
-            layer, _ = find(train[shown], known[shown], penalty, layer)
+            layer, _ = find(shown, penalty, layer)
             errors[penalty] = 100 - _accuracy(layer, train[hidden], known[hidden])
         best = min(errors, key=lambda penalty: errors[penalty])
-    layer, left = find(train, known, best, None)
+    layer, left = find(all_of_them, best, zero)
     if left > 10 * tolerance:
         from sklearn.exceptions import ConvergenceWarning
 
@@ -228,24 +230,24 @@ def _accuracy(layer: tuple[Array, Array], features: Array, labels: np.ndarray) -
 def _minimum(
     features: Array,
     labels: Array,
+    weights: Array,
     penalty: float | Array,
-    start: tuple[Array, Array] | None,
+    start: tuple[Array, Array],
     *,
     num_classes: int,
     max_iterations: int,
     tolerance: float | Array,
 ) -> tuple[tuple[Array, Array], Array]:
-    """Weights and biases of standardised features, and the gradient's norm as a share of that at zero."""
-    zero = jnp.zeros((features.shape[1], num_classes), features.dtype), jnp.zeros(num_classes, features.dtype)
+    """The layer of standardised, weighted features, and its gradient's norm as a share of that at zero."""
 
     def objective(layer: tuple[Array, Array]) -> Array:
         logits = jnp.matmul(features, layer[0], precision="highest") + layer[1]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses) + penalty / 2 * jnp.sum(jnp.square(layer[0]))
+        return weights @ losses / jnp.sum(weights) + penalty / 2 * jnp.sum(jnp.square(layer[0]))
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
-    largest = jnp.maximum(_norm(jax.grad(objective)(zero)), 1e-30)
+    largest = jnp.maximum(_norm(jax.grad(objective)(jax.tree.map(jnp.zeros_like, start))), 1e-30)
 
     def step(carry: Any) -> Any:
         layer, memory, number, _ = carry
@@ -258,9 +260,8 @@ def _minimum(
     def goes_on(carry: Any) -> Array:
         return (carry[2] < max_iterations) & (carry[3] > tolerance)
 
-    first = zero if start is None else start
-    infinite = jnp.array(jnp.inf, features.dtype)
-    layer, _, _, left = lax.while_loop(goes_on, step, (first, solver.init(first), 0, infinite))
+    begun = start, solver.init(start), 0, jnp.array(jnp.inf, start[1].dtype)
+    layer, _, _, left = lax.while_loop(goes_on, step, begun)
     return layer, left
 
 

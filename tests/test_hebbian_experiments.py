@@ -100,13 +100,13 @@ def test_other_filters_to_start_from(stripes: Path, tmp_path: Path, start: str) 
 def test_filters_beside_their_controls(
     stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hebbian_filters, "_SWEPT_UNITS", (2, 4))
+    monkeypatch.setattr(hebbian_filters, "_SWEPT_UNITS", (4,))
     setting = config(stripes, tmp_path, sweep=True, num_units=None, epochs=1)
     results = cifar10_hebbian.run(setting)
     assert (tmp_path / "run" / "filters_and_controls.png").exists()
     stored = json.loads((tmp_path / "run" / "sweep.json").read_text())
-    assert [one["num_units"] for one in stored] == [2, 4] * 7
-    assert [len(one.network.filters[0][...]) for one in results] == [2, 4] * 7
+    assert [one["num_units"] for one in stored] == [4] * 7
+    assert [len(one.network.filters[0][...]) for one in results] == [4] * 7
     for one, result in zip(stored, results, strict=True):
         assert (result.metrics["start_cosine"] < 0.9999) == (one.get("filter_steps", 60) > 0)
         assert (result.metrics["negative_weights"] > 20) == (one.get("filter_start") == "normal")
