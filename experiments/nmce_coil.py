@@ -140,13 +140,8 @@ def _judge(
     The controls are the features of the untrained network, and the images' leading principal components (not
     centred), as many as there are features.
     """
-    cluster = partial(
-        subspace_clustering.fit,
-        num_clusters=config.num_clusters,
-        gamma=config.gammas or config.gamma,
-        l1_ratio=config.l1_ratio,
-        seed=seed,
-    )
+    gamma, number = config.gammas or config.gamma, config.num_clusters
+    cluster = partial(subspace_clustering.fit, num_clusters=number, gamma=gamma, l1_ratio=config.l1_ratio)
     measures = [one for one in evaluation.MEASURES if one is not metrics.clustering_accuracy]
     fresh = _build(config, seed, images.shape[-1])
     fresh.eval()  # type: ignore[no-untyped-call]
@@ -154,16 +149,17 @@ def _judge(
     flat = images.reshape(len(images), -1)
     components = min(config.num_features, *flat.shape)
     pixels = normalize(TruncatedSVD(components, random_state=seed).fit_transform(flat))
+    codes = {"": features, "untrained_": untrained, "pixel_": pixels}
+    found = {name: cluster(own, seed=seed) for name, own in codes.items()}
     values: dict[str, float] = {"num_clusters": config.num_clusters}
-    for name, codes in {"": features, "untrained_": untrained, "pixel_": pixels}.items():
-        clustering = cluster(codes)
+    for name, clustering in found.items():
         judged = {} if labels is None else metrics.in_percent(labels, clustering.labels, measures)
         judged |= {"gamma": clustering.gamma, "graph_parts": clustering.num_parts}
         values |= {f"{name}{measure}": value for measure, value in judged.items()}
-        if seed == config.seed and not name:
-            groups = clustering.labels if labels is None else labels
-            figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
-            figures.gallery(images, clustering.labels, labels, config.workdir / "clusters.png")
+    if seed == config.seed:
+        groups = found[""].labels if labels is None else labels
+        figures.singular_values(features, groups, config.workdir / "figure_a3_singular_values.png")
+        figures.gallery(images, found[""].labels, labels, config.workdir / "clusters.png")
     return values
 
 

@@ -113,7 +113,7 @@ def init_from_inputs(key: Array, inputs: Array, *, num_units: int, spread: Sprea
     check_finite("inputs", inputs)
     unit = directions("inputs", at_least_float32(inputs), why="weights of unit norm need")
     if spread == "k_means":
-        found = k_means.fit(key, inputs, num_clusters=num_units, num_init=1, metric="cosine")
+        found = k_means.fit(key, unit, num_clusters=num_units, num_init=1, metric="cosine")
         return HebbianState(found.centroids)
     if spread == "even":
         return HebbianState(jax.random.choice(key, unit, (num_units,), replace=False))

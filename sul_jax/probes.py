@@ -117,8 +117,7 @@ def linear_probe(
         momentum=momentum,
         weight_decay=weight_decay,
     )
-    predicted = np.argmax(np.asarray(test @ layer["kernel"][...] + layer["bias"][...]), axis=1)
-    return float(100 * np.mean(predicted == test_labels))
+    return _accuracy((layer["kernel"][...], layer["bias"][...]), test, test_labels)
 
 
 def logistic_regression(
@@ -177,9 +176,9 @@ def logistic_regression(
         raise ValueError(f"test has {test.shape[1]} features, but train has {train.shape[1]}")
     mean, scale = _standard(train)
     train, test = (train - mean) * scale, (test - mean) * scale
-    sizes = {"num_classes": 1 + int(max(known.max(), asked.max())), "max_iterations": max_iterations}
-    find = partial(_minimum, train, known, tolerance=tolerance, **sizes)
-    zero = jnp.zeros((train.shape[1], sizes["num_classes"])), jnp.zeros(sizes["num_classes"])
+    find = partial(_minimum, train, known, max_iterations=max_iterations, tolerance=tolerance)
+    num_classes = 1 + int(max(known.max(), asked.max()))
+    zero = jnp.zeros((train.shape[1], num_classes)), jnp.zeros(num_classes)
     best, all_of_them = penalties[0], jnp.ones(len(train))
     if len(penalties) > 1:
         check_integer("num_train", len(train), low=2, why=": some are held out")
@@ -226,7 +225,7 @@ def _accuracy(layer: tuple[Array, Array], features: Array, labels: np.ndarray) -
     return float(100 * np.mean(np.argmax(np.asarray(logits), axis=1) == labels))
 
 
-@partial(jax.jit, static_argnames=("num_classes", "max_iterations"))
+@partial(jax.jit, static_argnames="max_iterations")
 def _minimum(
     features: Array,
     labels: Array,
@@ -234,7 +233,6 @@ def _minimum(
     penalty: float | Array,
     start: tuple[Array, Array],
     *,
-    num_classes: int,
     max_iterations: int,
     tolerance: float | Array,
 ) -> tuple[tuple[Array, Array], Array]:
@@ -247,7 +245,7 @@ def _minimum(
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
-    largest = jnp.maximum(_norm(jax.grad(objective)(jax.tree.map(jnp.zeros_like, start))), 1e-30)
+    largest = jnp.maximum(optax.tree.norm(jax.grad(objective)(jax.tree.map(jnp.zeros_like, start))), 1e-30)
 
     def step(carry: Any) -> Any:
         layer, memory, number, _ = carry
@@ -255,7 +253,7 @@ def _minimum(
         changes, memory = solver.update(
             gradient, memory, layer, value=value, grad=gradient, value_fn=objective
         )
-        return optax.apply_updates(layer, changes), memory, number + 1, _norm(gradient) / largest
+        return optax.apply_updates(layer, changes), memory, number + 1, optax.tree.norm(gradient) / largest
 
     def goes_on(carry: Any) -> Array:
         return (carry[2] < max_iterations) & (carry[3] > tolerance)
@@ -263,10 +261,6 @@ def _minimum(
     begun = start, solver.init(start), 0, jnp.array(jnp.inf, start[1].dtype)
     layer, _, _, left = lax.while_loop(goes_on, step, begun)
     return layer, left
-
-
-def _norm(tree: Any) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def softmax_rule(

@@ -75,7 +75,7 @@ def test_logistic_regression_is_scikit_learns_on_standardised_features(penalty: 
     assert scale[8] == 0
     standard = jnp.asarray((x - mean) * scale)
     peer = LogisticRegression(C=1 / (300 * penalty), tol=1e-8, max_iter=1000).fit(standard, labels)
-    options = {"num_classes": 3, "max_iterations": 300, "tolerance": 1e-4}
+    options = {"max_iterations": 300, "tolerance": 1e-4}
     found = partial(probes._minimum, standard, jnp.asarray(labels), jnp.ones(300), **options)
     zero = jnp.zeros((9, 3)), jnp.zeros(3)
     for start in (zero, found(1.0, zero)[0]):  # from another minimum it finds the same
