@@ -88,9 +88,8 @@ class Config(common.NetworkOptions):
     """Passes of the authors' linear classifier over the training images. Beside its probe_accuracy… stands a
     converged_probe_accuracy…, which depends neither on passes nor on the features' scale."""
     probe_every: PositiveInt | None = None
-    """Cycles between two looks by the linear classifiers during learning; the results have their accuracies
-    as probe_accuracy_after_… and converged_probe_accuracy_after_…. By default only the last cycle is
-    judged."""
+    """Cycles between two looks by the authors' linear classifier during learning; the results have its
+    accuracies as probe_accuracy_after_…. By default only the last cycle is judged."""
     sweep: Literal["clusters", "halt"] | None = None
     """Learn once for each of several numbers of clusters (figures 3 and 4) or values of halt (figure 5)."""
     sweep_values: tuple[int, ...] | None = None
@@ -152,10 +151,13 @@ class Judge(NamedTuple):
         every = _layers(self.config, self.splits.train) if self.config.every_layer else []
         return [first, *(layer for layer in every if layer != first)]
 
-    def accuracies(self, seed: int, network: LeNet5 | AlexNet, layers: Sequence[str]) -> dict[str, float]:
+    def accuracies(
+        self, seed: int, network: LeNet5 | AlexNet, layers: Sequence[str], *, converged: bool = True
+    ) -> dict[str, float]:
         """In percent, `probe_accuracy` of the `probe_layer` and `probe_accuracy_…` of others.
 
-        Beside each `converged_probe_accuracy`, of a classifier that has converged on standardised features.
+        Beside each, if asked for, `converged_probe_accuracy`, of a classifier that has converged on
+        standardised features; it takes a minute for each 10,000 images.
         """
         train, test = self.splits.train, self.splits.test
         key, accuracies = jax.random.key(seed), {}
@@ -164,7 +166,8 @@ class Judge(NamedTuple):
             name = "probe_accuracy" if layer == self.config.probe_layer else f"probe_accuracy_{layer}"
             told = seen, np.asarray(train.labels), unseen, np.asarray(test.labels)
             accuracies[name] = probes.linear_probe(key, *told, num_epochs=self.config.probe_epochs)
-            accuracies[f"converged_{name}"] = probes.logistic_regression(key, *told)
+            if converged:
+                accuracies[f"converged_{name}"] = probes.logistic_regression(key, *told)
         return accuracies
 
 
@@ -364,7 +367,8 @@ def _learned(
         probes: dict[int, dict[str, float]] = {}
         for cycle, kept in trained.snapshots if layers else []:
             nnx.update(network, *of_seed(kept, place))
-            probes |= {cycle: judge.accuracies(seed, network, layers[:1])}
+            last = cycle == config.cycles
+            probes |= {cycle: judge.accuracies(seed, network, layers[:1], converged=last)}
         nnx.update(network, *_of_network(learner.state))
         network.eval()  # type: ignore[no-untyped-call]
         network.save(config.workdir / f"network-seed{seed}")
