@@ -204,7 +204,8 @@ def parameters(result: object) -> list:
 def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, epochs=4)
     (whole,) = acol_pseudo.run(config)
-    assert {"clustering_accuracy", "purity"} <= set(whole.metrics)
+    assert {"clustering_accuracy", "purity", "spectral_accuracy"} <= set(whole.metrics)
+    assert {"untrained_clustering_accuracy", "untrained_spectral_accuracy"} <= set(whole.metrics)
     for name in (
         "figure3_while_learning", "figure4_activity", "figure5_representations", "figure6_graphs",
         "figure7_clusters", "figure7_7_clusters", "figure7_20_clusters",
