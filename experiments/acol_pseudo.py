@@ -46,7 +46,7 @@ _ALL = tuple(range(1, 9))
 _SMALL = 5_000  # images below which a data set is small
 # Options that the network and the rule are handed as they are.
 _SIZES = ("nodes_per_parent", "num_features", "num_filters")
-_WEIGHTS = ("affinity_weight", "balance_weight", "frobenius_weight", "frobenius")
+_WEIGHTS = ("affinity_weight", "balance_weight", "frobenius_weight", "frobenius", "balance_over")
 _SHARES = (0, 0.05, 0.2, 1)  # of the steps, after which figure 3 looks at F
 Other = Literal["scaling", "shearing", "translation", "permutation"]
 # What is swept: sizes of F around the 1,024 below which the paper sees it fail, and section 4.6's sets.
@@ -104,8 +104,12 @@ class Config(RunOptions):
     """Weight c_β of the balance."""
     frobenius_weight: NonNegativeFloat = 1e-6
     """Weight c_F of the Frobenius term."""
-    frobenius: Literal["squared", "norm"] = "squared"
-    """The term of c_F: squared is ΣZ², as in the authors' code; norm is ‖B‖_F, as printed in the paper."""
+    frobenius: gar.Frobenius = "squared"
+    """The term of c_F: squared is ΣZ², as in the authors' code; mean its value for their batch of 400; norm
+    is ‖B‖_F, as printed in the paper."""
+    balance_over: NonNegativeInt = 0
+    """Images, of this minibatch and earlier ones, over which the nodes' activity is averaged for the balance;
+    0 is the minibatch alone, as in the paper."""
     representation: Literal["features", "logits", "probabilities"] = "features"
     """What k-means sees: F, Z or softmax(Z)."""
     num_clusters: PositiveInt | None = None
@@ -339,8 +343,7 @@ def _draw(
 
 def _draw_graphs(config: Filled, network: ACOL, some: Split, colours: np.ndarray) -> None:
     """Figure 6, of the first two parents: every other image transformed in the second way, or labelled so."""
-    images = some.images
-    parents = np.arange(len(images)) % min(2, network.num_parents)
+    images, parents = some.images, np.arange(len(some)) % min(2, network.num_parents)
     if config.supervision == "pseudo":
         ways = _ways(config, network.image_shape)[:2]
         images = jnp.where((parents == 0)[:, None, None, None], ways[0](images), ways[-1](images))

@@ -6,12 +6,14 @@ over them, and so over their own classes.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 from sul_jax import augment, gar
+from sul_jax._check import check_integer
 from sul_jax._parallel import of_whole_batch
 from sul_jax.augment import Transformation
 from sul_jax.learning_rule import LearningRule, gradient_rule
@@ -32,7 +34,8 @@ def rule(
     affinity_weight: float | Array = 0.1,
     balance_weight: float | Array = 1.0,
     frobenius_weight: float | Array = 1e-6,
-    frobenius: Literal["squared", "norm"] = "squared",
+    frobenius: gar.Frobenius = "squared",
+    balance_over: int = 0,
 ) -> LearningRule:
     """ACOL as a `LearningRule` over images: cross-entropy of the parents and eq. 13's regularisation.
 
@@ -52,6 +55,9 @@ def rule(
       balance_weight: c_β, the weight of missing balance.
       frobenius_weight: c_F, the weight of the squared logits.
       frobenius: as in `gar.gar_loss`.
+      balance_over: images over which the nodes' activity is averaged for the balance, those of earlier
+        minibatches among them, so that small minibatches ask of the nodes what large ones do; where the
+        minibatch has as many, and by default, it alone counts.
 
     Returns:
       A `LearningRule` with a `GradientState` of an `nn.ACOL`; the `terms` of its info are `cross_entropy`,
@@ -71,9 +77,11 @@ def rule(
       ((10, 16), ['affinity', 'balance', 'cross_entropy'])
     """
     import optax
+    from flax import nnx
 
     from sul_jax.nn import ACOL
 
+    check_integer("balance_over", balance_over, low=0)
     number = len(transformations) if num_parents is None else num_parents
 
     def loss(
@@ -88,6 +96,12 @@ def rule(
                 axis_name,
             )(turn_key, images)
         logits = network(images, key=dropout_key)
+        active, energy = jax.nn.relu(logits), None
+        if balance_over:
+            batch = len(images) * (1 if axis_name is None else lax.axis_size(axis_name))
+            new = min(1.0, batch / balance_over)
+            energy = new * gar.node_energy(active, axis_name=axis_name) + (1 - new) * network.energy[...]
+            network.energy[...] = energy
         regularization = gar.gar_loss(
             logits,
             num_parents=number,
@@ -95,25 +109,31 @@ def rule(
             balance_weight=balance_weight,
             frobenius_weight=frobenius_weight,
             frobenius=frobenius,
+            energy=energy,
             axis_name=axis_name,
         )
         taught = gar.parent_loss(logits, parents, num_parents=number, axis_name=axis_name)
-        active = jax.nn.relu(logits)
         return regularization + taught, {
             "cross_entropy": taught,
             "affinity": gar.affinity(active, num_parents=number, axis_name=axis_name),
-            "balance": gar.balance(active, num_parents=number, axis_name=axis_name),
+            "balance": gar.balance(active, num_parents=number, energy=energy, axis_name=axis_name),
         }
 
-    return gradient_rule(
-        lambda rngs: ACOL(
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        network: Any = ACOL(
             image_shape,
             num_parents=number,
             nodes_per_parent=nodes_per_parent,
             num_features=num_features,
             num_filters=num_filters,
             rngs=rngs,
-        ),
+        )
+        if balance_over:
+            network.energy = nnx.BatchStat(jnp.zeros(number * nodes_per_parent))
+        return network
+
+    return gradient_rule(
+        build,
         loss,
         optax.adam(1e-3) if optimizer is None else optimizer,
         encode=lambda network, images: network.features(images),

@@ -211,19 +211,21 @@ def rule(
       A `LearningRule` with a `GradientState`; the terms of its info are `Terms`.
 
     Example:
+      >>> from functools import partial
       >>> import jax
       >>> from sul_jax import k_means, nn, rate_reduction
       >>> def build(rngs):
       ...     mlp = nn.MLP(12, 16, num_layers=1, activation=jax.nn.relu, rngs=rngs)
       ...     return nn.NMCE(mlp, 16, num_features=6, num_clusters=3, rngs=rngs)
       >>> rule = rate_reduction.rule(build)
+      >>> update = jax.jit(rule.update)
       >>> vectors = jax.random.normal(jax.random.key(0), (60, 12))
-      >>> state = rule.init(jax.random.key(1), vectors)
-      >>> state, info = rule.update(state, vectors, compression_weight=0.0)  # warm-up: features alone
-      >>> features = rule.encode(state, vectors)
-      >>> found = k_means.fit(jax.random.key(2), features, num_clusters=3, metric="cosine")
-      >>> state = rate_reduction.begin_clusters(state, found.centroids)
-      >>> state, info = rule.update(state, vectors)  # features and clusters
+      >>> state = jax.jit(rule.init)(jax.random.key(1), vectors)
+      >>> state, info = update(state, vectors, compression_weight=0.0)  # warm-up: features alone
+      >>> features = jax.jit(rule.encode)(state, vectors)
+      >>> fit = jax.jit(partial(k_means.fit, num_clusters=3, metric="cosine"))
+      >>> state = rate_reduction.begin_clusters(state, fit(jax.random.key(2), features).centroids)
+      >>> state, info = update(state, vectors, compression_weight=1.0)  # features and clusters
       >>> info.terms.class_rate < info.terms.rate
       Array(True, dtype=bool)
     """

@@ -10,6 +10,7 @@ from experiments.benchmark import Config
 from sul_jax.nn import backbones
 
 
+@pytest.mark.slow
 def test_benchmark_prints_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backbones.RESNET_BLOCKS, 18, (1,))
     monkeypatch.setattr(benchmark, "matmul_rate", cache(benchmark.matmul_rate))

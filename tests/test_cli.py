@@ -394,6 +394,7 @@ def test_stopped_while_encoding(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert not list((tmp_path / "run").glob("*.learned"))
 
 
+@pytest.mark.slow
 def test_seeds_that_are_there_already(folder: Path, tmp_path: Path) -> None:
     """Of three networks that learned together one is stored, one has learned, and one is missing."""
     config = Config(folder, method="deepcluster", workdir=tmp_path, seeds_together=3)

@@ -35,6 +35,7 @@ def test_a_table_of_methods(
     assert [(r["seed"], r["config"]["methods"]) for r in recorded] == [(0, ["pixels"]), (1, ["pixels"])]
 
 
+@pytest.mark.slow
 def test_codes_clustered_by_an_estimator_of_vectors(tmp_path: Path) -> None:
     config = Config("digits", methods=("pixels", "pixels+k_means"), num_images=200, workdir=tmp_path)
     found = compare.run(config)

@@ -140,7 +140,7 @@ CASES = {
     "acol": Case(
         acol.rule(
             (8, 8, 2), transformations=augment.FLIPS_AND_ROTATIONS[3:5], nodes_per_parent=3, num_features=10,
-            num_filters=3, optimizer=optax.sgd(0.1),
+            num_filters=3, optimizer=optax.sgd(0.1), balance_over=64,
         ),
         images, None, None, True,
     ),
@@ -168,7 +168,14 @@ CASES = {
         images, None, WARMUP,
     ),
 }  # fmt: skip
-pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+# Of these `shard_map` and `vmap` show every time that a step may be divided; the rest is slow.
+LARGE = ("energy layer, large kernels", "acol", "nmce", "rate_reduction", "deep_cluster", "stack")
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+every_case_large_ones_slowly = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (name in LARGE)) for name, case in CASES.items()],
+    ids=CASES.keys(),
+)
 
 
 @cache
@@ -214,6 +221,7 @@ def assert_same(got: Any, expected: Any) -> None:
     chex.assert_trees_all_close(info, expected_info, rtol=1e-4, atol=1e-5)
 
 
+@every_case
 def test_signature(case: Case) -> None:
     if case.module is None:
         pytest.skip("a rule built from parts has no module of its own")
@@ -226,6 +234,7 @@ def test_signature(case: Case) -> None:
     assert all(p.kind is p.KEYWORD_ONLY for p in update[2:])
 
 
+@every_case
 def test_types_and_finite(case: Case) -> None:
     state, inputs = begin(case)
     new_state, info = one_step(case)
@@ -236,6 +245,7 @@ def test_types_and_finite(case: Case) -> None:
     chex.assert_tree_all_finite(codes)
 
 
+@every_case_large_ones_slowly
 def test_jit_equals_eager(case: Case) -> None:
     state, inputs = begin(case)
     assert_same(one_step(case), case.update(state, inputs))
@@ -250,6 +260,7 @@ def strict() -> Iterator[None]:
         yield
 
 
+@every_case
 def test_strict_promotion(case: Case) -> None:
     """What jax refuses there it refuses while tracing: nothing needs to be compiled."""
     inputs = case.inputs()
@@ -261,6 +272,7 @@ def test_strict_promotion(case: Case) -> None:
         jax.eval_shape(jax.vmap(shard, (None, 0), axis_name="batch"), state, split(inputs, 4))
 
 
+@every_case
 def test_what_numpy_converts(case: Case, request: pytest.FixtureRequest) -> None:
     """Lists in the place of arrays; see test_inputs.py for other kinds."""
     if request.node.callspec.id == "gradient":
@@ -276,6 +288,7 @@ def test_what_numpy_converts(case: Case, request: pytest.FixtureRequest) -> None
     chex.assert_trees_all_equal_shapes_and_dtypes(made, state)
 
 
+@every_case
 def test_one_compilation(case: Case) -> None:
     state, inputs = begin(case)
     traces = []
@@ -290,6 +303,7 @@ def test_one_compilation(case: Case) -> None:
     assert len(traces) == 1
 
 
+@every_case
 def test_hyperparameters_may_be_traced(case: Case) -> None:
     state, inputs = begin(case)
     if case.traced is None:
@@ -301,6 +315,7 @@ def test_hyperparameters_may_be_traced(case: Case) -> None:
     assert_same(step(state, inputs, other), fixed(state, inputs))
 
 
+@every_case_large_ones_slowly
 def test_scan(case: Case) -> None:
     state, inputs = begin(case)
     scanned, _ = jax.lax.scan(lambda s, _: case.update(s, inputs), state, length=3)
@@ -310,6 +325,7 @@ def test_scan(case: Case) -> None:
     chex.assert_trees_all_close(invariant(scanned), invariant(state), rtol=2e-3, atol=2e-4)
 
 
+@every_case_large_ones_slowly
 def test_vmap_over_keys(case: Case, request: pytest.FixtureRequest) -> None:
     step, (_, inputs) = compiled(case), begin(case)
     keys = jax.random.split(jax.random.key(3), 3)
@@ -328,6 +344,7 @@ def split(inputs: jax.Array, number: int) -> jax.Array:
     return inputs.reshape(number, -1, *inputs.shape[1:])
 
 
+@every_case
 def test_vmap_axis_name(case: Case) -> None:
     state, inputs = begin(case)
     step = partial(case.update, axis_name="batch")
@@ -336,6 +353,7 @@ def test_vmap_axis_name(case: Case) -> None:
     assert_same(first, one_step(case))
 
 
+@every_case_large_ones_slowly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_pmap(case: Case) -> None:
     state, inputs = begin(case)
@@ -345,6 +363,7 @@ def test_pmap(case: Case) -> None:
     assert_same(first, one_step(case))
 
 
+@every_case
 def test_shard_map(case: Case) -> None:
     state, inputs = begin(case)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
@@ -357,6 +376,7 @@ def test_shard_map(case: Case) -> None:
     assert_same(jax.jit(step)(state, inputs), one_step(case))
 
 
+@every_case_large_ones_slowly
 def test_jit_over_sharded_batch(case: Case) -> None:
     state, inputs = begin(case)
     mesh = Mesh(np.array(jax.devices()), ("batch",))

@@ -363,6 +363,7 @@ def test_run_leaves_everything_behind(config: Config, monkeypatch: pytest.Monkey
     }
 
 
+@pytest.mark.slow
 def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
     config = replace(config, seeds=2, cycles=2, halt=1)
     alone = deepcluster.run(config)
@@ -401,6 +402,7 @@ def test_halted_clusters_stay(config: Config, tmp_path: Path) -> None:
     np.testing.assert_allclose(changes[:2], 1)
 
 
+@pytest.mark.slow
 def test_street_numbers_through_tfds_take_alexnet(street_numbers: Path, config: Config) -> None:
     config = replace(
         config, dataset="svhn_cropped", data_dir=street_numbers, num_components=5, cycles=1,
@@ -427,6 +429,7 @@ def test_alignment_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert one["metrics"]["initial_alignment_std"] == result.metrics["initial_alignment_std"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sweep", "values", "pictures"),
     [("clusters", (2, 4), ("figure3_alignment", "figure4_clusters")), ("halt", (1, 2), ("figure5_halting",))],
@@ -443,6 +446,7 @@ def test_sweep(config: Config, sweep: str, values: tuple[int, ...], pictures: tu
     assert [one[option] for one in stored] == ([2, 2, 4, 4] if sweep == "clusters" else [1, None])
 
 
+@pytest.mark.slow
 def test_sweep_of_alignments(tmp_path: Path) -> None:
     config = deepcluster_alignment.Config(
         dataset="digits",

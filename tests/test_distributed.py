@@ -144,6 +144,7 @@ def _together(number: int, words: list[str], dying: int = -1) -> list[tuple[int,
     return [(worker.returncode, *two) for worker, two in zip(workers, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_the_command_in_several_processes(tmp_path: Path) -> None:
     """Where one dies, all end with a line; with --resume they go on to what a single process gives."""
     (tmp_path / "shards").mkdir()
@@ -202,6 +203,7 @@ state.bases.block_until_ready()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 def test_factorisations_end_on_several_devices(devices: int) -> None:
     """With sizes as published: batches of them waited for each other's threads without end."""

@@ -12,11 +12,16 @@ import sul_jax
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "```python\n" in page.read_text()]
+SLOW = ("embeddings", "rate_reduction")
 REFERENCE = "".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
 MODULES = [getattr(sul_jax, name) for name in sul_jax.__all__]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in SLOW)) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_examples_run(page: Path) -> None:
     names: dict[str, Any] = {}
     for block in page.read_text().split("```python\n")[1:]:

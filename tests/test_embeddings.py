@@ -133,6 +133,7 @@ def test_names_and_labels_of_the_file(digits: Path, tmp_path: Path) -> None:
     assert rows[0]["file"] in html
 
 
+@pytest.mark.slow
 def test_subspaces_several_numbers_and_resume(digits: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "embeddings": digits / "shards",
@@ -155,6 +156,7 @@ def test_subspaces_several_numbers_and_resume(digits: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "config.json").read_text())["data"]["num_vectors"] == 90
 
 
+@pytest.mark.slow
 def test_rate_reduction(digits: Path, tmp_path: Path) -> None:
     config = Config(embeddings=digits / "named.npz", method="rate_reduction", seeds=1, workdir=tmp_path)
     report = cluster.run(config)

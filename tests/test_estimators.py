@@ -64,8 +64,14 @@ def untrained(estimator: Any) -> dict[str, str]:
     return {}
 
 
-@parametrize_with_checks(ESTIMATORS, expected_failed_checks=untrained)
+@parametrize_with_checks(ESTIMATORS[:3], expected_failed_checks=untrained)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(ESTIMATORS[3:], expected_failed_checks=untrained)
+def test_scikit_learns_checks_of_larger_networks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
@@ -97,6 +103,7 @@ def test_images_pipelines_and_pickles(estimator: Any) -> None:
             clone(estimator).first_kernels()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=lambda e: type(e).__name__)
 def test_seeds_learn_together_what_each_learns_alone(estimator: Any) -> None:
     images = np.random.default_rng(0).random((30, 9, 8, 3)).astype(np.float32)

@@ -21,7 +21,7 @@ from sklearn.cluster import KMeans
 
 from experiments import acol_pseudo, data
 from experiments.acol_pseudo import Config
-from sul_jax import acol, augment, gar, metrics
+from sul_jax import LearningRule, acol, augment, gar, metrics
 from sul_jax.nn import ACOL
 
 
@@ -72,7 +72,7 @@ def test_nodes_of_a_parent_may_change_places() -> None:
     np.testing.assert_allclose(loss(moved), loss(logits), rtol=1e-5)
 
 
-@pytest.mark.parametrize("frobenius", ["squared", "norm"])
+@pytest.mark.parametrize("frobenius", ["squared", "mean", "norm"])
 def test_gradients_with_dead_nodes(frobenius: str) -> None:
     logits = np.random.default_rng(0).standard_normal((20, 6), np.float32)
     logits[:, 2] = -1
@@ -256,6 +256,7 @@ def test_rate_falls_in_the_last_epochs(config: Config, monkeypatch: pytest.Monke
     assert max(steps) < max(np.abs(a - b).max() for a, b in zip(before, level, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sweep", "values", "picture"),
     [
@@ -276,6 +277,7 @@ def test_sweep(
     assert (config.workdir / f"{picture}.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_seeds_together_are_the_seeds_alone(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)
     alone = acol_pseudo.run(replace(config, seeds=2))
@@ -389,6 +391,7 @@ def test_parent_loss_is_the_cross_entropy_of_the_sums() -> None:
         loss(logits, parents[:7])
 
 
+@pytest.mark.slow
 def test_street_numbers_through_tfds(
     config: Config, street_numbers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,9 +407,47 @@ def test_street_numbers_through_tfds(
     assert result.metrics["clustering_accuracy"] == pytest.approx(accuracy)
 
 
-def test_parent_loss_of_the_impossible_is_bounded() -> None:
-    """A probability of 0 counts −log 1e-7 and has no gradient."""
+def test_parent_loss_of_the_impossible_still_teaches() -> None:
+    """A probability that float32 rounds to 0 counts as its logarithm does, with its gradient."""
     loss = partial(gar.parent_loss, parents=np.array([1, 0]), num_parents=2)
     value, gradient = jax.jit(jax.value_and_grad(loss))(np.array([[200, 0], [0, 0]], np.float32))
-    np.testing.assert_allclose(value, (np.log(1e7) + np.log(2)) / 2, rtol=1e-6)
-    np.testing.assert_allclose(gradient, [[0, 0], [-0.25, 0.25]], atol=1e-6)
+    np.testing.assert_allclose(value, (200 + np.log(2)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0.5, -0.5], [-0.25, 0.25]], atol=1e-6)
+
+
+def test_balance_of_small_batches_with_the_energy_of_many() -> None:
+    """Forty times ten examples, each at one node: as one batch of 400, gradients too."""
+    nodes = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [130, 110, 90, 70]))
+    b = np.eye(4, dtype=np.float32)[nodes]
+    energy = gar.node_energy(b)
+    np.testing.assert_allclose(energy, [0.325, 0.275, 0.225, 0.175], rtol=1e-6)
+    value, gradient = jax.value_and_grad(gar.balance)(b)
+    small = jax.jit(jax.vmap(jax.value_and_grad(partial(gar.balance, energy=energy))))
+    values, gradients = small(b.reshape(40, 10, 4))
+    np.testing.assert_allclose(values, value, rtol=1e-6)
+    np.testing.assert_allclose(gradients.reshape(400, 4) / 40, gradient, atol=1e-8)
+    # A mean over the batch itself changes nothing.
+    np.testing.assert_allclose(
+        jax.grad(partial(gar.balance, num_parents=2, energy=energy))(b),
+        jax.grad(partial(gar.balance, num_parents=2))(b),
+        atol=1e-8,
+    )
+
+
+def test_small_batches_and_large() -> None:
+    """The rule remembers activity over `balance_over` images; a minibatch of as many needs no memory."""
+    images = jax.random.uniform(jax.random.key(0), (12, 8, 8, 1))
+    small = partial(acol.rule, (8, 8, 1), nodes_per_parent=3, num_features=8, num_filters=2)
+
+    def first_two(rule: LearningRule) -> tuple[Any, Any]:
+        state = rule.init(jax.random.key(1), images)
+        update = jax.jit(rule.update)
+        state, _ = update(state, images, key=jax.random.key(2))
+        return state, update(state, images, key=jax.random.key(3))[1]
+
+    _, alone = first_two(small())
+    state, same = first_two(small(balance_over=12))
+    _, longer = first_two(small(balance_over=120))
+    np.testing.assert_allclose(same.loss, alone.loss, rtol=1e-5)
+    assert longer.terms["balance"] != alone.terms["balance"]
+    assert state.rest["energy"][...].shape == (24,)

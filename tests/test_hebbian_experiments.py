@@ -97,6 +97,7 @@ def test_other_filters_to_start_from(stripes: Path, tmp_path: Path, start: str) 
     assert result.metrics["test_error"] <= 20
 
 
+@pytest.mark.slow
 def test_filters_beside_their_controls(
     stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_end_to_end_twin_and_resume(stripes: Path, tmp_path: Path) -> None:
         cifar10_hebbian.run(twin)
 
 
+@pytest.mark.slow
 def test_photographs_and_digits(tmp_path: Path) -> None:
     """Without data: filters of the photographs only, units that see whole digits."""
     (result,) = imagenet32_hebbian.run(

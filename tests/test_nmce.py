@@ -269,6 +269,7 @@ def test_errors_of_coil_are_the_papers_in_its_own_setting() -> None:
         assert not nmce_coil._paper(replace(filled, **change))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_images_in_three_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_DRAWS", 2)

@@ -110,6 +110,7 @@ def test_cost_is_that_of_the_published_networks(name: str, mflop: float) -> None
     assert operations == pytest.approx(mflop, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["neither", "random_subspaces"])
 def test_ablations_are_searched_anew(preset: str, tmp_path: Path) -> None:
     small = SMALL | {"trials": 1, "finalist_seeds": 0}
@@ -163,6 +164,7 @@ def worker(workdir: Path, trials: int, *options: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_workers_and_one_that_is_killed(tmp_path: Path) -> None:
     def wait_for(condition: str) -> None:
         deadline = time.monotonic() + 120
@@ -204,12 +206,15 @@ tune_energy.main()
 """
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("record", "half", "resume", "said"),
     [
-        (0, "", True, "a new study begins"),  # made, but without its settings
-        (0, "", False, "256 training images"),
-        (4, "", True, "256 training images"),  # a trial asked for, and nothing more
+        pytest.param(0, "", True, "a new study begins", marks=SLOW),  # made, but without its settings
+        pytest.param(0, "", False, "256 training images", marks=SLOW),
+        pytest.param(4, "", True, "256 training images", marks=SLOW),  # a trial asked for, and nothing more
         (4, '{"op_code":5,"worker', True, "an incomplete record"),  # the disk was full
     ],
 )

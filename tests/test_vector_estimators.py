@@ -39,11 +39,14 @@ RATE_REDUCTION = RateReductionClustering(
 
 
 # Of k-means one metric: the checks are about conventions, which both share.
-CHECKED = [model for model in ESTIMATORS if getattr(model, "metric", "") != "cosine"]
-
-
-@parametrize_with_checks([*CHECKED, RATE_REDUCTION], expected_failed_checks=expected)
+@parametrize_with_checks([ESTIMATORS[0], ESTIMATORS[3]], expected_failed_checks=expected)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([ESTIMATORS[2], RATE_REDUCTION], expected_failed_checks=expected)
+def test_scikit_learns_checks_of_larger_models(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
@@ -115,6 +118,7 @@ def test_k_means_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(ours.transform(x), exact, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_noisy_embeddings() -> None:
     """Directions of ten kinds in noise: as right as scikit-learn, and cosine where lengths mislead."""
     rng = np.random.default_rng(0)
@@ -299,6 +303,7 @@ def test_little_of_the_vectors_is_in_memory(tmp_path: Path, monkeypatch: pytest.
     assert max(taken[1:]) == 64
 
 
+@pytest.mark.slow
 def test_rate_reduction_of_planted_subspaces(tmp_path: Path) -> None:
     """Where k-means fails; for new vectors and from disk too."""
     rng = np.random.default_rng(0)

@@ -79,8 +79,8 @@ class NNLConv(Saved):
           >>> blocks = [nn.NNLBlock(4, 30, 40, 11), nn.NNLBlock(6, 20, 30, 9)]
           >>> net = nn.NNLConv((32, 32, 3), blocks, num_classes=10, rngs=nnx.Rngs(0))
           >>> images = jnp.ones((2, 32, 32, 3))
-          >>> net.features(images).shape, net(images).shape
-          ((2, 5000), (2, 10))
+          >>> nnx.jit(net)(images).shape, net.num_features
+          ((2, 10), 5000)
         """
         if not blocks:
             raise ValueError("blocks is empty: at least one is needed")
