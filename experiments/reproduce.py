@@ -27,7 +27,7 @@ from experiments import data
 from experiments.common.options import check_options, command_line
 from experiments.results import records
 from experiments.results.render import duration, write_pages
-from experiments.results.rows import ACCELERATOR, TABLES, Row
+from experiments.results.rows import ACCELERATOR, TABLES
 from sul_jax.cli.ranges import PositiveFloat
 from sul_jax.cli.tables import format_table
 
@@ -54,17 +54,25 @@ class Task(NamedTuple):
     Attributes:
       command: what stands after `python -m experiments.`.
       minutes: a seed takes on two cores, or `ACCELERATOR`.
-      obstacle: why it cannot be run here; empty if it can.
     """
 
     command: str
     minutes: float | None
-    obstacle: str = ""
 
     @property
     def cost(self) -> str:
         """In words."""
         return "accelerator" if self.minutes is ACCELERATOR else duration(self.minutes)
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot be run here; empty if it can. Data are looked for when this is asked."""
+        if self.command.startswith("sul-jax"):
+            return "needs your own images"
+        missing = _missing(str(records.options(self.command).get("dataset", "")))
+        if missing:
+            return missing
+        return "needs an accelerator" if self.minutes is ACCELERATOR and not _accelerated() else ""
 
 
 def run(config: Config) -> list[Task]:
@@ -111,17 +119,8 @@ def plan(paper: str | None = None) -> list[Task]:
     """
     rows = [row for key, table in TABLES.items() if paper in (None, key) for row in table]
     missing = {row.command: row for row in rows if not records.recorded(row)}
-    tasks = [Task(row.command, row.minutes, _obstacle(row)) for row in missing.values()]
+    tasks = [Task(row.command, row.minutes) for row in missing.values()]
     return sorted(tasks, key=lambda task: float("inf") if task.minutes is ACCELERATOR else task.minutes)
-
-
-def _obstacle(row: Row) -> str:
-    if records.experiment(row) == "sul-jax":
-        return "needs your own images"
-    missing = _missing(str(records.options(row.command).get("dataset", "")))
-    if missing:
-        return missing
-    return "needs an accelerator" if row.minutes is ACCELERATOR and not _accelerated() else ""
 
 
 @functools.cache

@@ -75,7 +75,11 @@ def test_scikit_learns_checks_of_larger_networks(estimator: Any, check: Any) -> 
     check(estimator)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator",
+    [*ESTIMATORS[:3], *(pytest.param(estimator, marks=pytest.mark.slow) for estimator in ESTIMATORS[3:])],
+    ids=lambda e: type(e).__name__,
+)
 def test_images_pipelines_and_pickles(estimator: Any) -> None:
     images = np.random.default_rng(0).random((30, 9, 8, 3)).astype(np.float32)
     model = clone(estimator).fit(images)
@@ -287,6 +291,7 @@ print(hashlib.sha256(codes.tobytes() + model.labels_.tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_program_gives_the_same_bits() -> None:
     """In processes of their own, with as many threads, and with K-Subspaces, which amplify any rounding."""
     command = [sys.executable, "-c", _FIT]

@@ -327,6 +327,7 @@ def test_other_transformations(kind: str) -> None:
     np.testing.assert_allclose(down[:, -1], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_taught_by_parents(config: Config) -> None:
     (result,) = acol_pseudo.run(replace(config, supervision="parents"))
     assert result.network.num_parents == 2

@@ -211,6 +211,7 @@ def test_values_that_are_not_finite() -> None:
         k_means.fit(jax.random.key(0), jnp.array([[1.0], [jnp.nan]]), num_clusters=1)
 
 
+@pytest.mark.slow
 def test_candidates_drawn_ahead_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 300 clusters candidates are drawn three steps at a time."""
     x = np.random.default_rng(0).standard_normal((2000, 8), np.float32)

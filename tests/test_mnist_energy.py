@@ -91,6 +91,7 @@ def test_seeds_together_are_the_seeds_alone(config: Config) -> None:
         assert np.abs(projectors[0] - projectors[1]).mean() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_networks_side_by_side(config: Config) -> None:
     """A run resumed with a second network keeps its first; codes are clustered together."""
