@@ -62,9 +62,9 @@ def balance(
 ) -> Array:
     """β(B) = Σ_{i≠j} V_ij / ((n − 1) Σ_i V_ii) with V = vvᵀ, v = diag(N) (eq. 6, 12).
 
-    In a small batch even the best nodes differ in how many examples fall to them: of perfect one-hot activity
-    over 20 nodes, 1 − β is 0.29 on average in a batch of 400, and 0.79 in one of 50. With `energy` of more
-    examples β is the same at every batch size.
+    In a small batch even the best nodes differ in how many examples fall to them: of examples drawn evenly
+    over eight parents of 20 nodes, one node each, 1 − β is 0.29 in a batch of 400, and 0.79 in one of 50.
+    With `energy` of more examples β is the same at every batch size.
 
     Args:
       activations: B, non-negative, `[batch, num_nodes]`.

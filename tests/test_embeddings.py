@@ -100,6 +100,7 @@ def test_sorted_once_and_whole(digits: Path, tmp_path: Path, monkeypatch: pytest
         cluster.run(config)
 
 
+@pytest.mark.slow
 def test_a_run_inside_the_folder_of_pictures(digits: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     shutil.copytree(digits / "pictures", pictures)

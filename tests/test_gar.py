@@ -241,6 +241,7 @@ def test_run_and_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None
     np.testing.assert_array_equal(parameters(again)[0], parameters(whole)[0])
 
 
+@pytest.mark.slow
 def test_rate_falls_in_the_last_epochs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same network before the fall, another one after it, and one that stands still at the end."""
     monkeypatch.setattr(acol_pseudo, "_draw", lambda *_: None)

@@ -117,6 +117,7 @@ def test_filters_beside_their_controls(
         cifar10_hebbian.run(replace(setting, filter_start="normal"))
 
 
+@pytest.mark.slow
 def test_kept_cosines_serve_steep_powers(stripes: Path, tmp_path: Path) -> None:
     """As responses that are not kept; half precision would be off by 2 percent, and 0 below 0.66."""
     setting = config(stripes, tmp_path, powers=(40.0,), filter_steps=0, epochs=1)

@@ -71,6 +71,7 @@ def six_updates(key: jax.Array, inputs: jax.Array, **sizes: int) -> tuple[jax.Ar
     return jax.lax.scan(step, k_subspaces.init(key, inputs, **sizes), length=6)[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

@@ -104,6 +104,7 @@ def test_networks_side_by_side(config: Config) -> None:
     assert both.network.centroids[...].shape == (10, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_devices_split_the_batch(config: Config) -> None:
     (one,) = mnist_energy.run(config)
