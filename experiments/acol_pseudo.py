@@ -161,7 +161,7 @@ def run(config: Config) -> list[SeedResult[ACOL]]:
             for index, seed in enumerate(seeds):
                 start = time.perf_counter()
                 network = _network(filled, seed, train.images.shape[1:])
-                before, _ = _evaluate(filled, seed, network, test)
+                before = {} if test.labels is None else _evaluate(filled, seed, network, test)[0]
                 nnx.update(network, of_seed(trained.state.params, index))
                 network.save(config.workdir / f"network-seed{seed}")
                 values, clusters = _evaluate(filled, seed, network, test)
@@ -321,7 +321,7 @@ def _draw(
     images, labels, raw, clusters = shown.images, shown.labels, raw[:2000], clusters[:2000]
     layers = representations(network, images)
     colours = clusters if labels is None else labels
-    while_learning, then = {}, _network(config, config.seed, images.shape[1:])
+    while_learning, then = {}, nnx.clone(network)
     for step, params in trained.snapshots:
         nnx.update(then, of_seed(params, 0))
         codes = representations(then, images)["features"]

@@ -43,8 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest = (
         "contract", "mnist_energy", "estimators", "cli", "k_means", "vector_estimators", "gar",
         "deep_cluster", "hebbian_experiments", "nmce", "tune_energy", "nn", "embeddings", "inputs",
-        "distributed", "docs", "training", "energy", "k_subspaces", "results", "notebooks", "soft_hebb",
-        "compare", "loss_contract", "augment", "real_data",
+        "distributed", "docs", "benchmark", "training", "energy", "k_subspaces", "results", "notebooks",
+        "soft_hebb", "compare", "loss_contract", "augment", "real_data",
     )  # fmt: skip
     place = {f"test_{name}.py": index for index, name in enumerate(longest)}
     items.sort(key=lambda item: place.get(item.path.name, len(longest)))
