@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from sklearn import cluster
@@ -13,7 +14,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sul_jax import estimators, metrics, vectors
-from sul_jax.estimators import HebbianFeatures, KMeans, KSubspaces, RateReductionClustering, _vectors
+from sul_jax.estimators import (
+    HebbianFeatures,
+    KMeans,
+    KSubspaces,
+    RateReductionClustering,
+    _vectors,
+    rate_reduction,
+)
 
 ESTIMATORS = [
     KMeans(3, random_state=0),
@@ -332,3 +340,32 @@ def test_rate_reduction_of_planted_subspaces(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).transform(x), model.transform(x))
     assert loaded.rate_reduction_ == model.rate_reduction_
+
+
+def test_rate_reduction_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minibatch on eight devices gives what it gives on one, within rounding."""
+    x, _ = blobs(200, 3)
+    options = {"hidden_size": 16, "num_features": 4, "batch_size": 80, "max_steps": 30, "random_state": 0}
+    split = RateReductionClustering(3, **options).fit(x)
+    assert split.learned_.params["cluster_head"]["kernel"][...].devices() == {jax.local_devices()[0]}
+    meshes = []
+
+    def nowhere(batch: int) -> None:
+        meshes.append(placement(batch).mesh.size)
+
+    placement = rate_reduction._split
+    monkeypatch.setattr(rate_reduction, "_split", nowhere)
+    whole = RateReductionClustering(3, **options).fit(x)
+    assert meshes == [8]
+    np.testing.assert_allclose(split.transform(x), whole.transform(x), atol=1e-3)
+    assert metrics.clustering_accuracy(split.labels_, whole.labels_) > 0.99
+
+
+def test_rate_reduction_sees_components_above_noise() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.linalg.qr(rng.standard_normal((64, 5)))[0].T
+    x = centres[rng.integers(0, 5, 500)] + 0.15 * rng.standard_normal((500, 64))
+    model = RateReductionClustering(5, hidden_size=8, batch_size=100, max_steps=3, random_state=0).fit(x)
+    assert model.components_.shape == (64, 4)  # five centres lie in four dimensions about their mean
+    few = clone(model).set_params(n_components=2).fit(x)
+    assert few.components_.shape == (64, 2)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 
@@ -42,7 +43,8 @@ class RateReductionClustering(VectorClustering):
 
     Args:
       n_clusters: clusters.
-      n_components: principal components that the network sees, at most.
+      n_components: principal components that the network sees, at most; those that noise of the same size in
+        all directions would give are left out.
       hidden_size: of the network's two hidden layers. 64, with a noise of 1, suits round clusters in much
         noise, which a large network learns by heart; clusters along subspaces need 256.
       num_features: of the embedding.
@@ -53,6 +55,7 @@ class RateReductionClustering(VectorClustering):
       learning_rate: of Adam.
       eps_squared: squared distortion of the coding rates.
       invariance_weight: λ, how much neighbours are drawn together.
+      temperature: τ of the memberships: the smaller, the sharper they are.
       random_state: an integer for the same result every time, on one machine with as many threads.
       verbose: show progress.
 
@@ -87,6 +90,7 @@ class RateReductionClustering(VectorClustering):
         learning_rate: float = 1e-3,
         eps_squared: float = 0.1,
         invariance_weight: float = 20.0,
+        temperature: float = 0.3,
         random_state: Any = None,
         verbose: bool = False,
     ):
@@ -101,6 +105,7 @@ class RateReductionClustering(VectorClustering):
         self.learning_rate = learning_rate
         self.eps_squared = eps_squared
         self.invariance_weight = invariance_weight
+        self.temperature = temperature
         self.random_state = random_state
         self.verbose = verbose
 
@@ -125,7 +130,8 @@ class RateReductionClustering(VectorClustering):
             check_integer(name, getattr(self, name), low=1)
         for name in ("noise", "learning_rate", "invariance_weight"):
             check_number(name, getattr(self, name), low=0)
-        check_number("eps_squared", self.eps_squared, above=0)
+        for name in ("eps_squared", "temperature"):
+            check_number(name, getattr(self, name), above=0)
         self._draw_seed()
         given = self._given(X, least=2)
         number = given.source.num_vectors
@@ -135,10 +141,12 @@ class RateReductionClustering(VectorClustering):
         if some is None or number > _MOST:
             some = self._sample(given)[0]
         unit = whitening.normalize(jnp.asarray(some))
-        pca = _pca(unit, num_components=min(self.n_components, unit.shape[1]))
-        spread = float(jnp.sqrt(jnp.mean(jnp.square(whitening.pca_whiten(unit, pca)))))
+        pca = _pca(unit, num_components=unit.shape[1])
+        variances = np.asarray(_variances(unit, pca))
+        number = min(self.n_components, _above_noise(variances, len(unit)))
+        spread = float(np.sqrt(np.mean(variances[:number])))
         self.mean_ = np.asarray(pca.mean)
-        self.components_ = np.asarray(pca.components) / (spread or 1.0)
+        self.components_ = np.asarray(pca.components)[:, :number] / (spread or 1.0)
         seen = np.asarray(self._seen(some))
         self.learned_ = self._learn(seen)
         features, own = self._each(vectors.read(some), self._features_and_labels)
@@ -168,13 +176,16 @@ class RateReductionClustering(VectorClustering):
             views = np.stack([seen[order[first:end]], seen[chosen[first:end]]], axis=1)
             views += self.noise * generator.standard_normal(views.shape, np.float32)
             weights = (np.arange(first, end) >= warmup).astype(np.float32)
-            return _Batch(views, weights)
+            return _Batch(views if split is None else jax.device_put(views, split), weights)
 
-        state = rule.init(key, None)
+        state, split = rule.init(key, None), _split(batch)
+        if split is not None:
+            state = jax.device_put(state, NamedSharding(split.mesh, PartitionSpec()))
         state = training.train(steps, state, inputs, num_steps=warmup, stride=_STRIDE)
         state = rate_reduction.begin_clusters(state, self._first_centers(key, rule, state, seen))
         state = training.train(steps, state, inputs, num_steps=self.max_steps, start=warmup, stride=_STRIDE)
-        return _learning.learned(state)
+        state = _learning.learned(state)
+        return state if split is None else jax.device_put(state, jax.local_devices()[0])
 
     def _first_centers(self, key: Array, rule: LearningRule, state: Any, seen: np.ndarray) -> Array:
         """By k-means of the features or of the vectors, whichever has the larger rate reduction."""
@@ -197,6 +208,7 @@ class RateReductionClustering(VectorClustering):
             self.learning_rate,
             self.eps_squared,
             self.invariance_weight,
+            self.temperature,
         )
 
     def _template(self) -> Any:
@@ -238,6 +250,32 @@ class RateReductionClustering(VectorClustering):
         return int(self.cluster_centers_.shape[1])
 
 
+def _split(batch: int) -> NamedSharding | None:
+    """Of steps' views: over this process's devices, where they divide a minibatch."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or batch % len(devices):
+        return None
+    return NamedSharding(Mesh(np.array(devices), ("batch",)), PartitionSpec(None, None, "batch"))
+
+
+def _above_noise(variances: np.ndarray, number: int) -> int:
+    """How many principal components, at least one, vary more than noise that is alike in all directions.
+
+    The variances of noise end at (1 + √β)² σ² (Marchenko & Pastur 1967); their median tells σ². It is here as
+    the thresholds λ*(β) σ and ω(β) times the median singular value of Gavish & Donoho (2014) imply it.
+
+    Args:
+      variances: along all components, the largest first.
+      number: of vectors.
+    """
+    least, most = sorted((len(variances), number))
+    share = least / most
+    by_median = 0.56 * share**3 - 0.95 * share**2 + 1.82 * share + 1.43
+    by_noise = np.sqrt(2 * (share + 1) + 8 * share / (share + 1 + np.sqrt(share**2 + 14 * share + 1)))
+    edge = ((1 + np.sqrt(share)) * by_median / by_noise) ** 2
+    return max(1, int(np.sum(variances > edge * np.median(variances[:least]))))
+
+
 class _Batch(NamedTuple):
     """Of steps: vectors and their neighbours `[steps, 2, batch, features]`, and weights γ."""
 
@@ -265,12 +303,14 @@ def _rule(
     learning_rate: float,
     eps_squared: float,
     invariance_weight: float,
+    temperature: float,
 ) -> LearningRule:
     return rate_reduction.rule(
         partial(_build, num_seen, hidden, num_features, num_clusters),
         optimizer=optax.adam(learning_rate),
         eps_squared=eps_squared,
         invariance_weight=invariance_weight,
+        temperature=temperature,
     )
 
 
@@ -281,6 +321,11 @@ def _steps(rule: LearningRule) -> training.Step:
         return rule.update(state, vectors, neighbours=neighbours, compression_weight=batch.weight)
 
     return training.compiled(step)
+
+
+@jax.jit
+def _variances(inputs: Array, state: whitening.PCAState) -> Array:
+    return jnp.mean(jnp.square(whitening.pca_whiten(inputs, state)), axis=0)
 
 
 @jax.jit
