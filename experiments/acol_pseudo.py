@@ -241,7 +241,7 @@ def train_seeds(config: Filled, seeds: range, train: Split, workdir: Workdir) ->
 def representations(network: ACOL, images: Array) -> dict[str, np.ndarray]:
     """F, Z and softmax(Z) of images as they are."""
     graph, state = nnx.split(network)
-    return jax.device_get(evaluation.map_batches(partial(_representations, graph, state), images))
+    return jax.device_get(training.map_batches(partial(_representations, graph, state), images))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -309,7 +309,7 @@ class Cycles:
         state, labels, history = learner
         if not halted:
             encode = partial(self._encode, state)
-            labels = self._cluster(cluster_key, evaluation.map_batches(encode, train.seen, batch_size=400))
+            labels = self._cluster(cluster_key, training.map_batches(encode, train.seen, batch_size=400))
         if not halted or self._config.fresh_head:
             state = deep_cluster.new_head(head_key, state)
         now, before = np.asarray(labels), np.asarray(learner.labels)

@@ -362,13 +362,13 @@ def evaluate(
         if each_layer:
             codes = pixels
             for name, rule, state in zip(names, rules, networks[0], strict=True):
-                codes = evaluation.map_batches(partial(jax.jit(rule.encode), state), codes)
+                codes = training.map_batches(partial(jax.jit(rule.encode), state), codes)
                 note(name, cluster(codes, test.labels))
                 bar.update()
             pooled = energy.pooled_codes(codes, power=config.code_power)
             del codes
         else:
-            pooled = evaluation.map_batches(build(), pixels)
+            pooled = training.map_batches(build(), pixels)
         clustering, whitening_state = cluster_codes(config, key, pooled, test.labels)
         note(
             "test",
@@ -381,7 +381,7 @@ def evaluate(
         some = train[: config.num_train_evaluated]
         if some.labels is not None and len(some):
             plain = build()
-            codes = evaluation.map_batches(lambda batch: plain(evaluation.to_float(batch)), some.images)
+            codes = training.map_batches(lambda batch: plain(evaluation.to_float(batch)), some.images)
             on_train, _ = cluster_codes(config, key, codes, some.labels)
             note("train", on_train)
         bar.update()

@@ -34,7 +34,7 @@ from experiments import data
 from experiments.common import embeddings, evaluation, figures
 from experiments.common.options import ConfigError, check_at_most, check_options, command_line
 from experiments.common.runs import Learned, SeedResult, Workdir, identity, run_seeds, same_setting
-from sul_jax import augment, metrics, nmce, subspace_clustering
+from sul_jax import augment, metrics, nmce, subspace_clustering, training
 from sul_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from sul_jax.nn import NMCE
 
@@ -174,7 +174,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
         return images
     whole = partial(augment.random_resized_crop, jax.random.key(0), scale=(1.0, 1.0), size=(size, size))
     stretch = jax.jit(partial(whole, ratio=(images.shape[2] / images.shape[1],) * 2))
-    return np.asarray(evaluation.map_batches(stretch, images))
+    return np.asarray(training.map_batches(stretch, images))
 
 
 def views(key: Array, images: Array) -> Array:

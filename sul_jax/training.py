@@ -6,6 +6,7 @@ A rule's `update` takes one step. Here are the loops around it, for one network 
 - `shuffled` and `Minibatches` say which examples a step sees;
 - `compiled` turns a step into a function of several steps;
 - `train` takes all steps of a training, `train_layers` those of a stack, layer after layer;
+- `map_batches` applies what was learned to many examples;
 - `sum_chunks` sums what a step on all of the data needs, if they do not fit into memory.
 """
 
@@ -286,6 +287,56 @@ def train(
         if callback is not None:
             callback(done, state, infos)
     return state
+
+
+def map_batches(
+    function: Callable[[Array], Any], inputs: np.ndarray | Array, *, batch_size: int = 500
+) -> Any:
+    """Applies a compiled function, such as a rule's `encode`, to many inputs batch by batch.
+
+    The function sees batches of one size, so that it is compiled once.
+
+    Args:
+      function: maps `[batch, ...]` to an array `[batch, ...]` or a tree of such arrays, example by example.
+      inputs: `[num_examples, ...]`; a NumPy array is put on the device a batch at a time.
+      batch_size: examples at a time; fewer where there are no more.
+
+    Returns:
+      The results of all, put together.
+
+    Raises:
+      ValueError: no inputs, or a batch size below 1.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from sul_jax import training
+      >>> squares = training.map_batches(jax.jit(lambda x: x**2), np.arange(7.0), batch_size=3)
+      >>> squares.tolist()
+      [0.0, 1.0, 4.0, 9.0, 16.0, 25.0, 36.0]
+    """
+    number = len(inputs)
+    check_integer("len(inputs)", number, low=1)
+    check_integer("batch_size", batch_size, low=1)
+    if number <= batch_size:
+        return function(jnp.asarray(inputs))
+    starts = range(0, number, batch_size)
+    # Slicing an array on the device would compile a program for each place.
+    cut = (
+        (lambda s: jnp.asarray(inputs[s : s + batch_size]))
+        if isinstance(inputs, np.ndarray)
+        else (lambda s: _window(inputs, s, size=batch_size))
+    )
+    # The last batch ends with the last example; those that the one before has had already are cut off.
+    parts = [function(cut(min(s, number - batch_size))) for s in starts]
+    repeated = len(starts) * batch_size - number
+    parts[-1] = jax.tree.map(lambda array: array[repeated:], parts[-1])
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+@partial(jax.jit, static_argnames="size")
+def _window(inputs: Array, start: int | Array, *, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(inputs, start, size)
 
 
 def sum_chunks(statistics: Callable[..., Any], state: Any, chunks: Iterable[Any]) -> Any:

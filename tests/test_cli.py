@@ -99,6 +99,11 @@ def test_the_number_of_clusters_on_which_seeds_agree(folder: Path, tmp_path: Pat
     report = cluster.run(config)
     assert set(report.agreement) == {2, 3, 9}
     assert report.agreement[report.num_clusters] == max(report.agreement.values())
+    assert set(report.measures[9]) == {"agreement", "silhouette", "gap", "coding_length"}
+    html = (tmp_path / "report.html").read_text()
+    assert all(name in html for name in ("gap statistic", "coding length", f"{report.agreement[9]:.1f}"))
+    stated = json.loads((tmp_path / "results.json").read_text())[0]["measures"]
+    assert {int(n): own for n, own in stated.items()} == report.measures
     # Finished seeds are read, not learned again.
     stored = {p: p.stat().st_mtime_ns for p in tmp_path.glob("network-*")}
     assert stored
@@ -117,8 +122,8 @@ def test_the_seed_that_agrees_most_is_taken() -> None:
         for seed, labels in enumerate(clusterings)
     ]
     found = images.Images(np.zeros((6, 4, 4, 1), np.uint8), [], None, [], [], [], None, [])
-    report, fit, table = cluster._judge(found, fits)
-    assert fit.seed == 2
+    report, best, table = cluster._judge(found, fits)
+    assert best[2].seed == 2
     assert table.shape == (4, 4)
     assert report.agreement == {2: round(table[~np.eye(4, dtype=bool)].mean(), 3)}
 

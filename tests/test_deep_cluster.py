@@ -20,7 +20,7 @@ from sklearn.preprocessing import normalize
 
 from experiments import data, deepcluster, deepcluster_alignment
 from experiments.common import deep_cluster as common
-from experiments.common import evaluation, runs, training
+from experiments.common import runs, training
 from experiments.common.options import ConfigError
 from experiments.deepcluster import Config
 from sul_jax import deep_cluster, nn, probes
@@ -382,13 +382,6 @@ def test_augmentation_keeps_images_apart(augmentation: str) -> None:
     transform = jax.jit(partial(deepcluster.transform, augmentation))
     found = transform(jax.random.key(0), images)
     np.testing.assert_allclose(found, images, atol=1e-6)
-
-
-def test_batches_from_the_device_and_the_host() -> None:
-    images = np.random.default_rng(0).random((23, 3)).astype(np.float32)
-    for source in (images, jnp.asarray(images)):
-        found = evaluation.map_batches(jax.jit(lambda x: {"twice": 2 * x}), source, batch_size=5)
-        np.testing.assert_array_equal(found["twice"], 2 * images)
 
 
 def test_halted_clusters_stay(config: Config, tmp_path: Path) -> None:

@@ -298,3 +298,22 @@ def test_numpy_arrays_are_as_good() -> None:
     state = rule.init(jax.random.key(0), inputs)
     state, _ = training.scan_updates(rule.update, state, inputs, np.arange(20).reshape(2, 10))
     assert np.isfinite(state.bases).all()
+
+
+def test_batches_from_the_device_and_the_host() -> None:
+    images = np.random.default_rng(0).random((23, 3)).astype(np.float32)
+    sizes = []
+
+    def twice(x: Any) -> Any:
+        sizes.append(len(x))
+        return {"twice": 2 * x}
+
+    for source in (images, jnp.asarray(images)):
+        found = training.map_batches(jax.jit(twice), source, batch_size=5)
+        np.testing.assert_array_equal(found["twice"], 2 * images)
+    assert set(sizes) == {5}
+    assert training.map_batches(twice, images)["twice"].shape == images.shape
+    with pytest.raises(ValueError, match=r"len\(inputs\)=0"):
+        training.map_batches(twice, images[:0])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        training.map_batches(twice, images, batch_size=0)

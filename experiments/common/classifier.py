@@ -11,7 +11,6 @@ import optax
 from flax import nnx
 from jax import Array
 
-from experiments.common.evaluation import map_batches
 from experiments.common.runs import Workdir
 from experiments.common.training import Timer, run_steps
 from sul_jax import probes, training
@@ -109,7 +108,7 @@ def classify(
     labels, places = jnp.asarray(train.labels), None if among is None else jnp.asarray(among)
 
     def error(state: GradientState, test: Labelled) -> Any:
-        guesses = map_batches(partial(guess, state), test.inputs, batch_size=_GUESSED)
+        guesses = training.map_batches(partial(guess, state), test.inputs, batch_size=_GUESSED)
         return 100 * np.mean(np.asarray(guesses) != test.labels)
 
     def epoch(course: Course, index: int) -> tuple[Course, Array]:

@@ -13,6 +13,7 @@ from jax import Array
 from experiments.common import evaluation
 from experiments.common.options import ConfigError, RunOptions, check_at_most
 from experiments.data import Dataset, Split
+from sul_jax import training
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt
 from sul_jax.nn import AlexNet, LeNet5
 
@@ -137,7 +138,7 @@ def prepare(split: Split, scale: Scale | None = None) -> Images:
     """
     raw = jnp.asarray(split.images)
     scale = _scale(raw) if scale is None else scale
-    seen = evaluation.map_batches(_middle, split.images)
+    seen = training.map_batches(_middle, split.images)
     return Images(raw, _normalize(seen, scale), split.labels, scale)
 
 
@@ -183,7 +184,7 @@ def features(network: LeNet5 | AlexNet, seen: Array, layer: str | None = None) -
     """
     network.eval()  # type: ignore[no-untyped-call]
     graph, state = nnx.split(network)
-    return evaluation.map_batches(lambda batch: _features(graph, state, batch, layer), seen, batch_size=400)
+    return training.map_batches(lambda batch: _features(graph, state, batch, layer), seen, batch_size=400)
 
 
 @partial(jax.jit, static_argnames=("graph", "layer"))

@@ -84,7 +84,7 @@ def encode(network: NMCE, images: np.ndarray | Array) -> tuple[np.ndarray, np.nd
     """Features and cluster logits of images as they are."""
     graph, state = nnx.split(network)
     coded: tuple[np.ndarray, np.ndarray] = jax.device_get(
-        evaluation.map_batches(partial(_outputs, graph, state), images)
+        training.map_batches(partial(_outputs, graph, state), images)
     )
     return coded
 

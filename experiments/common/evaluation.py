@@ -1,7 +1,6 @@
 """Clustering of codes and its agreement with labels: the same for every experiment."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,41 +43,6 @@ class Clustering(NamedTuple):
 def to_float(images: Array) -> Array:
     """Pixels in [0, 1] from uint8; floating images stay as they are."""
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
-
-
-def map_batches(
-    function: Callable[[Array], Any], images: np.ndarray | Array, *, batch_size: int = 500
-) -> Any:
-    """Applies a compiled function to images batch by batch; it sees batches of one size.
-
-    Args:
-      function: maps `[batch, ...]` to an array `[batch, ...]` or a tree of such arrays, image by image.
-      images: `[num_images, ...]`.
-      batch_size: images at a time.
-
-    Returns:
-      The concatenated results.
-    """
-    number = len(images)
-    if number <= batch_size:
-        return function(jnp.asarray(images))
-    starts = range(0, number, batch_size)
-    # Slicing an array on the device would compile a program for each place.
-    cut = (
-        (lambda s: jnp.asarray(images[s : s + batch_size]))
-        if isinstance(images, np.ndarray)
-        else (lambda s: _window(images, s, size=batch_size))
-    )
-    # The last batch ends with the last image; those that the one before has had already are cut off.
-    parts = [function(cut(min(s, number - batch_size))) for s in starts]
-    repeated = len(starts) * batch_size - number
-    parts[-1] = jax.tree.map(lambda array: array[repeated:], parts[-1])
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-
-
-@partial(jax.jit, static_argnames="size")
-def _window(images: Array, start: int | Array, *, size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(images, start, size)
 
 
 def kept_features(take: Callable[[Array], Array], images: np.ndarray, *, title: str) -> Array:

@@ -14,7 +14,7 @@ from jax import Array
 
 from experiments.common import evaluation, figures
 from experiments.common.classifier import Labelled
-from sul_jax import probes
+from sul_jax import probes, training
 from sul_jax.nn import NMCE
 
 _LABELS = (1, 2, 5, 10, 20, 50, 100)  # of each class, for figure A.1
@@ -51,7 +51,7 @@ def layers(network: NMCE, images: Array, view: View | None = None, key: Array | 
         own = None if key is None else jax.random.fold_in(key, next(numbers))
         return _layers(graph, view, state, own, batch)
 
-    return evaluation.map_batches(of_batch, images)
+    return training.map_batches(of_batch, images)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike
 
 from experiments.data import atomic_path
 from sul_jax import metrics, whitening
+from sul_jax.cli.figures import mosaic
 
 matplotlib.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
 )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     # Figures are made without pyplot: no global state, no window.
     with atomic_path(path) as temporary:
         figure.savefig(temporary, bbox_inches="tight", format="png")
@@ -34,7 +35,7 @@ def _panels(
     """Axes `[rows, columns]` of a figure that is saved when the block ends."""
     figure = Figure(size, layout=options.pop("layout", "constrained"))
     yield figure.subplots(rows, columns, squeeze=False, **options)
-    _save(figure, path)
+    save(figure, path)
 
 
 @contextmanager
@@ -74,16 +75,6 @@ def _show_signed(axes: matplotlib.axes.Axes, values: np.ndarray) -> None:
     axes.figure.colorbar(drawn, shrink=0.8)
 
 
-def _mosaic(tiles: np.ndarray, columns: int, *, gap: int = 1, empty: float = 1.0) -> np.ndarray:
-    """Tiles `[num, height, width, …]` in rows, with a gap on the right of each and below."""
-    rows = -(-len(tiles) // columns)
-    missing = [(0, rows * columns - len(tiles)), (0, gap), (0, gap)] + [(0, 0)] * (tiles.ndim - 3)
-    whole = np.pad(np.asarray(tiles, np.float64), missing, constant_values=empty)
-    height, width, *channels = whole.shape[1:]
-    grid = whole.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
-    return grid.reshape(rows * height, columns * width, *channels)
-
-
 def _rgb(images: np.ndarray) -> np.ndarray:
     """Images of other than three channels are drawn as their mean."""
     return images if images.shape[-1] == 3 else np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
@@ -114,8 +105,8 @@ def kernels(bases: np.ndarray, kernel_size: int, channels: int, path: Path) -> N
     num_subspaces, rank = bases.shape[:2]
     images = bases.reshape(num_subspaces, rank, kernel_size, kernel_size, channels).mean(-1)
     images = images / np.abs(images).max((2, 3), keepdims=True)
-    subspaces = np.stack([_mosaic(subspace, rank, empty=np.nan) for subspace in images])
-    canvas = _mosaic(subspaces, max(1, 16 // rank), gap=2, empty=np.nan)
+    subspaces = np.stack([mosaic(subspace, rank, empty=np.nan) for subspace in images])
+    canvas = mosaic(subspaces, max(1, 16 // rank), gap=2, empty=np.nan)
     title = f"{num_subspaces} subspaces of rank {rank}, {kernel_size}×{kernel_size} kernels"
     with _axes(path, (8, 8 * canvas.shape[0] / canvas.shape[1] + 0.4), layout=None, title=title) as axes:
         _show(axes, canvas, cmap="gray", vmin=-1, vmax=1)
@@ -130,7 +121,7 @@ def feature_maps(images: np.ndarray, maps: Sequence[np.ndarray], path: Path) -> 
             _show(row[0], images[index].mean(-1), cmap="gray")
             for axes, layer in zip(row[1:], maps, strict=True):
                 columns = int(np.ceil(np.sqrt(layer.shape[-1])))
-                _show(axes, _mosaic(np.moveaxis(layer[index], -1, 0), columns, empty=np.nan), cmap="magma")
+                _show(axes, mosaic(np.moveaxis(layer[index], -1, 0), columns, empty=np.nan), cmap="magma")
         for index, (axes, layer) in enumerate(zip(grid[0][1:], maps, strict=True), 1):
             axes.set_title(f"layer {index}: {float((layer > 0).mean()):.0%} active")
 
@@ -182,7 +173,7 @@ def gallery(
                 tile[1:-1, 1:-1] = (0.9, 0.1, 0.1)
             tile[2:-2, 2:-2] = np.clip(_rgb(images[member]) / scale, 0, 1)
     with _axes(path, (per_cluster * 0.36, len(order) * 0.4), layout=None, xticks=[]) as axes:
-        axes.imshow(_mosaic(tiles.reshape(-1, *tiles.shape[2:]), per_cluster, gap=0))
+        axes.imshow(mosaic(tiles.reshape(-1, *tiles.shape[2:]), per_cluster, gap=0))
         names = [str(matched.get(cluster, "–")) for cluster in order]
         axes.set_yticks((np.arange(len(order)) + 0.5) * (height + 4), names)
         axes.spines[["left", "bottom"]].set_visible(False)
@@ -241,7 +232,7 @@ def manifolds(
         x, y, z = np.pad(embedded, ((0, 0), (0, 3 - embedded.shape[1]))).T
         space.scatter(x, y, z, c=colors, s=2)  # type: ignore[misc]
         space.set(xticklabels=[], yticklabels=[], zticklabels=[])
-    _save(figure, path)
+    save(figure, path)
 
 
 def singular_values(features: np.ndarray, labels: np.ndarray, path: Path) -> None:
@@ -337,7 +328,7 @@ def principal_components(
                 aligned = aligned if aligned.sum() > 0 else -aligned  # a component has no sign
                 chosen = members[np.argsort(-aligned)[:components]]
                 row[: len(chosen)] = images[chosen] / scale
-            canvas = _mosaic(tiles.reshape(-1, *images.shape[1:]), components)
+            canvas = mosaic(tiles.reshape(-1, *images.shape[1:]), components)
             axes.imshow(np.clip(canvas, 0, 1).squeeze(), cmap="gray")
             axes.set_title(f"cluster {cluster}: {len(members)} images")
 
@@ -463,7 +454,7 @@ def filters(weights: np.ndarray, channels: int, path: Path) -> None:
     size = round((weights.shape[1] / channels) ** 0.5)
     tiles = _rgb(weights[order].reshape(-1, size, size, channels))
     tiles = np.clip(tiles / np.maximum(tiles.max(axis=(1, 2, 3), keepdims=True), 1e-12), 0, 1)
-    canvas = _mosaic(tiles, int(np.ceil((1.6 * len(tiles)) ** 0.5)))
+    canvas = mosaic(tiles, int(np.ceil((1.6 * len(tiles)) ** 0.5)))
     canvas = np.pad(canvas, ((1, 0), (1, 0), (0, 0)), constant_values=1)
     title = f"{len(tiles)} filters of {size}×{size} pixels, similar ones near each other"
     with _axes(path, (8, 8 * canvas.shape[0] / canvas.shape[1]), layout=None, title=title) as axes:
@@ -491,7 +482,7 @@ def rows_of_images(rows: Sequence[np.ndarray], path: Path) -> None:
     canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
     figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1]))
     _show(figure.add_axes((0, 0, 1, 1)), canvas, cmap="gray", interpolation="nearest")
-    _save(figure, path)
+    save(figure, path)
 
 
 def of_axes(axes: matplotlib.axes.Axes, path: Path) -> None:
@@ -500,7 +491,7 @@ def of_axes(axes: matplotlib.axes.Axes, path: Path) -> None:
 
     figure = axes.figure
     assert isinstance(figure, Figure)
-    _save(figure, path)
+    save(figure, path)
     pyplot.close(figure)
 
 

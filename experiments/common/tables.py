@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
-from scipy.stats import spearmanr
-
 from sul_jax.cli.tables import format_table
 
 # Metrics, and what tables call them.
@@ -14,17 +12,15 @@ _COMPARED = {
     "adjusted_rand_index": "ARI, %",
     "knn_accuracy": "k-NN of the codes, %",
     "agreement": "seeds' agreement, %",
+    "clusters_found": "clusters found",
     "seconds": "seconds",
     "peak_gib": "peak GiB",
 }
-_RANKED = ("agreement", "clustering_accuracy")
 
 
 def comparison(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """A table of methods, each with the metrics of its seeds: their means, of the accuracy also the standard
     deviation, and the number of seeds.
-
-    Below it, where there are at least three to rank, how agreement between seeds ranks them.
 
     Example:
       >>> from experiments.common import tables
@@ -41,35 +37,4 @@ def comparison(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         if len(seeds) > 1:
             means[0] += f" ± {stdev(seed['clustering_accuracy'] for seed in seeds):.1f}"
         rows.append([method, *means, str(len(seeds))])
-    table = format_table(["", *_COMPARED.values(), "seeds"], rows)
-    rank, number = rank_correlation(methods)
-    if number < 3:
-        return table
-    return (
-        f"{table}\n\nSpearman's rank correlation of the seeds' agreement and the accuracy, over {number} "
-        f"methods and numbers of clusters: {rank:.2f}"
-    )
-
-
-def rank_correlation(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[float, int]:
-    """Spearman's, between what the seeds agree on and their mean accuracy; and of how many.
-
-    Args:
-      methods: of each method, metrics of its seeds; `agreement` and `clustering_accuracy`, the same with
-        `_8_clusters` behind them for another number of clusters than that of the classes, and so on.
-
-    Example:
-      >>> from experiments.common import tables
-      >>> runs = {str(i): [{"agreement": i, "clustering_accuracy": i**2}] for i in range(4)}
-      >>> tables.rank_correlation(runs)
-      (1.0, 4)
-    """
-    pairs = [
-        [mean(one[f"{metric}{name.removeprefix('agreement')}"] for one in seeds) for metric in _RANKED]
-        for seeds in methods.values()
-        for name in seeds[0]
-        if name.startswith("agreement")
-    ]
-    if len(pairs) < 3:
-        return float("nan"), len(pairs)
-    return round(float(spearmanr(*zip(*pairs, strict=True)).statistic), 6), len(pairs)
+    return format_table(["", *_COMPARED.values(), "seeds"], rows)

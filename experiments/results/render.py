@@ -71,14 +71,17 @@ def headline_table() -> str:
 
 
 def comparison_table() -> str:
-    """All methods on the bundled digits, from the last run of each seed."""
-    path = runs.RESULTS / "compare.json"
-    latest: dict[str, dict[int, dict[str, float]]] = {}
-    for one in runs.read_json(path, []):
-        if one["dataset"]["name"] == "digits" and one["config"]["num_images"] is None:
-            (method,) = one["config"]["methods"]
-            latest.setdefault(method, {})[one["seed"]] = one["metrics"]
-    return comparison({method: list(seeds.values()) for method, seeds in latest.items()})
+    """All methods on the same images, a table for each set of them, from the last run of each seed."""
+    sets: dict[tuple[str, int], dict[str, dict[int, dict[str, float]]]] = {}
+    for one in runs.read_json(runs.RESULTS / "compare.json", []):
+        about = one["dataset"]["name"], one["dataset"]["num_test"]
+        (method,) = one["config"]["methods"]
+        sets.setdefault(about, {}).setdefault(method, {})[one["seed"]] = one["metrics"]
+    return "\n\n".join(
+        f"{name}, {number:,} images:\n\n"
+        + comparison({method: list(seeds.values()) for method, seeds in latest.items()})
+        for (name, number), latest in sets.items()
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ files. Their number has no limit: they are read in chunks. Pictures are then onl
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -31,7 +31,7 @@ import tyro
 
 from sul_jax import __version__, metrics
 from sul_jax._files import atomic_path, write_json
-from sul_jax.cli import embeddings, processes
+from sul_jax.cli import embeddings, measures, processes
 from sul_jax.cli import report as page
 from sul_jax.cli.duplicates import MOST, near_duplicates, write_pairs
 from sul_jax.cli.images import Images, read, readable, summary
@@ -103,6 +103,8 @@ class Report(NamedTuple):
       labels: `[num_images]`, clusters.
       num_clusters: the number taken.
       agreement: for each number of clusters, the mean ARI between seeds in percent; empty with one seed.
+      measures: for each of several numbers, `agreement` and `cli.measures.label_free` of the seed that agrees
+        best with the others.
       scores: accuracy, NMI and ARI against labels in percent, where there are any.
       baseline: the same of k-means on the pixels.
       model: the estimator.
@@ -111,6 +113,7 @@ class Report(NamedTuple):
     labels: np.ndarray
     num_clusters: int
     agreement: dict[int, float]
+    measures: dict[int, dict[str, float]]
     scores: dict[str, float]
     baseline: dict[str, float]
     model: Any
@@ -173,10 +176,13 @@ def _run(config: Config) -> Report:
     with _opened(config, subject) as workdir:
         print("\n".join(subject.summary))
         write_json(config.workdir / "reading.json", {"sul_jax": __version__, **subject.reading})
-        report, fit, table = _judge(subject.images, subject.learn(config))
-        report = report._replace(baseline=subject.baseline(config, report))
+        report, fits, table = _judge(subject.images, subject.learn(config))
+        fit = fits[report.num_clusters]
+        measured = _measured(subject, report, fits) if len(fits) > 1 else {}
+        report = report._replace(baseline=subject.baseline(config, report), measures=measured)
         _write(config, subject, report, fit, table, began)
         numbers = {"num_clusters": report.num_clusters, "agreement": report.agreement}
+        numbers |= {"measures": measured} if measured else {}
         baseline = {f"pixels_{name}": value for name, value in report.baseline.items()}
         left_out = {"num_images": len(subject.images.names), "left_out": len(subject.images.left_out)}
         workdir.results.append(numbers | left_out | report.scores | baseline)
@@ -188,7 +194,8 @@ def _help(config: Config) -> Report:
     """What a process does that is not the first: all that takes all of them."""
     subject = _of_embeddings(config)
     config = dataclasses.replace(config, num_clusters=_numbers_of_clusters(config, subject))
-    report, fit, _ = _judge(subject.images, subject.learn(config))
+    report, fits, _ = _judge(subject.images, subject.learn(config))
+    fit = fits[report.num_clusters]
     subject.places(fit)
     fit.model.save(config.workdir / "model")
     return report
@@ -342,20 +349,31 @@ def _different(images: Images, enough: int) -> tuple[int, str]:
     return len(different), "images that differ from each other"
 
 
-def _judge(images: Images, fits: Sequence[Fit]) -> tuple[Report, Fit, np.ndarray]:
-    """The number of clusters and the seed that agree best with the others, and the seeds' agreement."""
-    tables = {}
+def _judge(images: Images, fits: Sequence[Fit]) -> tuple[Report, dict[int, Fit], np.ndarray]:
+    """The number of clusters on which seeds agree best, of each number the seed that agrees best with the
+    others, and the seeds' agreement on the one taken."""
+    tables, best = {}, {}
     for number in dict.fromkeys(fit.model.n_clusters for fit in fits):
-        labels = [fit.model.labels_ for fit in fits if fit.model.n_clusters == number]
-        tables[number] = 100 * metrics.agreement(labels)
+        own = [fit for fit in fits if fit.model.n_clusters == number]
+        tables[number] = 100 * metrics.agreement([fit.model.labels_ for fit in own])
+        best[number] = own[int(np.argmax(tables[number].sum(axis=1)))]
     means = {number: metrics.mean_agreement(table) for number, table in tables.items()}
     number = max(means, key=lambda n: means[n])
-    table = tables[number]
-    of_number = [fit for fit in fits if fit.model.n_clusters == number]
-    chosen = of_number[int(np.argmax(table.sum(axis=1)))]
-    scores = {} if images.labels is None else _scores(images.labels, chosen.model.labels_)
-    several = {n: round(value, 3) for n, value in means.items()} if len(table) > 1 else {}
-    return Report(chosen.model.labels_, number, several, scores, {}, chosen.model), chosen, table
+    model = best[number].model
+    scores = {} if images.labels is None else _scores(images.labels, model.labels_)
+    several = {n: round(value, 3) for n, value in means.items()} if len(tables[number]) > 1 else {}
+    return Report(model.labels_, number, several, {}, scores, {}, model), best, tables[number]
+
+
+def _measured(subject: _Subject, report: Report, fits: Mapping[int, Fit]) -> dict[int, dict[str, float]]:
+    """What can be said of each number of clusters without labels."""
+    found = {}
+    for number, fit in fits.items():
+        codes, labels = subject.codes(fit)
+        own = measures.label_free(codes, {number: labels})[number]
+        own = {name: round(value, 4) for name, value in own.items()}
+        found[number] = {"agreement": report.agreement[number]} | own
+    return found
 
 
 def _scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
@@ -398,9 +416,8 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _print(config: Config, report: Report) -> None:
-    if len(report.agreement) > 1:
-        rows = [[str(number), f"{value:.1f}"] for number, value in report.agreement.items()]
-        print("\n" + format_table(["clusters", "agreement between seeds (ARI, %)"], rows))
+    if report.measures:
+        print("\n" + format_table(*measures.table(report.measures)))
         print(f"chosen: {report.num_clusters} clusters, on which the seeds agree best")
     elif report.agreement:
         print(f"agreement between seeds (ARI): {next(iter(report.agreement.values())):.1f} %")

@@ -1,7 +1,11 @@
 """Figures of the report."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
+
+from sul_jax.cli.measures import TITLES, best
 
 # Images in the map.
 _MAPPED = 1500
@@ -57,19 +61,69 @@ def _places(codes: np.ndarray) -> np.ndarray | None:
     return leading[:, :2] if leading.shape[1] > 1 else np.column_stack([leading, np.zeros(len(leading))])
 
 
+def measures(of: Mapping[str, Mapping[int, Mapping[str, float]]], marked: int) -> Figure:
+    """Measures of clusters against their number, a row for each set of vectors.
+
+    Args:
+      of: by the name of the vectors, what `cli.measures.best` takes.
+      marked: number of clusters at which a line is drawn.
+
+    Example:
+      >>> from sul_jax.cli import figures
+      >>> len(figures.measures({"mine": {2: {"gap": 0.1}, 3: {"gap": 0.2}}}, 3).axes)
+      1
+    """
+    names = list(next(iter(next(iter(of.values())).values())))
+    figure = Figure(figsize=(2.6 * len(names), 0.6 + 1.7 * len(of)), layout="constrained")
+    grid = figure.subplots(len(of), len(names), squeeze=False, sharex="col")
+    for row, (title, measured) in zip(grid, of.items(), strict=True):
+        numbers, chosen = sorted(measured), best(measured)
+        for axes, name in zip(row, names, strict=True):
+            axes.axvline(marked, color="0.8", linewidth=3)
+            axes.plot(numbers, [measured[n][name] for n in numbers], marker=".")
+            axes.plot(chosen[name], measured[chosen[name]][name], marker="o", color="C3")
+            axes.tick_params(labelsize=8)
+        row[0].set_ylabel(title)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(TITLES[name][0].partition(" (")[0], fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("clusters")
+    return figure
+
+
+def mosaic(tiles: np.ndarray, columns: int, *, gap: int = 1, empty: float = 1.0) -> np.ndarray:
+    """Tiles in rows, as one picture.
+
+    Args:
+      tiles: `[num, height, width, …]`.
+      columns: tiles in a row.
+      gap: pixels on the right of each tile and below it.
+      empty: what gaps, and places without a tile, are filled with.
+
+    Example:
+      >>> import numpy as np
+      >>> from sul_jax.cli import figures
+      >>> figures.mosaic(np.zeros((3, 2, 2)), 2).shape
+      (6, 6)
+    """
+    rows = -(-len(tiles) // columns)
+    missing = [(0, rows * columns - len(tiles)), (0, gap), (0, gap)] + [(0, 0)] * (tiles.ndim - 3)
+    whole = np.pad(np.asarray(tiles, np.float64), missing, constant_values=empty)
+    height, width, *channels = whole.shape[1:]
+    grid = whole.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, *channels)
+
+
 def kernels_grid(kernels: np.ndarray) -> Figure:
     """First-layer kernels as small pictures, each on its own scale.
 
     Args:
       kernels: `[num_kernels, height, width, channels]`, 1 or 3 channels.
     """
-    columns = 16
-    rows = -(-len(kernels) // columns)
-    figure = Figure(figsize=(8, 0.5 * rows + 0.2))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.ravel():
-        axes.set_axis_off()
-    for axes, kernel in zip(grid.ravel(), kernels, strict=False):
-        limit = max(float(np.abs(kernel).max()), 1e-12)
-        axes.imshow((0.5 + 0.5 * kernel / limit).squeeze(), cmap="gray", vmin=0, vmax=1)
+    limits = np.maximum(np.abs(kernels).max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    canvas = mosaic(0.5 + 0.5 * kernels / limits, 16)
+    figure = Figure(figsize=(8, 8 * canvas.shape[0] / canvas.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
     return figure

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sul_jax.cli import figures
+from sul_jax.cli import figures, measures
 from sul_jax.cli.duplicates import LISTED, Pair
 from sul_jax.cli.images import Images, kinds_left_out
 from sul_jax.cli.listing import Places
@@ -203,10 +203,14 @@ def _agreement(about: About, report: "Report", between_seeds: np.ndarray) -> str
         f"clusters. Mean agreement: <b>{mean:.1f} %</b> (100 % for equal clusterings, 0 % for chance).</p>"
     )
     text += _table(header, rows)
-    if len(report.agreement) > 1:
-        several = [(number, f"{value:.1f} %") for number, value in report.agreement.items()]
-        text += "<p>By the number of clusters. The most stable was taken; look at the others too:</p>"
-        text += _table(["clusters", "ARI"], several)
+    if report.measures:
+        text += (
+            "<p>By the number of clusters; * marks what each column would choose. The most stable was taken, "
+        )
+        text += "which is not always right; look at the others too:</p>"
+        text += _table(*measures.table(report.measures))
+        figure = figures.measures({"": report.measures}, report.num_clusters)
+        text += _figure(figure, "Measures without labels; the line marks the number that was taken")
     return text
 
 
