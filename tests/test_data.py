@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import queue
 import shutil
 import struct
 import threading
@@ -180,6 +181,21 @@ def test_bad_servers(
         originals.load("mnist", None, patience=1.0)
     assert time.monotonic() - start < 3
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_part_that_came_by_the_deadline_is_nothing(
+    serve: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the one who waits for it is late himself."""
+    serve("body drips")
+    url = data.ORIGINALS["mnist"].url + originals.FILES[0]
+
+    class Late(queue.Queue[bytes | None | Exception]):
+        def get(self, block: bool = True, timeout: float | None = None) -> bytes | None | Exception:
+            return super().get(timeout=10)
+
+    monkeypatch.setattr(originals.queue, "SimpleQueue", Late)
+    assert originals._downloaded(url, time.monotonic() + 0.3) is None
 
 
 def test_archives_are_unpacked_to_what_their_header_announces(tmp_path: Path) -> None:

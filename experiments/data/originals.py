@@ -281,7 +281,7 @@ def _downloaded(url: str, deadline: float) -> bytes | None:
     The limits of sockets bound each wait alone: a server that drips its headers, or a name that is not
     resolved, would hold the caller for ever. So a thread waits for them, which nobody waits for.
     """
-    answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
 
     def download() -> None:
         content = bytearray()
@@ -292,7 +292,7 @@ def _downloaded(url: str, deadline: float) -> bytes | None:
                     content += block
                     if len(content) > _MOST:
                         raise OSError(f"it is larger than {_MOST} bytes")
-            answers.put(bytes(content))
+            answers.put(None if time.monotonic() >= deadline else bytes(content))  # a part is nothing
         except Exception as error:
             answers.put(error)
 
