@@ -191,7 +191,7 @@ def test_a_part_that_came_by_the_deadline_is_nothing(
     url = data.ORIGINALS["mnist"].url + originals.FILES[0]
 
     class Late(queue.Queue[bytes | None | Exception]):
-        def get(self, block: bool = True, timeout: float | None = None) -> bytes | None | Exception:
+        def get(self, block: bool = True, timeout: float | None = None) -> bytes | Exception | None:
             return super().get(timeout=10)
 
     monkeypatch.setattr(originals.queue, "SimpleQueue", Late)
