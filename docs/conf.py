@@ -32,6 +32,7 @@ nb_execution_mode = "force" if os.environ.get("SUL_JAX_DOCS_RUN") else "off"
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 # Docstrings write names as `name` and options as **options.
 default_role = "code"

@@ -45,8 +45,7 @@ class RateReductionClustering(VectorClustering):
       n_clusters: clusters.
       n_components: principal components that the network sees, at most; those that noise of the same size in
         all directions would give are left out.
-      hidden_size: of the network's two hidden layers. 64, with a noise of 1, suits round clusters in much
-        noise, which a large network learns by heart; clusters along subspaces need 256.
+      hidden_size: of the network's two hidden layers.
       num_features: of the embedding.
       n_neighbors: nearest vectors, one of which a vector is drawn to in a step.
       noise: standard deviation of what is added to vectors, in that of a component on average.
