@@ -58,7 +58,7 @@ class Config:
     their method comes first. By default all that can run, without +."""
     num_clusters: tuple[Annotated[int, Range(2)], ...] = ()
     """More numbers of clusters, besides the number of classes, for the picture of what measures without
-    labels would choose; of methods that learn without a number of clusters."""
+    labels would choose; of methods without + that learn without a number of clusters."""
     num_images: Annotated[int, Range(20)] | None = None
     """Use only this many images, the first ones."""
     seeds: PositiveInt = 1
@@ -198,7 +198,7 @@ def judge(
 
     clusters = {numbers[0]: clustered(numbers[0])}
     seconds, peak = before + time.perf_counter() - began, peak_gib()
-    if by != HDBSCAN and (by or not model.learns_clusters):
+    if not by and not model.learns_clusters:
         clusters |= {number: clustered(number) for number in numbers[1:]}
     half = np.random.default_rng(0).permutation(len(labels))
     known, asked = half[: len(half) // 2], half[len(half) // 2 :]

@@ -47,7 +47,8 @@ def test_codes_clustered_by_an_estimator_of_vectors(tmp_path: Path) -> None:
     found = compare.run(config)
     assert found["pixels"][0]["knn_accuracy"] == found["pixels+k_means"][0]["knn_accuracy"]
     assert 50 < found["pixels+k_means"][0]["clustering_accuracy"] <= 100
-    assert found["pixels+k_means"][0]["gap_chooses"] in (5, 10)
+    assert "gap_chooses" in found["pixels"][0]
+    assert "gap_chooses" not in found["pixels+k_means"][0]
 
 
 @pytest.mark.slow
