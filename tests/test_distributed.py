@@ -1,4 +1,4 @@
-"""Two processes on this machine give the single-process result; factorisations end on several devices."""
+"""Several processes on this machine give the single-process result; factorisations end on several devices."""
 
 import os
 import socket
@@ -21,18 +21,18 @@ import sys
 import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
-port, index, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+port, index, number, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=number, process_id=index)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from sul_jax import energy
 
-assert jax.device_count() == 4
+assert jax.device_count() == 2 * number
 images = np.asarray(np.random.default_rng(0).random((16, 8, 8, 2)), np.float32)
 window = {"kernel_size": 3, "padding": 1}
 state = energy.init(jax.random.key(0), images, num_subspaces=5, rank=2, **window)
 state = jax.tree.map(np.asarray, state)
 mesh = Mesh(np.array(jax.devices()), ("batch",))
-local = images[8 * index : 8 * index + 8]  # each process holds its own half of the batch
+local = np.split(images, number)[index]  # each process holds its own part of the batch
 batch = jax.make_array_from_process_local_data(NamedSharding(mesh, P("batch")), local)
 step = jax.jit(
     jax.shard_map(
@@ -43,14 +43,15 @@ step = jax.jit(
 for _ in range(3):
     state, info = step(state, batch)
 
-# Vectors of which one process has a chunk and the other three: their sums are those of all.
+# Vectors of which each process has a chunk, and the last one the rest: their sums are those of all.
 from sul_jax import k_means, training
 vectors = np.random.default_rng(1).standard_normal((400, 5), np.float32)
-parts = np.array_split(vectors, 4)
+parts = np.array_split(vectors, 8)
 centers = k_means.KMeansState(vectors[:6], np.zeros(6, np.float32))
 statistics, apply = jax.jit(k_means.statistics), jax.jit(k_means.apply)
+own = parts[index:] if index == number - 1 else parts[index : index + 1]
 for _ in range(3):
-    centers, _ = apply(centers, training.sum_chunks(statistics, centers, (parts[:1], parts[1:])[index]))
+    centers, _ = apply(centers, training.sum_chunks(statistics, centers, own))
 
 # An estimator is given the same shards everywhere, of which each process reads its part.
 from pathlib import Path
@@ -67,21 +68,22 @@ if index == 0:
 """
 
 
-def test_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_give_what_one_gives(number: int, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     out = tmp_path / "out.npz"
     blobs = np.float32(make_blobs(400, 6, centers=4, random_state=0)[0])
     (tmp_path / "shards").mkdir()
-    for number, part in enumerate(np.array_split(blobs, 3)):
-        np.save(tmp_path / "shards" / f"{number}.npy", part)
+    for shard, part in enumerate(np.array_split(blobs, 3)):
+        np.save(tmp_path / "shards" / f"{shard}.npy", part)
     workers = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(port), str(index), str(out)])
-        for index in range(2)
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(port), str(index), str(number), str(out)])
+        for index in range(number)
     ]
     try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=120) for worker in workers] == [0] * number
     finally:
         for worker in workers:
             worker.kill()
