@@ -178,14 +178,14 @@ def judge(
     file = kept / f"{first}-{seed}.npz"
     if first == UMAP or by == HDBSCAN:
         importlib.import_module("umap")  # takes longer than what it does here
-    began, before = time.perf_counter(), 0.0
+    began, before, peak = time.perf_counter(), 0.0, 0.0
     model: Any = (METHODS | {UMAP: _Umap})[first](numbers[0], random_state=seed)
     if by and file.exists():
         with np.load(file) as stored:
-            codes, before = stored["codes"], float(stored["seconds"])
+            codes, before, peak = stored["codes"], float(stored["seconds"]), float(stored["peak"])
     else:
         codes = model.fit_transform(images)
-        np.savez(file, codes=codes, seconds=time.perf_counter() - began)
+        np.savez(file, codes=codes, seconds=time.perf_counter() - began, peak=peak_gib())
 
     def clustered(number: int) -> np.ndarray:
         if by == HDBSCAN:  # on UMAP for clustering, as its authors advise; noise is cluster 0
@@ -197,7 +197,7 @@ def judge(
         return np.asarray(own.labels_)
 
     clusters = {numbers[0]: clustered(numbers[0])}
-    seconds, peak = before + time.perf_counter() - began, peak_gib()
+    seconds, peak = before + time.perf_counter() - began, max(peak, peak_gib())
     if not by and not model.learns_clusters:
         clusters |= {number: clustered(number) for number in numbers[1:]}
     half = np.random.default_rng(0).permutation(len(labels))

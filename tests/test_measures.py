@@ -24,16 +24,31 @@ def test_the_planted_number_is_chosen(blobs: np.ndarray) -> None:
 
 
 def test_clusters_that_measures_cannot_judge() -> None:
-    """One cluster alone, empty clusters, equal codes: finite numbers all the same."""
-    same = measures.label_free(np.ones((20, 3)), {2: np.zeros(20, int), 4: np.arange(20) % 2})
-    assert all(np.isfinite(list(own.values())).all() for own in same.values())
-    assert same[2]["silhouette"] == 0
+    """One cluster alone, empty clusters, equal codes, a cluster for each code: numbers all the same."""
+    varied = np.random.default_rng(0).random((20, 3))
+    clusterings = {2: np.zeros(20, int), 4: np.arange(20) % 2, 20: np.arange(20)}
+    for codes in (varied, np.ones((20, 3)), 1 + varied[:, :1], np.zeros((20, 2))):
+        found = measures.label_free(codes, clusterings)
+        assert all(np.isfinite(list(own.values())).all() for own in found.values())
+        assert found[2]["silhouette"] == found[20]["silhouette"] == found[20]["gap"] == 0
+    assert measures.label_free(varied, clusterings)[4]["silhouette"] != 0
+
+
+def test_directions_alone() -> None:
+    """Vectors of very different norms, whose clusters are directions."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 300)
+    x = (np.eye(5)[y] + 0.05 * rng.standard_normal((300, 5))) * np.exp(rng.normal(size=(300, 1)))
+    clusterings = {n: KMeans(n, metric="cosine", random_state=0).fit_predict(x) for n in (3, 5, 8)}
+    found = measures.best(measures.label_free(x, clusterings, directions=True))
+    assert found["silhouette"] == found["gap"] == 5
+    assert measures.label_free(x, clusterings)[5]["silhouette"] < 0.5
 
 
 def test_some_of_many(blobs: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = KMeans(5, random_state=0).fit_predict(blobs)
     every = measures.label_free(blobs, {5: labels})[5]
-    monkeypatch.setattr(measures, "_SOME", 150)
+    monkeypatch.setattr(measures, "_SOME", 150)  # more than five for each cluster
     some = measures.label_free(blobs, {5: labels})[5]
     assert some == measures.label_free(blobs, {5: labels})[5] != every
     assert some["silhouette"] == pytest.approx(every["silhouette"], abs=0.05)

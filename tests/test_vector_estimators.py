@@ -1,10 +1,12 @@
 """Estimators for vectors: scikit-learn's own checks, in memory as on disk, and what each is for."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import cluster
@@ -13,7 +15,7 @@ from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sul_jax import estimators, metrics, vectors
+from sul_jax import estimators, metrics, training, vectors
 from sul_jax.estimators import (
     HebbianFeatures,
     KMeans,
@@ -346,17 +348,24 @@ def test_rate_reduction_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minibatch on eight devices gives what it gives on one, within rounding."""
     x, _ = blobs(200, 3)
     options = {"hidden_size": 16, "num_features": 4, "batch_size": 80, "max_steps": 30, "random_state": 0}
+    sizes = set()
+    train = training.train
+
+    def watched(steps: Any, state: Any, inputs: Any, **more: Any) -> Any:
+        def placed(first: int, end: int) -> Any:
+            batch = inputs(first, end)
+            sizes.add(len(jnp.asarray(batch.views).sharding.device_set))
+            return batch
+
+        return train(steps, state, placed, **more)
+
+    monkeypatch.setattr(rate_reduction.training, "train", watched)
     split = RateReductionClustering(3, **options).fit(x)
+    assert sizes == {8}
     assert split.learned_.params["cluster_head"]["kernel"][...].devices() == {jax.local_devices()[0]}
-    meshes = []
-
-    def nowhere(batch: int) -> None:
-        meshes.append(placement(batch).mesh.size)
-
-    placement = rate_reduction._split
-    monkeypatch.setattr(rate_reduction, "_split", nowhere)
+    monkeypatch.setattr(rate_reduction, "_split", lambda batch: None)
     whole = RateReductionClustering(3, **options).fit(x)
-    assert meshes == [8]
+    assert sizes == {8, 1}
     np.testing.assert_allclose(split.transform(x), whole.transform(x), atol=1e-3)
     assert metrics.clustering_accuracy(split.labels_, whole.labels_) > 0.99
 
@@ -365,7 +374,25 @@ def test_rate_reduction_sees_components_above_noise() -> None:
     rng = np.random.default_rng(0)
     centres = np.linalg.qr(rng.standard_normal((64, 5)))[0].T
     x = centres[rng.integers(0, 5, 500)] + 0.15 * rng.standard_normal((500, 64))
-    model = RateReductionClustering(5, hidden_size=8, batch_size=100, max_steps=3, random_state=0).fit(x)
+    options = {"hidden_size": 8, "batch_size": 100, "max_steps": 3, "random_state": 0}
+    model = RateReductionClustering(5, n_components=32, **options).fit(x)
     assert model.components_.shape == (64, 4)  # five centres lie in four dimensions about their mean
     few = clone(model).set_params(n_components=2).fit(x)
     assert few.components_.shape == (64, 2)
+    every = clone(model).set_params(n_components=64).fit(x)  # nothing has to be left out
+    assert every.components_.shape == (64, 64)
+
+
+@pytest.mark.parametrize(("dimensions", "clusters"), [(64, 40), (64, 5), (40, 10)])
+def test_rate_reduction_sees_what_is_no_noise(dimensions: int, clusters: int) -> None:
+    """Where classes fill half of the dimensions, or all vary alike, nothing tells what noise is."""
+    rng = np.random.default_rng(0)
+    noise = 0.15 * rng.standard_normal((500, dimensions))
+    x = noise if clusters == 5 else np.eye(dimensions)[rng.integers(0, clusters, 500)] + noise
+    model = RateReductionClustering(
+        clusters, n_components=32, hidden_size=8, batch_size=100, max_steps=3, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        seen = model.fit(x).components_.shape[1]
+    assert seen == (9 if clusters == 10 else 32)

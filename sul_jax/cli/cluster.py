@@ -20,6 +20,7 @@ files. Their number has no limit: they are read in chunks. Pictures are then onl
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class _Subject(NamedTuple):
     baseline: Callable[[Config, Report], dict[str, float]]
     places: Callable[[Fit], Places]
     codes: Callable[[Fit], tuple[np.ndarray, np.ndarray]]  # of all or of some, with their clusters
+    directions: bool  # whether codes are clustered by their directions alone
     names_of_clusters: Callable[[Fit], list[str] | None]
 
 
@@ -233,6 +235,7 @@ def _of_pictures(config: Config) -> _Subject:
         baseline=baseline,
         places=lambda fit: places(fit.model.labels_, fit.model.distances_of(codes_of(fit))),
         codes=lambda fit: (codes_of(fit), fit.model.labels_),
+        directions=False,
         names_of_clusters=lambda fit: None,
     )
 
@@ -247,6 +250,7 @@ def _of_embeddings(config: Config) -> _Subject:
     words = None if config.words is None else embeddings.read_words(config.words, given)
     images, source = given.examples, given.source
     labels = f", {len(images.classes)} classes" if images.labels is not None else ", no labels"
+    drawn = functools.cache(lambda: embeddings.some(given))  # once, for all numbers of clusters
 
     def learn(config: Config) -> list[Fit]:
         models = [
@@ -267,7 +271,8 @@ def _of_embeddings(config: Config) -> _Subject:
         learn=learn,
         baseline=lambda config, report: {},
         places=lambda fit: embeddings.places(fit.model, given),
-        codes=lambda fit: embeddings.some(given, fit.model.labels_),
+        codes=lambda fit: (drawn().vectors, fit.model.labels_[drawn().rows]),
+        directions=method != "k_means" or config.metric == "cosine",
         names_of_clusters=lambda fit: None if words is None else embeddings.named(given, fit.model, words),
     )
 
@@ -370,7 +375,7 @@ def _measured(subject: _Subject, report: Report, fits: Mapping[int, Fit]) -> dic
     found = {}
     for number, fit in fits.items():
         codes, labels = subject.codes(fit)
-        own = measures.label_free(codes, {number: labels})[number]
+        own = measures.label_free(codes, {number: labels}, directions=subject.directions)[number]
         own = {name: round(value, 4) for name, value in own.items()}
         found[number] = {"agreement": report.agreement[number]} | own
     return found

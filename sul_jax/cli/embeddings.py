@@ -161,16 +161,21 @@ def places(model: Any, given: Embeddings) -> Places:
     return Places(*model.places(given.paths))
 
 
-def some(given: Embeddings, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors to look at, all where they are not too many, and their clusters.
+class Drawn(NamedTuple):
+    """Some vectors, and which of all they are."""
+
+    vectors: np.ndarray
+    rows: np.ndarray
+
+
+def some(given: Embeddings) -> Drawn:
+    """Vectors to look at, all where they are not too many.
 
     Args:
       given: the vectors.
-      labels: of all of them.
     """
     few = min(_LOOKED_AT, _LOOKED_AT_BYTES // (4 * given.source.num_features))
-    drawn, chosen = given.source.sample(few)
-    return drawn, labels[chosen]
+    return Drawn(*given.source.sample(few))
 
 
 class Words(NamedTuple):

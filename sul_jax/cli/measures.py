@@ -26,18 +26,23 @@ _REFERENCES = 2
 _length = jax.jit(partial(coding_rate.coding_length, eps_squared=0.1), static_argnames="num_clusters")
 
 
-def label_free(codes: np.ndarray, clusterings: Mapping[int, np.ndarray]) -> dict[int, dict[str, float]]:
-    """Measures of clusterings of the same codes; some codes are drawn where they are many.
+def label_free(
+    codes: np.ndarray, clusterings: Mapping[int, np.ndarray], *, directions: bool = False
+) -> dict[int, dict[str, float]]:
+    """Measures of clusterings of the same codes, on their 64 leading principal components at most.
 
     - `silhouette`: how much nearer codes are to their own cluster than to the next, from -1 to 1.
     - `gap`: by how much log inertia is below that of codes spread evenly over the same box along the
-      principal axes, clustered into as many (Tibshirani et al. 2001).
-    - `coding_length`: of a code at unit norm in nats, at ε² = 0.1 (see `coding_rate.coding_length`); the only
-      one of which less is better.
+      principal axes, in as many clusters by k-means. Tibshirani et al. (2001) take the first number that is
+      within a standard error of the next; we just compare. 0 where there are as many clusters as codes.
+    - `coding_length`: of a code at unit norm, less the mean of all, in nats and at ε² = 0.1 (see
+      `coding_rate.coding_length`); the only one of which less is better.
 
     Args:
-      codes: finite `[num_codes, num_features]`.
+      codes: finite `[num_codes, num_features]`; 3,000 are drawn, or five for each cluster, where there are
+        more.
       clusterings: labels `[num_codes]` by the number of clusters; labels are in [0, number).
+      directions: whether codes count by their directions alone, as for k-means by cosine.
 
     Returns:
       By the number of clusters, the measures by name.
@@ -51,22 +56,23 @@ def label_free(codes: np.ndarray, clusterings: Mapping[int, np.ndarray]) -> dict
       (True, True)
     """
     rng = np.random.default_rng(0)
-    rows = rng.permutation(len(codes))[:_SOME]
-    codes = np.asarray(codes, np.float64)[rows]
-    if (codes == codes[0]).all():  # nothing to measure
-        return {number: {"silhouette": 0.0, "gap": 0.0, "coding_length": 0.0} for number in clusterings}
-    places, directions = _leading(codes), _leading(normalize(codes)).astype(np.float32)
+    rows = rng.permutation(len(codes))[: max(_SOME, 5 * max(clusterings))]
+    codes = np.asarray(codes[rows], np.float64)
+    unit = _leading(normalize(codes))
+    places = unit if directions else _leading(codes)
     low, high = places.min(axis=0), places.max(axis=0)
     even = [rng.uniform(low, high, places.shape) for _ in range(_REFERENCES)]
     found = {}
     for number, labels in clusterings.items():
         own = labels[rows]
         several = 1 < len(np.unique(own)) < len(own)
-        by_chance = [KMeans(number, n_init=1, random_state=0).fit(one).inertia_ for one in even]
+        varied = number < len(own) and places.any()
+        gap = np.mean([_by_chance(one, number) for one in even]) - _inertia(places, own) if varied else 0.0
+        length = _length(unit.astype(np.float32), own, num_clusters=number)
         found[number] = {
             "silhouette": float(silhouette_score(places, own)) if several else 0.0,
-            "gap": float(np.mean(_log(np.array(by_chance))) - _log(_inertia(places, own))),
-            "coding_length": float(_length(directions, own, num_clusters=number)) / len(own),
+            "gap": float(gap),
+            "coding_length": float(length) / len(own),
         }
     return found
 
@@ -107,17 +113,18 @@ def table(measured: Mapping[int, Mapping[str, float]]) -> tuple[list[str], list[
 
 
 def _leading(codes: np.ndarray) -> np.ndarray:
-    places: np.ndarray = PCA(min(_COMPONENTS, *codes.shape), random_state=0).fit_transform(codes)
+    with np.errstate(invalid="ignore"):  # of codes that do not vary
+        places: np.ndarray = PCA(min(_COMPONENTS, *codes.shape), random_state=0).fit_transform(codes)
     return places
 
 
-def _inertia(places: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    total = np.zeros(())
-    for cluster in np.unique(labels):
-        own = places[labels == cluster]
-        total = total + np.sum(np.square(own - own.mean(axis=0)))
-    return total
+def _by_chance(places: np.ndarray, number: int) -> float:
+    """Log inertia of k-means."""
+    return float(np.log(KMeans(number, n_init=1, random_state=0).fit(places).inertia_))
 
 
-def _log(values: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(values, np.finfo(np.float64).tiny))
+def _inertia(places: np.ndarray, labels: np.ndarray) -> float:
+    """Log inertia of clusters."""
+    groups = [places[labels == cluster] for cluster in np.unique(labels)]
+    total = sum(np.sum(np.square(own - own.mean(axis=0))) for own in groups)
+    return float(np.log(max(total, np.finfo(np.float64).tiny)))

@@ -43,19 +43,20 @@ class RateReductionClustering(VectorClustering):
 
     Args:
       n_clusters: clusters.
-      n_components: principal components that the network sees, at most; those that noise of the same size in
-        all directions would give are left out.
+      n_components: principal components that the network sees, at most. Of more features than these, where
+        most directions hold nothing but noise of the same size, only those that vary more are seen.
       hidden_size: of the network's two hidden layers.
       num_features: of the embedding.
       n_neighbors: nearest vectors, one of which a vector is drawn to in a step.
       noise: standard deviation of what is added to vectors, in that of a component on average.
-      batch_size: vectors of a step.
+      batch_size: vectors of a step; spread over the devices of this process where their number divides it.
       max_steps: of Adam.
       learning_rate: of Adam.
       eps_squared: squared distortion of the coding rates.
       invariance_weight: λ, how much neighbours are drawn together.
-      temperature: τ of the memberships: the smaller, the sharper they are.
-      random_state: an integer for the same result every time, on one machine with as many threads.
+      temperature: τ of the memberships: the smaller, the sharper they are; 0.175 as published.
+      random_state: an integer for the same result every time, on one machine with as many threads and
+        devices.
       verbose: show progress.
 
     Attributes:
@@ -142,7 +143,9 @@ class RateReductionClustering(VectorClustering):
         unit = whitening.normalize(jnp.asarray(some))
         pca = _pca(unit, num_components=unit.shape[1])
         variances = np.asarray(_variances(unit, pca))
-        number = min(self.n_components, _above_noise(variances, len(unit)))
+        number = min(self.n_components, len(variances))
+        if number < len(variances):
+            number = min(number, _above_noise(variances, len(unit), self.n_clusters))
         spread = float(np.sqrt(np.mean(variances[:number])))
         self.mean_ = np.asarray(pca.mean)
         self.components_ = np.asarray(pca.components)[:, :number] / (spread or 1.0)
@@ -257,22 +260,26 @@ def _split(batch: int) -> NamedSharding | None:
     return NamedSharding(Mesh(np.array(devices), ("batch",)), PartitionSpec(None, None, "batch"))
 
 
-def _above_noise(variances: np.ndarray, number: int) -> int:
-    """How many principal components, at least one, vary more than noise that is alike in all directions.
+def _above_noise(variances: np.ndarray, number: int, clusters: int) -> int:
+    """How many principal components vary more than noise that is alike in all directions.
 
-    The variances of noise end at (1 + √β)² σ² (Marchenko & Pastur 1967); their median tells σ². It is here as
-    the thresholds λ*(β) σ and ω(β) times the median singular value of Gavish & Donoho (2014) imply it.
+    The variances of noise end at (1 + √β)² σ² (Marchenko & Pastur 1967), and their median tells σ², if most
+    components are noise. It is here as the thresholds λ*(β) σ and ω(β) times the median singular value of
+    Gavish & Donoho (2014) imply it. All count where more than a quarter stand out, for the median is hardly
+    noise then, or fewer than half as many as clusters.
 
     Args:
       variances: along all components, the largest first.
       number: of vectors.
+      clusters: their number.
     """
     least, most = sorted((len(variances), number))
     share = least / most
     by_median = 0.56 * share**3 - 0.95 * share**2 + 1.82 * share + 1.43
     by_noise = np.sqrt(2 * (share + 1) + 8 * share / (share + 1 + np.sqrt(share**2 + 14 * share + 1)))
     edge = ((1 + np.sqrt(share)) * by_median / by_noise) ** 2
-    return max(1, int(np.sum(variances > edge * np.median(variances[:least]))))
+    above = int(np.sum(variances > edge * np.median(variances[:least])))
+    return above if clusters <= 2 * above <= least / 2 else len(variances)
 
 
 class _Batch(NamedTuple):
