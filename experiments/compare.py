@@ -122,7 +122,6 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
             alike = {name: value for name, value in own[classes].items() if name == "agreement"}
             if len(own) > 1:
                 measured[method] = own
-                alike |= {f"{name}_chooses": chosen for name, chosen in measures.best(own).items()}
             results[method] = [run.scores | alike for run in runs]
             write_json(config.workdir / "results.json", results)
             for index, values in enumerate(results[method] if config.record else ()):

@@ -54,6 +54,13 @@ def test_some_of_many(blobs: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Non
     assert some["silhouette"] == pytest.approx(every["silhouette"], abs=0.05)
 
 
+def test_a_gap_that_falls_is_enough() -> None:
+    """Whatever larger numbers give, and in whatever order they were asked for."""
+    gaps = {12: 1.1, 20: 1.5, 5: 0.4, 10: 1.2}
+    assert measures.best({n: {"gap": gap} for n, gap in gaps.items()}) == {"gap": 10}
+    assert measures.best({n: {"gap": n / 10} for n in (8, 5)}) == {"gap": 8}
+
+
 def test_a_figure_has_a_column_for_each_measure() -> None:
     of = {name: {n: {"gap": n / 10, "coding_length": float(n)} for n in (2, 3, 4)} for name in ("a", "b")}
     axes = figures.measures(of, 3).axes

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -33,8 +34,8 @@ def label_free(
 
     - `silhouette`: how much nearer codes are to their own cluster than to the next, from -1 to 1.
     - `gap`: by how much log inertia is below that of codes spread evenly over the same box along the
-      principal axes, in as many clusters by k-means. Tibshirani et al. (2001) take the first number that is
-      within a standard error of the next; we just compare. 0 where there are as many clusters as codes.
+      principal axes, in as many clusters by k-means (Tibshirani et al. 2001). 0 where there are as many
+      clusters as codes.
     - `coding_length`: of a code at unit norm, less the mean of all, in nats and at ε² = 0.1 (see
       `coding_rate.coding_length`); the only one of which less is better.
 
@@ -78,7 +79,9 @@ def label_free(
 
 
 def best(measured: Mapping[int, Mapping[str, float]]) -> dict[str, int]:
-    """The number of clusters that each measure would choose.
+    """The number of clusters that each measure would choose: the largest gap is not sought, but as Tibshirani
+    et al. do the least number whose gap the next one does not exceed (the standard error is left out, being
+    small for thousands of codes).
 
     Args:
       measured: by the number of clusters, measures by name; `agreement` may be among them.
@@ -88,9 +91,15 @@ def best(measured: Mapping[int, Mapping[str, float]]) -> dict[str, int]:
       >>> measures.best({2: {"gap": 0.1, "coding_length": 3.0}, 3: {"gap": 0.2, "coding_length": 2.0}})
       {'gap': 3, 'coding_length': 3}
     """
-    names = next(iter(measured.values()))
-    signs = {name: -1 if name == "coding_length" else 1 for name in names}
-    return {name: max(measured, key=lambda n: signs[name] * measured[n][name]) for name in names}
+    numbers = sorted(measured)
+    chosen = {}
+    for name in measured[numbers[0]]:
+        values = {n: measured[n][name] for n in numbers}
+        if name == "gap":
+            chosen[name] = next((n for n, m in pairwise(numbers) if values[n] >= values[m]), numbers[-1])
+        else:
+            chosen[name] = (min if name == "coding_length" else max)(numbers, key=values.__getitem__)
+    return chosen
 
 
 def table(measured: Mapping[int, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
