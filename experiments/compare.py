@@ -36,7 +36,7 @@ from experiments.common.runs import Outcome, peak_gib, record, write_json
 from experiments.common.tables import comparison
 from sul_jax import metrics, probes
 from sul_jax.cli import embeddings, measures
-from sul_jax.cli.figures import measures as figure_of
+from sul_jax.cli.figures import measures_grid
 from sul_jax.cli.networks import METHODS
 from sul_jax.cli.ranges import NonNegativeInt, PositiveInt, Range
 
@@ -87,11 +87,8 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     behind = ["", *(f"+{name}" for name in (*embeddings.METHODS, *([HDBSCAN] if there else [])))]
     for method in config.methods:
         if method not in [first + second for first in available for second in behind]:
-            hint = (
-                "; umap and hdbscan need the package umap-learn"
-                if UMAP in method or HDBSCAN in method
-                else ""
-            )
+            wanted = not there and (UMAP in method or HDBSCAN in method)
+            hint = "; umap and hdbscan need the package umap-learn" if wanted else ""
             raise ConfigError(
                 f"methods: {method!r} is not one of {', '.join(available)}, alone or with one of "
                 f"{', '.join(behind[1:])}{hint}"
@@ -107,8 +104,8 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
     print(f"{dataset.name}: {len(images)} images ({dataset.source})")
     results: dict[str, list[dict[str, float]]] = {}
     measured: dict[str, dict[int, dict[str, float]]] = {}
-    number = len(config.methods) * config.seeds
-    with tempfile.TemporaryDirectory() as kept, tqdm(total=number, desc="comparing", unit="run") as bar:
+    total = len(config.methods) * config.seeds
+    with tempfile.TemporaryDirectory() as kept, tqdm(total=total, desc="comparing", unit="run") as bar:
         for method in config.methods:
             runs = []
             for seed in range(config.seed, config.seed + config.seeds):
@@ -130,7 +127,7 @@ def run(config: Config) -> dict[str, list[dict[str, float]]]:
                 record(EXPERIMENT, one, config.seed + index, outcome)
     if measured:
         write_json(config.workdir / "measures.json", measured)
-        figures.save(figure_of(measured, classes), config.workdir / "measures.png")
+        figures.save(measures_grid(measured, classes), config.workdir / "measures.png")
     print("\n" + comparison(results))
     return results
 
@@ -151,10 +148,12 @@ class Judged(NamedTuple):
 
 def _together(runs: Sequence[Judged]) -> dict[int, dict[str, float]]:
     """By the number of clusters, means of the measures, and how well seeds agree."""
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     for n in sorted(runs[0].clusters):
-        alike = metrics.mean_agreement(100 * metrics.agreement([run.clusters[n] for run in runs]))
-        found[n] = {"agreement": round(alike, 3)} if len(runs) > 1 else {}
+        found[n] = {}
+        if len(runs) > 1:
+            table = 100 * metrics.agreement([run.clusters[n] for run in runs])
+            found[n]["agreement"] = round(metrics.mean_agreement(table), 3)
         for name in runs[0].measures.get(n, ()):
             found[n][name] = round(float(np.mean([run.measures[n][name] for run in runs])), 4)
     return found

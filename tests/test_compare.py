@@ -56,9 +56,10 @@ def test_umap_and_density(tmp_path: Path) -> None:
     digits = data.load("digits", None).test[:300]
     assert digits.labels is not None
     codes = digits.images.reshape(300, -1).astype(np.float32)
-    np.savez(tmp_path / "pixels-0.npz", codes=codes, seconds=100.0)
+    np.savez(tmp_path / "pixels-0.npz", codes=codes, seconds=100.0, peak=1000.0)
     one = compare.judge("pixels+hdbscan", 0, digits.images, digits.labels, (10, 5), tmp_path)
     assert one.scores["seconds"] > 100
+    assert one.scores["peak_gib"] == 1000
     assert one.scores["clusters_found"] == one.clusters[10].max() > 3
     assert one.scores["clustering_accuracy"] > 50
     assert not one.measures

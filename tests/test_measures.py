@@ -63,6 +63,6 @@ def test_a_gap_that_falls_is_enough() -> None:
 
 def test_a_figure_has_a_column_for_each_measure() -> None:
     of = {name: {n: {"gap": n / 10, "coding_length": float(n)} for n in (2, 3, 4)} for name in ("a", "b")}
-    axes = figures.measures(of, 3).axes
+    axes = figures.measures_grid(of, 3).axes
     assert len(axes) == 4
     assert [one.get_title() for one in axes[:2]] == ["gap statistic", "coding length"]

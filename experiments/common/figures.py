@@ -23,7 +23,7 @@ matplotlib.rcParams.update(
 
 
 def save(figure: Figure, path: Path) -> None:
-    # Figures are made without pyplot: no global state, no window.
+    """Writes a PNG; figures are made without pyplot, which has global state and windows."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, bbox_inches="tight", format="png")
 

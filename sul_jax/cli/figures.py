@@ -61,7 +61,7 @@ def _places(codes: np.ndarray) -> np.ndarray | None:
     return leading[:, :2] if leading.shape[1] > 1 else np.column_stack([leading, np.zeros(len(leading))])
 
 
-def measures(of: Mapping[str, Mapping[int, Mapping[str, float]]], marked: int) -> Figure:
+def measures_grid(of: Mapping[str, Mapping[int, Mapping[str, float]]], marked: int) -> Figure:
     """Measures of clusters against their number, a row for each set of vectors.
 
     Args:
@@ -70,7 +70,7 @@ def measures(of: Mapping[str, Mapping[int, Mapping[str, float]]], marked: int) -
 
     Example:
       >>> from sul_jax.cli import figures
-      >>> len(figures.measures({"mine": {2: {"gap": 0.1}, 3: {"gap": 0.2}}}, 3).axes)
+      >>> len(figures.measures_grid({"mine": {2: {"gap": 0.1}, 3: {"gap": 0.2}}}, 3).axes)
       1
     """
     names = list(next(iter(next(iter(of.values())).values())))

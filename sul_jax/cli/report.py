@@ -206,10 +206,10 @@ def _agreement(about: About, report: "Report", between_seeds: np.ndarray) -> str
     if report.measures:
         text += (
             "<p>By the number of clusters; * marks what each column would choose. The most stable was taken, "
+            "which is not always right; look at the others too:</p>"
         )
-        text += "which is not always right; look at the others too:</p>"
         text += _table(*measures.table(report.measures))
-        figure = figures.measures({"": report.measures}, report.num_clusters)
+        figure = figures.measures_grid({"": report.measures}, report.num_clusters)
         text += _figure(figure, "Measures without labels; the line marks the number that was taken")
     return text
 

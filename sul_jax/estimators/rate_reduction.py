@@ -143,12 +143,12 @@ class RateReductionClustering(VectorClustering):
         unit = whitening.normalize(jnp.asarray(some))
         pca = _pca(unit, num_components=unit.shape[1])
         variances = np.asarray(_variances(unit, pca))
-        number = min(self.n_components, len(variances))
-        if number < len(variances):
-            number = min(number, _above_noise(variances, len(unit), self.n_clusters))
-        spread = float(np.sqrt(np.mean(variances[:number])))
+        kept = min(self.n_components, len(variances))
+        if kept < len(variances):
+            kept = min(kept, _above_noise(variances, len(unit), self.n_clusters))
+        spread = float(np.sqrt(np.mean(variances[:kept])))
         self.mean_ = np.asarray(pca.mean)
-        self.components_ = np.asarray(pca.components)[:, :number] / (spread or 1.0)
+        self.components_ = np.asarray(pca.components)[:, :kept] / (spread or 1.0)
         seen = np.asarray(self._seen(some))
         self.learned_ = self._learn(seen)
         features, own = self._each(vectors.read(some), self._features_and_labels)
